@@ -1,0 +1,74 @@
+"""`NamedTuple` without the price of importing `typing`.
+
+A CNI plugin is started once per Pod, and `typing` (with `collections` and `re` behind it) costs more
+than most plugins' work. Type checkers see the real `typing.NamedTuple`; at run time the small class below
+gives the same immutable, comparable, self-describing tuples. Only class syntax is supported:
+
+    class Route(NamedTuple):
+        dst: str
+        gw: str = ""
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NamedTuple as NamedTuple
+else:
+    from _collections import _tuplegetter
+
+    def _new(cls, *args, **kwargs):
+        fields, defaults = cls._fields, cls._field_defaults
+        if len(args) > len(fields):
+            raise TypeError(f"{cls.__name__} takes {len(fields)} values, got {len(args)}")
+        values = list(args)
+        for name in fields[len(args) :]:
+            if name in kwargs:
+                values.append(kwargs.pop(name))
+            elif name in defaults:
+                values.append(defaults[name])
+            else:
+                raise TypeError(f"{cls.__name__} needs a value for {name!r}")
+        if kwargs:
+            raise TypeError(f"{cls.__name__} has no field or got it twice: {', '.join(sorted(kwargs))}")
+        return tuple.__new__(cls, values)
+
+    def _repr(self):
+        pairs = ", ".join(f"{name}={value!r}" for name, value in zip(self._fields, self, strict=True))
+        return f"{type(self).__name__}({pairs})"
+
+    def _replace(self, **changes):
+        return type(self)(
+            *(changes.pop(name, value) for name, value in zip(self._fields, self, strict=True)), **changes
+        )
+
+    def _asdict(self):
+        return dict(zip(self._fields, self, strict=True))
+
+    def _getnewargs(self):
+        return tuple(self)
+
+    class _RecordMeta(type):
+        def __new__(mcs, name, bases, namespace):
+            if not bases:  # the NamedTuple marker itself
+                return super().__new__(mcs, name, bases, namespace)
+            fields = tuple(namespace.get("__annotations__", ()))
+            defaults = {field: namespace.pop(field) for field in fields if field in namespace}
+            namespace.update(
+                {
+                    "__slots__": (),
+                    "_fields": fields,
+                    "_field_defaults": defaults,
+                    "__match_args__": fields,
+                    "__new__": _new,
+                    "__repr__": _repr,
+                    "__getnewargs__": _getnewargs,
+                    "_replace": _replace,
+                    "_asdict": _asdict,
+                    **{field: _tuplegetter(index, "") for index, field in enumerate(fields)},
+                }
+            )
+            return type(name, (tuple,), namespace)
+
+    class NamedTuple(metaclass=_RecordMeta):
+        """Base for record classes; see the module's text."""

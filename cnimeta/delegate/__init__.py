@@ -1,0 +1,3 @@
+"""Calling another plugin: found in CNI_PATH, run as a process or in this one, answered with typed results."""
+
+from cnimeta.delegate.call import Delegates as Delegates

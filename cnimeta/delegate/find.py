@@ -1,0 +1,30 @@
+"""Finding a plugin executable in CNI_PATH (spec §4; the reference's invoke.FindInPath)."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from cnimeta.errors import DelegateFailed, shown
+from cnimeta.spec.validate import plugin_type
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def find(name: str, folders: Sequence[str]) -> str:
+    """The first regular file `name` (links followed) in `folders`.
+
+    Raises InvalidNetworkConfig (code 7) for a name that is not a file name, DelegateFailed (code 105) when
+    there is none.
+    """
+    plugin_type(name)
+    for folder in folders:
+        path = os.path.join(folder, name)
+        try:
+            if stat.S_ISREG(os.stat(path).st_mode):
+                return path
+        except (OSError, ValueError):
+            continue
+    raise DelegateFailed(f"failed to find plugin {shown(name)} in CNI_PATH {shown(':'.join(folders))}")

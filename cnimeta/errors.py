@@ -1,0 +1,163 @@
+"""Every error a plugin can answer with, by CNI error code.
+
+The spec (https://www.cni.dev/docs/spec/#error) reserves 1-99; 100 and above belong to the plugins and are
+listed here in one table so that no two meanings share a number. Messages name the object, the key and the
+value; values of foreign origin go through `shown()` so that they can never break a log line.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cnimeta.spec.jsonio import JSON
+
+
+def shown(value: object, limit: int = 120) -> str:
+    """A short, printable, one-line form of an untrusted value, for messages."""
+    text = f'"{value}"' if isinstance(value, str) else repr(value)
+    text = text.encode("unicode_escape", "backslashreplace").decode("ascii")
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+class CniError(Exception):
+    """An error in the spec's form: a numeric code, a short message and optional details."""
+
+    code = 999
+
+    def __init__(self, msg: str, details: str = "", *, code: int | None = None) -> None:
+        super().__init__(msg)
+        self.msg = msg
+        self.details = details
+        if code is not None:
+            self.code = code
+
+    def as_json(self, cni_version: str) -> dict[str, JSON]:
+        """The object a plugin prints on stdout; `details` only when there are any."""
+        body: dict[str, JSON] = {"cniVersion": cni_version, "code": self.code, "msg": self.msg}
+        if self.details:
+            body["details"] = self.details
+        return body
+
+    def __str__(self) -> str:
+        return f"{self.msg} ({self.details})" if self.details else self.msg
+
+
+class IncompatibleVersion(CniError):
+    """The configuration's cniVersion, or a verb it does not have, is not supported."""
+
+    code = 1
+
+
+class UnsupportedField(CniError):
+    """A configuration key is understood but its value is not supported; the message names both."""
+
+    code = 2
+
+
+class UnknownContainer(CniError):
+    """The container does not exist; a runtime need not clean up after this error."""
+
+    code = 3
+
+
+class InvalidEnvironment(CniError):
+    """A CNI_* environment variable is missing or invalid."""
+
+    code = 4
+
+
+class IoFailure(CniError):
+    """The host refused an operation: a file, a socket, a program, the kernel."""
+
+    code = 5
+
+
+class DecodingFailure(CniError):
+    """A document is not JSON, or not of the shape the spec gives it."""
+
+    code = 6
+
+
+class InvalidNetworkConfig(CniError):
+    """A key of the network configuration has an invalid value."""
+
+    code = 7
+
+
+class InvalidNetns(CniError):
+    """CNI_NETNS is the plugin's own network namespace (the code libcni's skel uses)."""
+
+    code = 8
+
+
+class TryAgainLater(CniError):
+    """A passing condition: a lock not had in time, a range with no free port."""
+
+    code = 11
+
+
+class PluginNotAvailable(CniError):
+    """STATUS: ADD would fail."""
+
+    code = 50
+
+
+class LimitedConnectivity(CniError):
+    """STATUS: ADD works, but existing containers may have limited connectivity."""
+
+    code = 51
+
+
+class InternalError(CniError):
+    """A defect in the plugin itself."""
+
+    code = 999
+
+
+# Codes 100 and above: this project's own.
+
+
+class HostPortConflict(CniError):
+    """A host port is already mapped for another container; the message names it."""
+
+    code = 100
+
+
+class CheckFailed(CniError):
+    """CHECK: something ADD made is missing or not what it should be."""
+
+    code = 101
+
+
+class AnnotationFailed(CniError):
+    """The Pod could not be annotated in time and the policy requires it."""
+
+    code = 102
+
+
+class PodMismatch(CniError):
+    """The Pod is gone or was replaced by another of the same name while ADD ran."""
+
+    code = 103
+
+
+class StateUnusable(CniError):
+    """The state directory cannot be read or written."""
+
+    code = 104
+
+
+class DelegateFailed(CniError):
+    """A delegate could not be found or run, or its answer could not be understood."""
+
+    code = 105
+
+
+def joined(errors: Iterable[CniError]) -> CniError | None:
+    """One error for many: the first one's code, every message. None for none."""
+    found = list(errors)
+    if len(found) < 2:
+        return found[0] if found else None
+    return CniError("; ".join(str(error) for error in found), code=found[0].code)

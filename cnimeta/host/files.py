@@ -1,0 +1,77 @@
+"""State on disk: 0600 files under 0700 folders, replaced atomically and durably.
+
+A commit is: temporary file, fsync, rename, fsync of the folder. After a crash at any instruction a reader sees the
+old or the new content, whole. A failed fsync is never retried on the same file (the kernel may have dropped the
+pages): the next commit writes a new temporary file.
+"""
+
+from __future__ import annotations
+
+import os
+
+_TEMPORARY = ".tmp-"
+"""Prefix of unfinished files; readers of folders skip these."""
+
+
+class PosixFiles:
+    """The Files adapter on the real file system. Every failure is the OSError the system gave."""
+
+    def read(self, path: str) -> bytes | None:
+        """The content, or None when there is no such file."""
+        try:
+            with open(path, "rb", buffering=0) as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+    def write(self, path: str, data: bytes) -> None:
+        """Replace `path` with `data`, atomically and durably; the folder is made (0700) when missing."""
+        folder, name = os.path.split(path)
+        self.make_folder(folder)
+        temporary = os.path.join(folder, f"{_TEMPORARY}{os.getpid()}-{name}")
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(fd, rest) :]
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(temporary, path)
+        except BaseException:
+            try:
+                os.unlink(temporary)
+            except OSError:
+                pass
+            raise
+        self._sync_folder(folder)
+
+    def remove(self, path: str) -> None:
+        """Remove `path`, durably; a missing file is fine."""
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return
+        self._sync_folder(os.path.dirname(path))
+
+    def names(self, folder: str) -> list[str]:
+        """The files of a folder, sorted, unfinished ones left out; empty when there is no such folder."""
+        try:
+            found = os.listdir(folder)
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in found if not name.startswith(_TEMPORARY))
+
+    def make_folder(self, folder: str) -> None:
+        """Make `folder` (0700) and what is missing above it."""
+        if not os.path.isdir(folder):
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+
+    @staticmethod
+    def _sync_folder(folder: str) -> None:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

@@ -1,0 +1,81 @@
+"""The launcher files that `cnimeta install` writes: their text, and how to recognise one.
+
+A launcher runs `python -I -S` with nothing of the environment but CNI_* and PATH, from any folder, without HOME. It
+names the folders its packages lie in, so neither site-packages nor .pth files are read at start (they cost
+3-12 ms); the folder of the third-party packages is added last, for the work that needs them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from cnimeta._record import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cnimeta.plugin.base import Plugin
+
+MARK = "# cnimeta-launcher"
+"""First words of a launcher's second line. Never change: `cnimeta uninstall` and upgrades look for it."""
+
+_HEAD_BYTES = 512
+
+PLUGINS = {
+    "portmap": "cnimeta_plugins.portmap.main:Portmap",
+    "bandwidth": "cnimeta_plugins.bandwidth.main:Bandwidth",
+    "hostport_alloc": "cnimeta_plugins.hostport_alloc.main:HostportAlloc",
+}
+"""The executables this project installs, by name: where the plugin class is."""
+
+
+class Target(NamedTuple):
+    """What a launcher runs: the class, and the folder of the cnimeta package it belongs to."""
+
+    plugin: str
+    package: str
+
+    def load(self) -> Plugin:
+        """Import the class and make the plugin."""
+        module, _, name = self.plugin.partition(":")
+        __import__(module)
+        plugin: Plugin = getattr(sys.modules[module], name)()
+        return plugin
+
+
+def package_folder() -> str:
+    """Where the running cnimeta package lies."""
+    return os.path.dirname(os.path.abspath(__file__))
+
+
+def render(plugin: str, interpreter: str, plugins_folder: str, site_folders: list[str]) -> str:
+    """The text of the launcher for `plugin` ("module:Class")."""
+    module, _, name = plugin.partition(":")
+    package = package_folder()
+    return f"""#!{interpreter} -IS
+{MARK} {plugin} {package}
+import sys
+for _name, _folder in (("cnimeta", {package!r}), ("cnimeta_plugins", {plugins_folder!r})):
+    sys.modules[_name] = type(sys)(_name)
+    sys.modules[_name].__path__ = [_folder]
+sys.path += {site_folders!r}
+from {module} import {name}
+from cnimeta.plugin.dispatch import main
+main({name}())
+"""
+
+
+def read_target(path: str) -> Target | None:
+    """What the launcher at `path` runs, or None unless it is one of this very installation."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return None
+    lines = head.decode("utf-8", "replace").splitlines()
+    if len(lines) < 3 or not lines[1].startswith(MARK + " "):
+        return None
+    plugin, _, package = lines[1][len(MARK) + 1 :].partition(" ")
+    if plugin not in PLUGINS.values() or package != package_folder():
+        return None
+    return Target(plugin, package)

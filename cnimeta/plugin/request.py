@@ -1,0 +1,60 @@
+"""What a plugin is asked: the attachment, its configuration, and where its words go."""
+
+from __future__ import annotations
+
+from cnimeta._record import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cnimeta.spec.netconf import NetConf
+    from cnimeta.spec.result import Result
+
+
+class Attachment(NamedTuple):
+    """One interface of one container on one network: the unit ADD, CHECK and DEL work on.
+
+    `network`, `container_id` and `ifname` identify it and have been validated. `netns` is a path, empty on a
+    DEL after the namespace is gone. `args` are CNI_ARGS: untrusted text.
+    """
+
+    network: str
+    container_id: str
+    ifname: str
+    netns: str
+    args: Mapping[str, str]
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """(network, container ID, ifname)"""
+        return self.network, self.container_id, self.ifname
+
+
+class Request(NamedTuple):
+    """One invocation. `attachment` is there for ADD, CHECK and DEL only."""
+
+    verb: str
+    conf: NetConf
+    target: Attachment | None
+    environ: Mapping[str, str]
+    """The CNI_* variables and PATH as received, for delegates."""
+    log: Callable[[str], None]
+    """Writes one line to stderr."""
+
+    @property
+    def attachment(self) -> Attachment:
+        """The attachment of an ADD, CHECK or DEL."""
+        if self.target is None:
+            raise RuntimeError(f"{self.verb} has no attachment")
+        return self.target
+
+    @property
+    def prev_result(self) -> Result | None:
+        """Short for `conf.prev_result`."""
+        return self.conf.prev_result
+
+    @property
+    def cni_path(self) -> tuple[str, ...]:
+        """The folders of CNI_PATH, in order."""
+        return tuple(folder for folder in self.environ.get("CNI_PATH", "").split(":") if folder)

@@ -1,0 +1,1 @@
+"""The runtime side of the SDK: what libcni and cnitool are in Go."""

@@ -1,0 +1,1 @@
+"""The CNI specification as pure data: versions, network configurations, results, arguments. No host access."""

@@ -1,0 +1,77 @@
+"""A network configuration as one plugin receives it on stdin (spec §1 and §3)."""
+
+from __future__ import annotations
+
+from cnimeta.errors import DecodingFailure, InvalidNetworkConfig
+from cnimeta.spec import validate
+from cnimeta.spec.convert import parse_prev_result
+from cnimeta.spec.fields import Fields
+from cnimeta.spec.jsonio import loads_object
+from cnimeta.spec.version import IMPLIED, parse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cnimeta.spec.jsonio import JSON
+    from cnimeta.spec.result import Result
+
+VALID_ATTACHMENTS = ("cni.dev/valid-attachments", "cni.dev/attachments")
+"""GC's list; libcni sends both, the second for plugins written before the key was named."""
+
+
+class NetConf:
+    """One plugin's configuration. `raw` is the object as received, unknown keys included, for delegates."""
+
+    __slots__ = ("cni_version", "fields", "name", "raw", "type")
+
+    def __init__(self, raw: dict[str, JSON]) -> None:
+        self.raw = raw
+        self.fields = Fields(raw)
+        try:
+            self.cni_version = self.fields.text("cniVersion") or IMPLIED
+            parse(self.cni_version)
+        except ValueError:
+            raise DecodingFailure(self.fields.wrong("cniVersion", "a version such as 1.1.0").msg) from None
+        self.name = self.fields.text("name")
+        self.type = self.fields.text("type")
+
+    @classmethod
+    def decode(cls, stdin: bytes) -> NetConf:
+        """Read stdin. Raises DecodingFailure (code 6)."""
+        return cls(loads_object(stdin, "the network configuration on stdin"))
+
+    def require_name(self) -> None:
+        """Raise InvalidNetworkConfig (code 7) unless the network has a valid name."""
+        validate.network_name(self.name)
+
+    @property
+    def runtime_config(self) -> Fields:
+        """`runtimeConfig`, the capability arguments the runtime gave."""
+        return self.fields.object("runtimeConfig")
+
+    @property
+    def prev_result(self) -> Result | None:
+        """The result of the plugins before this one, or None. Raises DecodingFailure (code 6)."""
+        raw = self.fields.get("prevResult")
+        if raw is None:
+            return None
+        if not isinstance(raw, dict):
+            raise DecodingFailure(self.fields.wrong("prevResult", "an object").msg)
+        return parse_prev_result(raw, self.cni_version)
+
+    def require_prev_result(self) -> Result:
+        """The prevResult of a chained plugin. Raises InvalidNetworkConfig (code 7) when there is none."""
+        result = self.prev_result
+        if result is None:
+            raise InvalidNetworkConfig(
+                f"$.prevResult is missing: {self.type or 'this plugin'} must be chained after a plugin with a result"
+            )
+        return result
+
+    def valid_attachments(self) -> frozenset[tuple[str, str]] | None:
+        """GC's list of (container ID, ifname) to keep; None when the key is absent, which frees nothing."""
+        for key in VALID_ATTACHMENTS:
+            if self.fields.has(key):
+                return frozenset(
+                    (entry.text("containerID"), entry.text("ifname")) for entry in self.fields.objects(key)
+                )
+        return None

@@ -1,0 +1,50 @@
+"""Run a plugin in memory: environment and configuration in, typed result or CniError out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cnimeta.errors import CniError
+from cnimeta.plugin.dispatch import run
+from cnimeta.spec.convert import parse_result
+from cnimeta.spec.fields import Fields
+from cnimeta.spec.jsonio import dumps, loads_object
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cnimeta.plugin.base import Plugin
+    from cnimeta.spec.jsonio import JSON
+    from cnimeta.spec.result import Result
+
+
+def call(
+    plugin: Plugin,
+    verb: str,
+    conf: Mapping[str, JSON],
+    *,
+    container_id: str = "c1",
+    ifname: str = "eth0",
+    netns: str = "/run/netns/c1",
+    args: str = "",
+    path: str = "/opt/cni/bin",
+    log: list[str] | None = None,
+) -> Result | None:
+    """Serve one verb through the real protocol. Returns ADD's result; raises the CniError the plugin printed."""
+    environ = {
+        "CNI_COMMAND": verb,
+        "CNI_CONTAINERID": container_id,
+        "CNI_IFNAME": ifname,
+        "CNI_NETNS": netns,
+        "CNI_ARGS": args,
+        "CNI_PATH": path,
+    }
+    lines = log if log is not None else []
+    outcome = run(plugin, environ, dumps(conf).encode(), lines.append)
+    if outcome.status != 0:
+        fields = Fields(loads_object(outcome.stdout))
+        raise CniError(fields.text("msg"), fields.text("details"), code=fields.integer("code", 1, 2**32))
+    if verb != "ADD":
+        assert outcome.stdout == "", f"{verb} must print nothing, printed {outcome.stdout!r}"  # noqa: S101
+        return None
+    return parse_result(loads_object(outcome.stdout), Fields(conf).text("cniVersion"))

@@ -1,0 +1,1 @@
+"""The meta plugins built on cnimeta. Installed as `cnimeta_plugins`; no plugin imports another."""

@@ -1,0 +1,1 @@
+"""The hostport_alloc plugin. See docs/hostport_alloc.md."""

@@ -1,0 +1,1 @@
+"""The portmap plugin. See docs/portmap.md."""
