@@ -45,6 +45,6 @@ def call(
         fields = Fields(loads_object(outcome.stdout))
         raise CniError(fields.text("msg"), fields.text("details"), code=fields.integer("code", 1, 2**32))
     if verb != "ADD":
-        assert outcome.stdout == "", f"{verb} must print nothing, printed {outcome.stdout!r}"  # noqa: S101
+        assert outcome.stdout == "", f"{verb} must print nothing, printed {outcome.stdout!r}"
         return None
     return parse_result(loads_object(outcome.stdout), Fields(conf).text("cniVersion"))
