@@ -1,0 +1,34 @@
+# Run `make help` for the list. Every target sets up what it needs; that is quick when nothing is missing.
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+
+.PHONY: help setup lint test bench demo lock clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: ## Debian packages that are missing (as root), and .venv with the locked Python packages
+	@scripts/setup test
+
+lint: setup ## style, format and types
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/mypy examples/demo bench/run.py
+
+test: setup ## all tests (as root: they use network namespaces of their own)
+	$(PYTHON) -m pytest -m "not bench"
+
+bench: setup ## measurements against the reference plugins; writes docs/benchmarks.md
+	$(PYTHON) bench/run.py
+
+demo: ## two containers, random host ports, real traffic; under a minute (as root)
+	@scripts/setup demo
+	@$(PYTHON) examples/demo
+
+lock: setup ## renew requirements-*.lock from pyproject.toml
+	@scripts/lock
+
+clean: ## remove what setup and the tests wrote
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
