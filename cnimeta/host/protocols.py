@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cnimeta.delegate.spawn import Completed
+    from cnimeta.spec.jsonio import JSON
 
 
 class PluginExec(Protocol):
@@ -54,4 +55,24 @@ class Files(Protocol):
 
     def names(self, folder: str) -> list[str]:
         """The files of a folder, sorted."""
+        ...
+
+
+class PodApi(Protocol):
+    """The two requests made of a Kubernetes API server; failures are cnimeta.host.kube.PodApiError."""
+
+    def patch_status(self, namespace: str, name: str, patch: Mapping[str, JSON], timeout_s: float) -> None:
+        """Merge-patch the Pod through its status sub-resource."""
+        ...
+
+    def read(self, namespace: str, name: str, timeout_s: float) -> dict[str, JSON]:
+        """The Pod."""
+        ...
+
+
+class NodeAddresses(Protocol):
+    """The addresses under which the node is reached."""
+
+    def primary(self) -> tuple[str, ...]:
+        """At most one address per family, IPv4 first."""
         ...

@@ -1,0 +1,265 @@
+"""The network configuration of hostport_alloc, read once into typed settings. Pure; see docs/hostport_alloc.md.
+
+Every failure is an InvalidNetworkConfig (code 7) that names the JSON path and the value. DEL reads only `dataDir`,
+`lockTimeout` and the delegates: it must work when the rest of the configuration has been changed since ADD.
+"""
+
+from __future__ import annotations
+
+from cnimeta._record import NamedTuple
+from cnimeta.errors import InvalidNetworkConfig, shown
+from cnimeta.spec import validate
+from cnimeta.spec.fields import Fields
+from cnimeta.spec.ip import parse_ip
+from cnimeta.spec.jsonio import kind
+from cnimeta_plugins.hostport_alloc.expose import DEFAULT_RANGE, Exposure, parse_exposure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cnimeta.spec.jsonio import JSON
+    from cnimeta.spec.netconf import NetConf
+
+DATA_DIR = "/var/lib/cni/cnimeta"
+DEFAULT_PORTS = "20000-24999"
+"""Below the ephemeral range (from 32768) and the NodePorts (30000-32767)."""
+NODE_PORTS = "30000-32767"
+PLUGIN_TYPE = "hostport_alloc"
+
+_PORT_MAX = 65535
+_SECONDS_MAX = 86400
+_PORTS_PER_POD_MAX = 4096
+
+
+class PortRange(NamedTuple):
+    """A named range of host ports, both ends included."""
+
+    name: str
+    first: int
+    last: int
+
+
+class ApiSettings(NamedTuple):
+    """How the Pod is annotated. An empty `kubeconfig` means in-cluster credentials, or else the node's own."""
+
+    kubeconfig: str
+    required: bool
+    timeout_s: float
+    read_pod: bool
+
+
+class Chain(NamedTuple):
+    """The delegates, run in order as libcni runs a list; none in chained mode, where `wrapper` is False."""
+
+    wrapper: bool
+    name: str
+    cni_version: str
+    plugins: tuple[dict[str, JSON], ...] = ()
+    check: bool = True
+    gc: bool = True
+
+    @property
+    def mapper(self) -> int:
+        """The index of the delegate that maps ports itself, and so gets every mapping; -1 for none.
+
+        One of type `portmap` goes before one that only has the capability.
+        """
+        able = [index for index, raw in enumerate(self.plugins) if _maps_ports(raw)]
+        named = [index for index in able if Fields(self.plugins[index]).text("type") == "portmap"]
+        return (named or able or [-1])[0]
+
+
+class Settings(NamedTuple):
+    """A whole configuration."""
+
+    ranges: tuple[PortRange, ...]
+    expose: tuple[Exposure, ...]
+    chain: Chain
+    portmap: dict[str, JSON]
+    host_ips: tuple[str, ...]
+    """The addresses to advertise; empty for `auto`."""
+    api: ApiSettings | None
+    quarantine_s: float
+    sticky: bool
+    sticky_s: float
+    force_overlap: bool
+    node_ports: PortRange
+    max_ports: int
+    lock_timeout_s: float
+    data_dir: str
+
+    def range(self, name: str) -> PortRange:
+        """The range of that name; exposures have been checked against the names."""
+        return next(found for found in self.ranges if found.name == name)
+
+
+def read_settings(conf: NetConf) -> Settings:
+    """Read and check every key."""
+    fields = conf.fields
+    ranges = _ranges(fields)
+    names = tuple(found.name for found in ranges)
+    return Settings(
+        ranges=ranges,
+        expose=tuple(
+            parse_exposure(text, f"$.expose[{index}]", names) for index, text in enumerate(fields.texts("expose"))
+        ),
+        chain=read_chain(conf),
+        portmap=_portmap(fields),
+        host_ips=_host_ips(fields),
+        api=_api(fields),
+        quarantine_s=_seconds(fields, "quarantineSeconds", 30),
+        sticky=fields.boolean("sticky", True),
+        sticky_s=_seconds(fields, "stickySeconds", 3600),
+        force_overlap=fields.boolean("forceOverlap"),
+        node_ports=_parse_range(fields, "nodePortRange", "nodePortRange", fields.text("nodePortRange", NODE_PORTS)),
+        max_ports=fields.integer("maxPortsPerPod", 1, _PORTS_PER_POD_MAX) or 64,
+        lock_timeout_s=read_lock_timeout(fields),
+        data_dir=read_data_dir(fields),
+    )
+
+
+def read_data_dir(fields: Fields) -> str:
+    """Where records and bitmap are."""
+    folder = fields.text("dataDir") or DATA_DIR
+    if not folder.startswith("/") or "\0" in folder:
+        raise fields.wrong("dataDir", "an absolute path")
+    return folder
+
+
+def read_lock_timeout(fields: Fields) -> float:
+    """Seconds to wait for the node-wide lock."""
+    return _seconds(fields, "lockTimeout", 10)
+
+
+def read_chain(conf: NetConf) -> Chain:
+    """`delegates`, a list of plugins, or `delegate`, one plugin or a whole network configuration list."""
+    fields = conf.fields
+    plugins = [dict(entry.raw) for entry in fields.objects("delegates")]
+    if fields.has("delegates") and fields.has("delegate"):
+        raise InvalidNetworkConfig("$.delegates and $.delegate are both set: keep one of them")
+    name, version, check, gc = conf.name, conf.cni_version, True, True
+    wrapper = fields.has("delegates") or fields.has("delegate")
+    path = "$.delegates"
+    if fields.has("delegate"):
+        inner = fields.object("delegate")
+        path = "$.delegate"
+        if inner.has("plugins"):
+            plugins, path = [dict(entry.raw) for entry in inner.objects("plugins")], "$.delegate.plugins"
+        else:
+            plugins = [dict(inner.raw)]
+        name, version = inner.text("name") or name, inner.text("cniVersion") or version
+        validate.network_name(name)
+        check, gc = not _flag(inner, "disableCheck"), not _flag(inner, "disableGC")
+    if wrapper and not plugins:
+        raise InvalidNetworkConfig(f"{path} is empty: name at least one plugin, or leave the key out in a chain")
+    for index, raw in enumerate(plugins):
+        _check_delegate(raw, path if path == "$.delegate" else f"{path}[{index}]")
+    return Chain(wrapper, name, version, tuple(plugins), check, gc)
+
+
+def _flag(fields: Fields, key: str) -> bool:
+    """A flag that libcni takes as a boolean or as the string "true" or "false"."""
+    value = fields.get(key)
+    return value.lower() == "true" if isinstance(value, str) else fields.boolean(key)
+
+
+def _check_delegate(raw: dict[str, JSON], path: str) -> None:
+    fields = Fields(raw, path)
+    plugin_type = fields.text("type")
+    if not plugin_type:
+        raise InvalidNetworkConfig(
+            f"{fields.at('type')} is missing: write a plugin's configuration with its type, or a list with plugins"
+        )
+    validate.plugin_type(plugin_type, fields.at("type"))
+    if plugin_type == PLUGIN_TYPE:
+        raise InvalidNetworkConfig(f"{fields.at('type')} is {PLUGIN_TYPE}: it cannot delegate to itself")
+    fields.object("capabilities")
+
+
+def _maps_ports(raw: dict[str, JSON]) -> bool:
+    fields = Fields(raw)
+    return fields.text("type") == "portmap" or fields.object("capabilities").get("portMappings") is True
+
+
+def _portmap(fields: Fields) -> dict[str, JSON]:
+    """The portmap that runs after the delegates; the plugin of that name with its defaults when not configured."""
+    portmap = fields.object("portmap")
+    validate.plugin_type(portmap.text("type", "portmap"), portmap.at("type"))
+    return {"type": "portmap", **portmap.raw}
+
+
+def _ranges(fields: Fields) -> tuple[PortRange, ...]:
+    if not fields.has("ranges"):
+        return (_parse_range(fields, "ranges", DEFAULT_RANGE, DEFAULT_PORTS),)
+    given = fields.object("ranges")
+    ranges: list[PortRange] = []
+    for name, text in given.raw.items():
+        if not validate.is_identifier(name):
+            raise InvalidNetworkConfig(
+                f"$.ranges: {shown(name)} is no name for a range: use letters, digits, '_', '.', '-'"
+            )
+        ranges.append(_parse_range(given, name, name, text))
+    if not ranges:
+        raise InvalidNetworkConfig('$.ranges is empty: name at least one range, such as "default": "20000-24999"')
+    for index, one in enumerate(ranges):
+        for other in ranges[:index]:
+            if one.first <= other.last and other.first <= one.last:
+                raise InvalidNetworkConfig(
+                    f"$.ranges.{one.name} ({one.first}-{one.last}) overlaps $.ranges.{other.name} "
+                    f"({other.first}-{other.last}): keep the ranges apart"
+                )
+    return tuple(ranges)
+
+
+def _parse_range(fields: Fields, key: str, name: str, value: JSON) -> PortRange:
+    wanted = f'"FIRST-LAST" with ports from 1 to {_PORT_MAX}'
+    if not isinstance(value, str):
+        raise InvalidNetworkConfig(f"{fields.at(key)} must be {wanted}, got {kind(value)}: {shown(value)}")
+    first, dash, last = (part.strip() for part in value.partition("-"))
+    if not dash:
+        last = first
+    if all(part.isascii() and part.isdigit() and len(part) <= 5 for part in (first, last)):
+        found = PortRange(name, int(first), int(last))
+        if 1 <= found.first <= found.last <= _PORT_MAX:
+            return found
+    raise InvalidNetworkConfig(f"{fields.at(key)} must be {wanted}, got {shown(value)}")
+
+
+def _host_ips(fields: Fields) -> tuple[str, ...]:
+    value = fields.get("hostIP")
+    if value is None or value in ("auto", ""):
+        return ()
+    texts = [value] if isinstance(value, str) else fields.texts("hostIP")
+    found = []
+    for text in texts:
+        try:
+            address = parse_ip(text)
+        except ValueError:
+            raise fields.wrong("hostIP", '"auto", an IP address or an array of IP addresses') from None
+        if address.is_unspecified:
+            raise fields.wrong("hostIP", '"auto" or addresses that clients can reach')
+        found.append(address.text)
+    return tuple(dict.fromkeys(found))
+
+
+def _api(fields: Fields) -> ApiSettings | None:
+    if not fields.has("kubernetes"):
+        return None
+    api = fields.object("kubernetes")
+    kubeconfig = api.text("kubeconfig")
+    if kubeconfig and not kubeconfig.startswith("/"):
+        raise api.wrong("kubeconfig", "an absolute path")
+    return ApiSettings(
+        kubeconfig=kubeconfig,
+        required=api.choice("policy", ("deferred", "required"), "deferred") == "required",
+        timeout_s=_seconds(api, "timeout", 5, low=0.1),
+        read_pod=api.boolean("readPod"),
+    )
+
+
+def _seconds(fields: Fields, key: str, default: float, *, low: float = 0) -> float:
+    value = fields.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= _SECONDS_MAX:
+        raise fields.wrong(key, f"a number of seconds from {low:g} to {_SECONDS_MAX}")
+    return float(value)
