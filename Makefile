@@ -1,6 +1,6 @@
 # Run `make help` for the list. Every target sets up what it needs; that is quick when nothing is missing.
 SHELL := /bin/bash
-PYTHON := .venv/bin/python
+PY := .venv/bin/python
 
 .PHONY: help setup lint test bench demo lock clean
 
@@ -17,14 +17,14 @@ lint: setup ## style, format and types
 	.venv/bin/mypy examples/demo bench/run.py
 
 test: setup ## all tests (as root: they use network namespaces of their own)
-	$(PYTHON) -m pytest -m "not bench"
+	$(PY) -m pytest -m "not bench"
 
 bench: setup ## measurements against the reference plugins; writes docs/benchmarks.md
-	$(PYTHON) bench/run.py
+	$(PY) bench/run.py
 
 demo: ## two containers, random host ports, real traffic; under a minute (as root)
 	@scripts/setup demo
-	@$(PYTHON) examples/demo
+	@$(PY) examples/demo
 
 lock: setup ## renew requirements-*.lock from pyproject.toml
 	@scripts/lock
