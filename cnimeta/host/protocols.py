@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+    from contextlib import AbstractContextManager
 
     from cnimeta.delegate.spawn import Completed
     from cnimeta.spec.jsonio import JSON
@@ -75,4 +76,40 @@ class NodeAddresses(Protocol):
 
     def primary(self) -> tuple[str, ...]:
         """At most one address per family, IPv4 first."""
+        ...
+
+
+class Lock(Protocol):
+    """One lock between all processes of the node."""
+
+    def held(self) -> AbstractContextManager[None]:
+        """Hold it for a `with` block. TryAgainLater (code 11) when it is not had in time."""
+        ...
+
+
+class Sockets(Protocol):
+    """Which ports the node itself uses, in the namespace of this process."""
+
+    def in_use(self) -> Iterable[tuple[str, int]]:
+        """(protocol, local port) of every tcp, udp and sctp socket but those in TIME_WAIT."""
+        ...
+
+    def reserved(self) -> Iterable[tuple[int, int]]:
+        """Spans (first, last) of net.ipv4.ip_local_reserved_ports."""
+        ...
+
+    def ephemeral(self) -> tuple[int, int]:
+        """net.ipv4.ip_local_port_range: first and last port the kernel takes by itself."""
+        ...
+
+    def can_listen(self, protocol: str, port: int) -> bool:
+        """Whether the port can be bound and listened on now, IPv4 and IPv6; no connection is ever accepted."""
+        ...
+
+
+class PortScan(Protocol):
+    """Which host ports somebody else's rules already redirect."""
+
+    def redirected(self) -> Iterable[tuple[str, int, int]]:
+        """(protocol, first port, last port) of every DNAT or redirect rule but this project's own."""
         ...
