@@ -12,6 +12,7 @@ from cnimeta.spec import validate
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.ip import parse_ip
 from cnimeta.spec.jsonio import kind
+from cnimeta_plugins.hostport_alloc.allocator import PortRange, parse_range
 from cnimeta_plugins.hostport_alloc.expose import DEFAULT_RANGE, Exposure, parse_exposure
 
 TYPE_CHECKING = False
@@ -25,17 +26,8 @@ DEFAULT_PORTS = "20000-24999"
 NODE_PORTS = "30000-32767"
 PLUGIN_TYPE = "hostport_alloc"
 
-_PORT_MAX = 65535
 _SECONDS_MAX = 86400
 _PORTS_PER_POD_MAX = 4096
-
-
-class PortRange(NamedTuple):
-    """A named range of host ports, both ends included."""
-
-    name: str
-    first: int
-    last: int
 
 
 class ApiSettings(NamedTuple):
@@ -103,14 +95,14 @@ def read_settings(conf: NetConf) -> Settings:
             parse_exposure(text, f"$.expose[{index}]", names) for index, text in enumerate(fields.texts("expose"))
         ),
         chain=read_chain(conf),
-        portmap=_portmap(fields),
+        portmap=read_portmap(fields),
         host_ips=_host_ips(fields),
         api=_api(fields),
         quarantine_s=_seconds(fields, "quarantineSeconds", 30),
         sticky=fields.boolean("sticky", True),
         sticky_s=_seconds(fields, "stickySeconds", 3600),
         force_overlap=fields.boolean("forceOverlap"),
-        node_ports=_parse_range(fields, "nodePortRange", "nodePortRange", fields.text("nodePortRange", NODE_PORTS)),
+        node_ports=parse_range("NodePorts", fields.text("nodePortRange") or NODE_PORTS, "$.nodePortRange"),
         max_ports=fields.integer("maxPortsPerPod", 1, _PORTS_PER_POD_MAX) or 64,
         lock_timeout_s=read_lock_timeout(fields),
         data_dir=read_data_dir(fields),
@@ -180,7 +172,7 @@ def _maps_ports(raw: dict[str, JSON]) -> bool:
     return fields.text("type") == "portmap" or fields.object("capabilities").get("portMappings") is True
 
 
-def _portmap(fields: Fields) -> dict[str, JSON]:
+def read_portmap(fields: Fields) -> dict[str, JSON]:
     """The portmap that runs after the delegates; the plugin of that name with its defaults when not configured."""
     portmap = fields.object("portmap")
     validate.plugin_type(portmap.text("type", "portmap"), portmap.at("type"))
@@ -189,39 +181,28 @@ def _portmap(fields: Fields) -> dict[str, JSON]:
 
 def _ranges(fields: Fields) -> tuple[PortRange, ...]:
     if not fields.has("ranges"):
-        return (_parse_range(fields, "ranges", DEFAULT_RANGE, DEFAULT_PORTS),)
+        return (parse_range(DEFAULT_RANGE, DEFAULT_PORTS, "$.ranges"),)
     given = fields.object("ranges")
     ranges: list[PortRange] = []
-    for name, text in given.raw.items():
+    for name, value in given.raw.items():
         if not validate.is_identifier(name):
             raise InvalidNetworkConfig(
                 f"$.ranges: {shown(name)} is no name for a range: use letters, digits, '_', '.', '-'"
             )
-        ranges.append(_parse_range(given, name, name, text))
+        if not isinstance(value, str):
+            raise InvalidNetworkConfig(
+                f'$.ranges.{name} must be text such as "20000-24999", got {kind(value)}: {shown(value)}'
+            )
+        ranges.append(parse_range(name, value, f"$.ranges.{name}"))
     if not ranges:
         raise InvalidNetworkConfig('$.ranges is empty: name at least one range, such as "default": "20000-24999"')
     for index, one in enumerate(ranges):
         for other in ranges[:index]:
-            if one.first <= other.last and other.first <= one.last:
+            if one.ports & other.ports:
                 raise InvalidNetworkConfig(
-                    f"$.ranges.{one.name} ({one.first}-{one.last}) overlaps $.ranges.{other.name} "
-                    f"({other.first}-{other.last}): keep the ranges apart"
+                    f"$.ranges.{one.name} ({one.text}) overlaps $.ranges.{other.name} ({other.text}): keep them apart"
                 )
     return tuple(ranges)
-
-
-def _parse_range(fields: Fields, key: str, name: str, value: JSON) -> PortRange:
-    wanted = f'"FIRST-LAST" with ports from 1 to {_PORT_MAX}'
-    if not isinstance(value, str):
-        raise InvalidNetworkConfig(f"{fields.at(key)} must be {wanted}, got {kind(value)}: {shown(value)}")
-    first, dash, last = (part.strip() for part in value.partition("-"))
-    if not dash:
-        last = first
-    if all(part.isascii() and part.isdigit() and len(part) <= 5 for part in (first, last)):
-        found = PortRange(name, int(first), int(last))
-        if 1 <= found.first <= found.last <= _PORT_MAX:
-            return found
-    raise InvalidNetworkConfig(f"{fields.at(key)} must be {wanted}, got {shown(value)}")
 
 
 def _host_ips(fields: Fields) -> tuple[str, ...]:

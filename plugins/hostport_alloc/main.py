@@ -1,0 +1,47 @@
+"""hostport_alloc: verbs and wiring."""
+
+from __future__ import annotations
+
+from cnimeta.plugin.base import Plugin
+from cnimeta_plugins.hostport_alloc.host import Host
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cnimeta.plugin.request import Request
+    from cnimeta.spec.result import Result
+
+
+class HostportAlloc(Plugin):
+    """Random free host ports for containers, in front of or after other plugins. See docs/hostport_alloc.md."""
+
+    name = "hostport_alloc"
+    about = "gives containers random free host ports and writes the addresses to their Pods"
+
+    def __init__(self, host: Host | None = None) -> None:
+        self.host = Host() if host is None else host
+
+    def add(self, request: Request) -> Result:
+        from cnimeta_plugins.hostport_alloc.config import read_settings
+        from cnimeta_plugins.hostport_alloc.flow import Add
+
+        return Add(self.host, request, read_settings(request.conf)).run()
+
+    def delete(self, request: Request) -> None:
+        from cnimeta_plugins.hostport_alloc.teardown import delete
+
+        delete(self.host, request)
+
+    def check(self, request: Request) -> None:
+        from cnimeta_plugins.hostport_alloc.verify import check
+
+        check(self.host, request)
+
+    def gc(self, request: Request) -> None:
+        from cnimeta_plugins.hostport_alloc.teardown import gc
+
+        gc(self.host, request)
+
+    def status(self, request: Request) -> None:
+        from cnimeta_plugins.hostport_alloc.verify import status
+
+        status(self.host, request)
