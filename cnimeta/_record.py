@@ -38,9 +38,9 @@ else:
         return f"{type(self).__name__}({pairs})"
 
     def _replace(self, **changes):
-        return type(self)(
-            *(changes.pop(name, value) for name, value in zip(self._fields, self, strict=True)), **changes
-        )
+        # The list comes first: in `f(*generator, **changes)` the changes are copied before the generator runs.
+        values = [changes.pop(name, value) for name, value in zip(self._fields, self, strict=True)]
+        return type(self)(*values, **changes)
 
     def _asdict(self):
         return dict(zip(self._fields, self, strict=True))
