@@ -14,7 +14,7 @@ lint: setup ## style, format and types
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
-	.venv/bin/mypy examples/demo bench/run.py
+	MYPYPATH=examples:typings .venv/bin/mypy -p demo
 
 test: setup ## all tests (as root: they use network namespaces of their own)
 	$(PY) -m pytest -m "not bench"
@@ -24,7 +24,7 @@ bench: setup ## measurements against the reference plugins; writes docs/benchmar
 
 demo: ## two containers, random host ports, real traffic; under a minute (as root)
 	@scripts/setup demo
-	@$(PY) examples/demo
+	@PYTHONPATH=examples $(PY) -m demo
 
 lock: setup ## renew requirements-*.lock from pyproject.toml
 	@scripts/lock
