@@ -1,0 +1,172 @@
+"""The documents say what is true: links lead somewhere, examples parse, keys and commands exist."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.project
+
+ROOT = Path(__file__).parents[2]
+PLUGINS = ("portmap", "bandwidth", "hostport_alloc")
+DOCUMENTS = sorted(
+    path
+    for path in ROOT.rglob("*.md")
+    if not any(part.startswith(".") or part in ("build", "dist") for part in path.relative_to(ROOT).parts)
+)
+SPEC_KEYS = {
+    *("cniVersion", "cniVersions", "name", "type", "plugins", "capabilities", "ipam", "dns", "args", "prevResult"),
+    *("runtimeConfig", "disableCheck", "disableGC", "loadOnlyInlinedPlugins", "portMappings", "bandwidth"),
+    "io.kubernetes.cri.pod-annotations",
+}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def anchor(heading: str) -> str:
+    plain = re.sub(r"[^\w\- ]", "", heading.strip().lower())
+    return plain.replace(" ", "-")
+
+
+def objects(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from objects(inner)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_every_link_leads_somewhere_when_it_is_relative(document: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        path, _, fragment = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        if not target.exists():
+            broken.append(link)
+        elif fragment and target.suffix == ".md":
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            if fragment not in {anchor(heading) for heading in headings}:
+                broken.append(link)
+    assert not broken
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_examples_parse_when_they_are_json_or_python(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for block in blocks(text, "json"):
+        json.loads(block)
+    for block in blocks(text, "python"):
+        ast.parse(block)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_make_targets_exist_when_a_document_names_them(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    named = {
+        word
+        for words in re.findall(r"(?:^|`)make ((?:[a-z]+ ?)+)(?:`|#|$)", text, re.MULTILINE)
+        for word in words.split()
+    }
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert named <= set(targets)
+
+
+def test_the_test_command_of_the_readme_is_what_ci_runs_when_both_are_read() -> None:
+    checks = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Checks")[2]
+    command = blocks(checks, "sh")[0].strip()
+    assert command.startswith("make ")
+    assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def literals(plugin: str) -> set[str]:
+    """Every string in the plugin's code and in the SDK's reading of configurations."""
+    found = set(SPEC_KEYS)
+    for folder in (ROOT / "plugins" / plugin, ROOT / "cnimeta" / "spec"):
+        for path in folder.glob("*.py"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            found |= {
+                node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            }
+    return found
+
+
+def read_keys(plugin: str) -> set[str]:
+    """The keys a plugin's configuration module asks for: string literals given to the readers of `Fields`."""
+    readers = {"text", "integer", "boolean", "choice", "object", "objects", "texts", "has", "get", "number"}
+    tree = ast.parse((ROOT / "plugins" / plugin / "config.py").read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and (
+            (isinstance(node.func, ast.Attribute) and node.func.attr in readers)
+            or (isinstance(node.func, ast.Name) and node.func.id.startswith("_"))
+        ):
+            found |= {
+                arg.value for arg in node.args[:2] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
+            }
+    return {key for key in found if re.fullmatch(r"[a-z][A-Za-z0-9]+", key)} - SPEC_KEYS
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_every_key_is_read_by_the_plugin_when_a_document_or_example_shows_it(plugin: str) -> None:
+    shown = [
+        json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "examples" / "conflist").glob("*.conflist")
+    ]
+    for document in DOCUMENTS:
+        shown += [json.loads(block) for block in blocks(document.read_text(encoding="utf-8"), "json")]
+    ours = [found for whole in shown for found in objects(whole) if found.get("type") == plugin]
+    assert ours, f"no document shows a configuration of {plugin}"
+    unknown = {key for found in ours for key in found} - literals(plugin)
+    assert not unknown
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_every_key_is_in_the_plugins_document_when_the_plugin_reads_it(plugin: str) -> None:
+    keys = read_keys(plugin)
+    assert keys
+    text = (ROOT / "docs" / f"{plugin}.md").read_text(encoding="utf-8")
+    assert {key for key in keys if key not in text} == set()
+
+
+def test_no_file_is_longer_than_400_lines_when_it_is_a_module() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "cnimeta", "plugins"], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    long = {
+        name: lines
+        for name in tracked.stdout.split()
+        if name.endswith(".py") and (lines := (ROOT / name).read_text(encoding="utf-8").count("\n")) > 400
+    }
+    assert not long
+
+
+def test_no_function_is_longer_than_40_lines_when_its_docstring_is_not_counted() -> None:
+    long = []
+    for folder in ("cnimeta", "plugins", "examples"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+                    size = (node.end_lineno or 0) - first.lineno + 1
+                    if size > 40:
+                        long.append(f"{name_of(path)}:{node.lineno} {node.name}: {size}")
+    assert not long

@@ -1,0 +1,94 @@
+"""What is installed: the wheel, its import names, its files and its command."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import cnimeta
+
+pytestmark = pytest.mark.project
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's wheel, built from a copy (a build writes into its source folder)."""
+    folder = tmp_path_factory.mktemp("wheel")
+    copy = folder / "source"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for name in ("cnimeta", "plugins"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-index"]
+    done = subprocess.run(
+        [*pip, "--no-build-isolation", "--no-deps", "--wheel-dir", str(folder), str(copy)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(folder.glob("*.whl"))
+
+
+def test_every_source_file_is_in_the_wheel_when_it_is_built(wheel: Path) -> None:
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    names = {"cnimeta": "cnimeta", "plugins": "cnimeta_plugins"}
+    expected = {
+        f"{names[folder]}/{path.relative_to(ROOT / folder)}"
+        for folder in names
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    assert "cnimeta_plugins/hostport_alloc/main.py" in expected
+    assert expected - packed == set()
+    assert {name.partition("/")[0] for name in packed} == {
+        "cnimeta",
+        "cnimeta_plugins",
+        f"cnimeta-{cnimeta.__version__}.dist-info",
+    }
+
+
+def test_the_command_and_the_launchers_work_when_the_wheel_is_installed(wheel: Path, tmp_path: Path) -> None:
+    site, folder = tmp_path / "site", tmp_path / "bin"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-index"]
+    subprocess.run([*pip, "--no-deps", "--quiet", "--target", str(site), str(wheel)], check=True, capture_output=True)
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(site)}
+    command = [sys.executable, str(site / "bin" / "cnimeta"), "install", "--bin-dir", str(folder)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environ, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("portmap", "bandwidth", "hostport_alloc"):
+        launcher = folder / name
+        assert str(site) in launcher.read_text(encoding="utf-8")
+        answer = subprocess.run(
+            [str(launcher)], check=True, capture_output=True, text=True, env={"CNI_COMMAND": "VERSION"}, cwd="/"
+        )
+        assert '"1.1.0"' in answer.stdout
+
+
+def test_the_version_is_in_the_changelog_when_it_is_set() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## \[{re.escape(cnimeta.__version__)}\]", changelog, re.MULTILINE)
+
+
+def test_the_locks_pin_all_dependencies_by_hash_and_no_address_when_they_are_read() -> None:
+    for name in ("requirements-build.lock", "requirements-dev.lock"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert "://" not in text
+        entries = [entry for entry in re.split(r"\n(?=\S)", text) if not entry.startswith("#") and entry.strip()]
+        assert entries
+        assert [entry for entry in entries if "==" not in entry or "--hash=sha256:" not in entry] == []
+    pinned = set(re.findall(r"^([a-z0-9-]+)==", text, re.MULTILINE))
+    wanted = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]]
+    assert {re.split(r"[<>=]", name)[0] for name in wanted} <= pinned
