@@ -164,6 +164,8 @@ class Undo(NamedTuple):
     version: str = IMPLIED
     args: str = ""
     """CNI_ARGS of the ADD: some delegates find their own state by the Pod's name, also on GC."""
+    path: str = ""
+    """CNI_PATH of the ADD, for repair."""
     quarantine_s: float = 30
     sticky_s: float = 3600
 
@@ -175,6 +177,7 @@ def encode_undo(undo: Undo) -> JSON:
         "version": undo.version,
         "result": None if undo.result is None else render_result(undo.result, undo.version),
         "args": undo.args,
+        "path": undo.path,
         "quarantineSeconds": undo.quarantine_s,
         "stickySeconds": undo.sticky_s,
     }
@@ -194,7 +197,7 @@ def decode_undo(value: JSON) -> Undo | None:
         raw = fields.get("result")
         result = parse_result(raw, version) if isinstance(raw, dict) else None
         quarantine_s, sticky_s = _number(fields, "quarantineSeconds"), _number(fields, "stickySeconds")
-        return Undo(steps, result, version, fields.text("args"), quarantine_s, sticky_s)
+        return Undo(steps, result, version, fields.text("args"), fields.text("path"), quarantine_s, sticky_s)
     except CniError:
         return None
 

@@ -116,9 +116,9 @@ class Add:
         return result
 
     def _undo(self, steps: tuple[Step, ...], result: Result | None) -> JSON:
-        args = self.request.environ.get("CNI_ARGS", "")
+        called_with = self.request.environ.get("CNI_ARGS", ""), self.request.environ.get("CNI_PATH", "")
         times = self.settings.quarantine_s, self.settings.sticky_s if self.settings.sticky else 0.0
-        return chain.encode_undo(Undo(steps, result, self.request.conf.cni_version, args, *times))
+        return chain.encode_undo(Undo(steps, result, self.request.conf.cni_version, *called_with, *times))
 
     def _reserve(self, wanted: Wanted, steps: tuple[Step, ...]) -> None:
         settings = self.settings

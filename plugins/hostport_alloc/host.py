@@ -34,6 +34,7 @@ class Host:
         pods: Callable[[str], PodApi] | None = None,
         rules: Callable[[], Iterable[Rule]] = tuple,
         boot_id: str | None = None,
+        store: Callable[[str], Store] | None = None,
     ) -> None:
         self._executor = executor
         self._locate = locate
@@ -46,6 +47,7 @@ class Host:
         self._pods = pods
         self._rules = rules
         self._boot_id = boot_id
+        self._store = store
 
     @property
     def clock(self) -> Clock:
@@ -67,6 +69,8 @@ class Host:
 
     def store(self, folder: str, lock_timeout_s: float, log: Callable[[str], None]) -> Store:
         """The state under `folder`."""
+        if self._store is not None:
+            return self._store(folder)
         from cnimeta.host.clock import boot_id
         from cnimeta.host.files import PosixFiles
         from cnimeta.host.lock import NodeLock
@@ -109,7 +113,13 @@ class Host:
         return KubernetesPodApi(kubeconfig)
 
     def delegates(self, request: Request, environ: Mapping[str, str] | None = None) -> Delegates:
-        """The plugins of CNI_PATH: our own run in this process, others as processes of their own."""
+        """The plugins of CNI_PATH, seeing the request's environment or another one."""
+        return self.delegates_with(request.environ if environ is None else environ, request.cni_path, request.log)
+
+    def delegates_with(
+        self, environ: Mapping[str, str], folders: Sequence[str], log: Callable[[str], None]
+    ) -> Delegates:
+        """The plugins in `folders`: our own run in this process, others as processes of their own."""
         from cnimeta.delegate.call import Delegates
         from cnimeta.delegate.find import find
 
@@ -118,6 +128,5 @@ class Host:
             from cnimeta.delegate.inprocess import InProcessExec
             from cnimeta.delegate.spawn import ProcessExec
 
-            executor = InProcessExec(ProcessExec(), request.log)
-        seen = request.environ if environ is None else environ
-        return Delegates(executor, seen, request.cni_path, self._locate or find)
+            executor = InProcessExec(ProcessExec(), log)
+        return Delegates(executor, environ, folders, self._locate or find)
