@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cnimeta.testing.netns import Namespace
 
@@ -33,6 +33,15 @@ DEBIAN_PLUGINS = "/usr/lib/cni"
 
 _WEBSERVER = Path(__file__).with_name("webserver.py")
 _START_S = 10
+
+
+class Attachment(NamedTuple):
+    """A container as a runtime presents it to the plugins."""
+
+    id: str
+    netns: Namespace
+    args: str = ""
+    capability_args: Mapping[str, Any] = {}
 
 
 class Stage:
@@ -68,6 +77,34 @@ class Stage:
                 server.kill()
                 raise RuntimeError(f"the web server of {name} did not start: {server.communicate()[1].strip()}")
             time.sleep(0.05)
+
+    def cnimeta(self, *words: str) -> str:
+        """Run the command line tool in the node; what it printed. Raises RuntimeError with its words if it fails."""
+        done = self.node.run(cnimeta_program(), *words, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"cnimeta {' '.join(words[:2])} failed: {(done.stderr + done.stdout).strip()}")
+        return done.stdout
+
+    def install(self) -> None:
+        """Write the launchers into the stage's folder."""
+        self.cnimeta("install", "--bin-dir", str(self.bin))
+
+    def configure(self, conflist: Path) -> Path:
+        """Write a conflist with its files moved into the stage's folder; where it is."""
+        moved = self.folder / conflist.name
+        document = relocated(json.loads(conflist.read_text(encoding="utf-8")), self.state)
+        moved.write_text(json.dumps(document, indent=2), encoding="utf-8")
+        self.state.mkdir(exist_ok=True)
+        return moved
+
+    def run_words(self, verb: str, conflist: Path, attachment: Attachment) -> list[str]:
+        """The words of `cnimeta run VERB`, for `cnimeta`."""
+        return [
+            *("run", verb, "--conflist", str(conflist), "--container-id", attachment.id),
+            *("--netns", attachment.netns.path, "--args", attachment.args),
+            *("--capability-args", json.dumps(attachment.capability_args)),
+            *("--cni-path", f"{self.bin}:{DEBIAN_PLUGINS}", "--cache-dir", str(self.state / "results")),
+        ]
 
     def close(self) -> None:
         """Stop the servers, remove the namespaces."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cnimeta.testing.kube import PodServer
 from demo import traffic
 from demo.footprint import footprint
-from demo.stage import CLIENT_IP, DEBIAN_PLUGINS, NODE_IP, cnimeta_program, relocated
+from demo.stage import CLIENT_IP, DEBIAN_PLUGINS, NODE_IP, Attachment
 
 if TYPE_CHECKING:
     from cnimeta.testing.netns import Namespace
@@ -37,22 +37,18 @@ class Container(NamedTuple):
     uid: str
 
     @property
-    def args(self) -> str:
-        """CNI_ARGS as a kubelet's runtime sends them."""
-        return (
+    def attachment(self) -> Attachment:
+        """The container with CNI_ARGS and capabilities as a kubelet's runtime sends them."""
+        args = (
             f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={self.name};"
             f"K8S_POD_UID={self.uid};K8S_POD_INFRA_CONTAINER_ID={self.id}"
         )
-
-    @property
-    def capability_args(self) -> dict[str, Any]:
-        """What the runtime knows of this Pod: its annotations, and for web-1 a bandwidth limit."""
         annotations = {"cnimeta.io/expose": ",".join(PROMISES[self.name][1:])}
         found: dict[str, Any] = {"io.kubernetes.cri.pod-annotations": annotations}
         if self.name == "web-1":
             limits = dict.fromkeys(("ingressRate", "egressRate"), LIMIT_BPS)
             found["bandwidth"] = {**limits, **dict.fromkeys(("ingressBurst", "egressBurst"), BURST_BITS)}
-        return found
+        return Attachment(self.id, self.netns, args, found)
 
 
 class Story:
@@ -65,6 +61,7 @@ class Story:
         self.containers: list[Container] = []
         self.mappings: dict[str, list[dict[str, Any]]] = {}
         self.addresses: dict[str, str] = {}
+        self.shown = False
 
     def tell(self) -> None:
         """All of it."""
@@ -87,7 +84,7 @@ class Story:
         report.step("A node, a client and two containers, as network namespaces of this demo's own")
         for name in PROMISES:
             netns = stage.namespace(name)
-            self.containers.append(Container(name, uuid.uuid4().hex, netns, str(uuid.uuid4())))
+            self.containers.append(Container(name, f"{name}-{uuid.uuid4().hex[:12]}", netns, str(uuid.uuid4())))
         rows = [("node", NODE_IP, stage.node.name), ("client", CLIENT_IP, stage.client.name)]
         rows += [(found.name, "none yet", found.netns.name) for found in self.containers]
         report.table(("what", "address", "namespace"), rows)
@@ -96,7 +93,8 @@ class Story:
         """Step: the launchers."""
         report, stage = self.report, self.stage
         report.step("Install the plugins into a folder of their own")
-        self._cnimeta("install", "--bin-dir", str(stage.bin))
+        report.command(("cnimeta", "install", "--bin-dir", str(stage.bin)))
+        stage.install()
         installed = sorted(path.name for path in stage.bin.iterdir())
         report.say(f"{stage.bin}: {', '.join(installed)}; bridge and host-local are Debian's, in {DEBIAN_PLUGINS}")
         report.check({"portmap", "bandwidth", "hostport_alloc"} <= set(installed), "the three launchers are there")
@@ -105,11 +103,9 @@ class Story:
         """Step: the configuration and the API server."""
         report, stage = self.report, self.stage
         report.step(f"The configuration: examples/conflist/{CONFLIST.name}, files moved into {stage.state}")
-        conflist = relocated(json.loads(CONFLIST.read_text(encoding="utf-8")), stage.state)
-        self.conflist.write_text(json.dumps(conflist, indent=2), encoding="utf-8")
-        stage.state.mkdir()
+        self.conflist = stage.configure(CONFLIST)
         server.kubeconfig(stage.state / "kubeconfig", token=server.token("cnimeta"))
-        wrapper = conflist["plugins"][0]
+        wrapper = json.loads(self.conflist.read_text(encoding="utf-8"))["plugins"][0]
         around = " + ".join(part["type"] for part in wrapper["delegates"])
         report.say(f"hostport_alloc wraps {around}, then calls {wrapper['portmap']['type']}")
         report.say(f"ranges {json.dumps(wrapper['ranges'])}, expose {json.dumps(wrapper['expose'])}")
@@ -150,7 +146,9 @@ class Story:
         for container in self.containers:
             self.stage.serve(container.netns, container.name, 80, 9000)
             self._run("check", container)
-        report.check(True, "CHECK finds both in order")
+        report.say("CHECK finds both in order")
+        self._cnimeta("ports", "check", "--conf", str(self.conflist))
+        report.say("so do rules, records, bits and sockets among each other")
 
     def fetch(self) -> None:
         """Step: pages, through the host ports."""
@@ -233,26 +231,28 @@ class Story:
         report.check(silent, "nobody answers on the host ports any more")
 
     def _footprint(self) -> dict[str, list[str]]:
-        return footprint(self.stage.node, self.stage.state, self.addresses.values())
+        found = footprint(self.stage.node, self.stage.state, self.addresses.values())
+        for name in ("default", "games"):
+            shown = self.stage.cnimeta("ports", "show", name, "--conf", str(self.conflist), "--json")
+            found.setdefault("host port bits", []).extend(str(port) for port in json.loads(shown)["usedPorts"])
+        return found
 
     def _all_mappings(self) -> list[dict[str, Any]]:
         return [found for mappings in self.mappings.values() for found in mappings]
 
     def _run(self, verb: str, container: Container) -> str:
-        """One `cnimeta run`, in the node."""
-        words = ["run", verb, "--conflist", str(self.conflist), "--container-id", container.id]
-        words += ["--netns", container.netns.path, "--args", container.args]
-        words += ["--capability-args", json.dumps(container.capability_args)]
-        words += ["--cni-path", f"{self.stage.bin}:{DEBIAN_PLUGINS}", "--cache-dir", str(self.stage.state / "results")]
-        return self._cnimeta(*words)
+        """One `cnimeta run`, in the node; the first one in full, for the reader to see what it takes."""
+        words = self.stage.run_words(verb, self.conflist, container.attachment)
+        if not self.shown:
+            self.shown = True
+            return self._cnimeta(*words)
+        self.report.say(f"$ cnimeta run {verb} --container-id {container.id} ...")
+        return self.stage.cnimeta(*words)
 
     def _cnimeta(self, *words: str) -> str:
-        """The command line tool, in the node; what it printed. Raises RuntimeError with its words if it fails."""
+        """The command line tool, in the node, for the reader to see."""
         self.report.command(("cnimeta", *words))
-        done = self.stage.node.run(cnimeta_program(), *words, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"cnimeta {words[0]} {words[1]} failed: {(done.stderr + done.stdout).strip()}")
-        return done.stdout
+        return self.stage.cnimeta(*words)
 
 
 def _mbit(rate_bps: float) -> str:

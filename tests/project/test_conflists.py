@@ -1,0 +1,206 @@
+"""Every file in examples/conflist, run as it stands (its files moved into a folder of the test), with real traffic."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+from demo.footprint import footprint
+from demo.stage import CLIENT_IP, NODE_IP, NODE_IP6, Attachment, Stage
+
+from cnimeta.testing.kube import PodServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cnimeta.testing.netns import Namespace
+
+pytestmark = pytest.mark.kernel
+
+FOLDER = Path(__file__).parents[2] / "examples" / "conflist"
+
+STAND_IN = """#!/usr/bin/python3 -I
+# Behaves as {name} does towards a runtime: it writes a configuration and lets {type} do the work.
+import json, subprocess, sys
+conf = json.load(sys.stdin)
+inner = {{"type": "{type}", **{extra}, "ipam": {{"type": "host-local", "subnet": "10.90.0.0/24", "dataDir": "{leases}"}}}}
+inner.update({{key: conf[key] for key in ("cniVersion", "name", "prevResult") if key in conf}})
+sys.exit(subprocess.run(["/usr/lib/cni/{type}"], input=json.dumps(inner).encode()).returncode)
+"""
+
+
+class Case(NamedTuple):
+    """What a file promises: capabilities as the runtime sends them, and where each container port is reached."""
+
+    reach: dict[str, str]
+    """"80/tcp" -> the range its host port is from, or the host port itself."""
+    capabilities: dict[str, Any] = {}
+    addresses: tuple[str, ...] = (NODE_IP,)
+    shaped: bool = False
+    pods: bool = False
+
+
+ANNOTATED = {"io.kubernetes.cri.pod-annotations": {"cnimeta.io/expose": "80/tcp"}}
+LIMITS = {"ingressRate": 50_000_000, "ingressBurst": 4_000_000, "egressRate": 20_000_000, "egressBurst": 4_000_000}
+CASES = {
+    "bridge": Case({"80/tcp": "default"}, {"bandwidth": LIMITS}, shaped=True, pods=True),
+    "dual-stack": Case({"80/tcp": "default", "5353/udp": "default"}, addresses=(NODE_IP, NODE_IP6)),
+    "explicit-and-random": Case(
+        {"9000/tcp": "games", "9000/udp": "games", "80/tcp": "8080"},
+        {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
+    ),
+    "flannel": Case({"80/tcp": "default"}, {**ANNOTATED, "bandwidth": LIMITS}, shaped=True, pods=True),
+    "ptp-chained": Case({"80/tcp": "default"}, {"bandwidth": LIMITS}, shaped=True),
+    "calico-chained": Case({"80/tcp": "default"}, {**ANNOTATED, "bandwidth": LIMITS}, shaped=True, pods=True),
+    "portmap": Case(
+        {"80/tcp": "8080", "53/udp": "8053"},
+        {
+            "portMappings": [
+                {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+                {"hostPort": 8053, "containerPort": 53, "protocol": "udp"},
+            ]
+        },
+    ),
+    "bandwidth": Case({}, shaped=True),
+}
+
+
+def test_every_file_has_a_case_when_the_folder_is_listed() -> None:
+    assert {path.stem for path in FOLDER.glob("*.conflist")} == set(CASES)
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    made = Stage(tmp_path)
+    try:
+        made.install()
+        for name, kind, extra in (
+            ("flannel", "bridge", {"bridge": "cni0", "isGateway": True, "isDefaultGateway": True, "hairpinMode": True}),
+            ("calico", "ptp", {}),
+        ):
+            program = made.bin / name
+            leases = tmp_path / "state" / "host-local"
+            program.write_text(STAND_IN.format(name=name, type=kind, extra=extra, leases=leases), encoding="utf-8")
+            os.chmod(program, 0o755)
+        yield made
+    finally:
+        made.close()
+
+
+@contextlib.contextmanager
+def echoing(container: Namespace, ports: list[str], answer: bytes) -> Iterator[None]:
+    """Answer `answer` to everyone on the ports ("80/tcp") of a container, on IPv4 and IPv6."""
+    sockets = []
+    with container.entered():
+        for port in ports:
+            number, _, protocol = port.partition("/")
+            kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+            sockets.append(socket.socket(socket.AF_INET6, kind))
+            sockets[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sockets[-1].bind(("::", int(number)))
+    threads = [threading.Thread(target=_answer, args=(listener, answer), daemon=True) for listener in sockets]
+    for listener in sockets:
+        if listener.type == socket.SOCK_STREAM:
+            listener.listen()
+    for thread in threads:
+        thread.start()
+    yield
+    for listener, thread in zip(sockets, threads, strict=True):
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(5)
+
+
+def _answer(listener: socket.socket, answer: bytes) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            if listener.type == socket.SOCK_STREAM:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.sendall(answer)
+            else:
+                data, peer = listener.recvfrom(100)
+                if not data:  # shut down
+                    return
+                listener.sendto(answer, peer)
+
+
+def ask(address: str, port: int, protocol: str) -> bytes:
+    """What the other side says; empty when nobody answers."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(family, kind) as channel:
+        channel.settimeout(3)
+        try:
+            channel.connect((address, port))
+            if protocol == "udp":
+                channel.send(b"?")
+            return channel.recv(100)
+        except OSError:
+            return b""
+
+
+def host_ports(stage: Stage, conflist: Path, container_id: str) -> dict[str, tuple[int, str]]:
+    """{"80/tcp": (host port, range)} as `cnimeta ports list` has it."""
+    listed = json.loads(stage.cnimeta("ports", "list", "--conf", str(conflist), "--json"))
+    return {
+        f"{found['containerPort']}/{found['protocol']}": (found["hostPort"], found["range"])
+        for found in listed
+        if found["containerID"] == container_id
+    }
+
+
+@pytest.fixture
+def pods(stage: Stage) -> Iterator[PodServer]:
+    (stage.folder / "state").mkdir()
+    with stage.client.entered():
+        server = PodServer(stage.folder, CLIENT_IP, 6443)
+    with server:
+        server.kubeconfig(stage.folder / "state" / "kubeconfig", token=server.token("cnimeta"))
+        yield server
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_the_conflist_does_what_it_promises_when_it_is_run(name: str, stage: Stage, pods: PodServer) -> None:
+    case = CASES[name]
+    conflist = stage.configure(FOLDER / f"{name}.conflist")
+    uid = str(uuid.uuid4())
+    pods.pods.create("default", "web", uid=uid)
+    args = f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID={uid}"
+    container = Attachment("c-" + uuid.uuid4().hex, stage.namespace("c"), args, case.capabilities)
+
+    result = json.loads(stage.cnimeta(*stage.run_words("add", conflist, container)))
+    addresses = [found["address"].partition("/")[0] for found in result["ips"]]
+    stage.cnimeta(*stage.run_words("check", conflist, container))
+
+    plugins = {part["type"] for part in json.loads(conflist.read_text())["plugins"]}
+    random = {port for port, where in case.reach.items() if not where.isdigit()}
+    found = host_ports(stage, conflist, container.id) if "hostport_alloc" in plugins else {}
+    assert random <= set(found)
+    with echoing(container.netns, list(case.reach), name.encode()):
+        for port, where in case.reach.items():
+            host_port = int(where) if where.isdigit() else found[port][0]
+            assert where.isdigit() or found[port][1] == where
+            for address in case.addresses:
+                for source in (stage.client, stage.node):
+                    with source.entered():
+                        assert ask(address, host_port, port.partition("/")[2]) == name.encode(), (port, address)
+    assert ("tbf" in stage.node.run("tc", "qdisc", "show").stdout) == case.shaped
+    annotations = pods.pods.annotations("default", "web")
+    assert ("cnimeta.io/hostports" in annotations) == case.pods
+
+    for _ in range(2):
+        stage.cnimeta(*stage.run_words("del", conflist, container))
+    left = footprint(stage.node, stage.state, addresses)
+    assert {kind: things for kind, things in left.items() if things} == {}
+    assert "tbf" not in stage.node.run("tc", "qdisc", "show").stdout
+    if found:
+        assert host_ports(stage, conflist, container.id) == {}
