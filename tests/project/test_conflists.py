@@ -18,7 +18,7 @@ from demo.stage import CLIENT_IP, NODE_IP, NODE_IP6, Attachment, Stage
 from cnimeta.testing.kube import PodServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from cnimeta.testing.netns import Namespace
 
@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
     reach: dict[str, str]
     """"80/tcp" -> the range its host port is from, or the host port itself."""
-    capabilities: dict[str, Any] = {}
+    capabilities: Mapping[str, Any] = {}
     addresses: tuple[str, ...] = (NODE_IP,)
     shaped: bool = False
     pods: bool = False
