@@ -1,0 +1,125 @@
+"""The results cache, in libcni's own place and format, so that either runtime can DEL what the other ADDed.
+
+`<folder>/results/<network>-<container ID>-<ifname>`, one JSON object of kind `cniCacheV1`, mode 0600. libcni writes it
+without fsync and can leave an empty file after a crash (containernetworking/cni#1055): here it is written whole or not
+at all, and a file that cannot be read counts as no result, which DEL must live with.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from typing import TYPE_CHECKING
+
+from cnimeta._record import NamedTuple
+from cnimeta.errors import CniError
+from cnimeta.spec.fields import Fields
+from cnimeta.spec.jsonio import dumps, loads_object
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cnimeta.host.protocols import Files
+    from cnimeta.spec.jsonio import JSON
+
+DEFAULT_FOLDER = "/var/lib/cni"
+_KIND = "cniCacheV1"
+
+
+class Cached(NamedTuple):
+    """What is remembered of an ADD."""
+
+    network: str
+    container_id: str
+    ifname: str
+    netns: str = ""
+    args: tuple[tuple[str, str], ...] = ()
+    capability_args: Mapping[str, JSON] = {}
+    config: bytes = b""
+    """The network configuration list as it was used."""
+    result: Mapping[str, JSON] | None = None
+    """The chain's final result, in the list's version."""
+
+
+class Cache:
+    """The cache under `folder` (libcni's --cache-dir)."""
+
+    def __init__(self, files: Files, folder: str = DEFAULT_FOLDER, log: Callable[[str], None] = print) -> None:
+        self.files = files
+        self.folder = os.path.join(folder, "results")
+        self.log = log
+
+    def path(self, network: str, container_id: str, ifname: str) -> str:
+        """The file of one attachment; its parts have been validated, so it cannot leave the folder."""
+        return os.path.join(self.folder, f"{network}-{container_id}-{ifname}")
+
+    def store(self, cached: Cached) -> None:
+        """Remember. OSError when the folder cannot be written."""
+        self.files.write(self.path(cached.network, cached.container_id, cached.ifname), encode(cached))
+
+    def load(self, network: str, container_id: str, ifname: str) -> Cached | None:
+        """What is remembered, or None. A damaged file is reported through `log` and counts as none."""
+        path = self.path(network, container_id, ifname)
+        return self._read(path)
+
+    def forget(self, network: str, container_id: str, ifname: str) -> None:
+        """Remove; missing is fine."""
+        self.files.remove(self.path(network, container_id, ifname))
+
+    def of_network(self, network: str) -> list[Cached]:
+        """Everything remembered of one network."""
+        names = [name for name in self.files.names(self.folder) if name.startswith(f"{network}-")]
+        found = [self._read(os.path.join(self.folder, name)) for name in names]
+        return [cached for cached in found if cached is not None and cached.network == network]
+
+    def _read(self, path: str) -> Cached | None:
+        data = self.files.read(path)
+        if data is None:
+            return None
+        try:
+            return decode(data)
+        except (CniError, ValueError) as error:
+            self.log(f"{path}: the cached result cannot be read and is ignored: {error}")
+            return None
+
+
+def encode(cached: Cached) -> bytes:
+    """The file's content."""
+    body: dict[str, JSON] = {
+        "kind": _KIND,
+        "containerId": cached.container_id,
+        "config": base64.b64encode(cached.config).decode(),
+        "ifName": cached.ifname,
+        "networkName": cached.network,
+    }
+    if cached.netns:
+        body["netns"] = cached.netns
+    if cached.args:
+        body["cniArgs"] = [list(pair) for pair in cached.args]
+    if cached.capability_args:
+        body["capabilityArgs"] = dict(cached.capability_args)
+    if cached.result is not None:
+        body["result"] = dict(cached.result)
+    return dumps(body).encode()
+
+
+def decode(data: bytes) -> Cached:
+    """Read a file's content. Raises CniError or ValueError."""
+    fields = Fields(loads_object(data, "the cached result"))
+    if fields.text("kind") != _KIND:
+        raise ValueError(f"unknown kind {fields.text('kind')!r}")
+    pairs = []
+    for pair in fields.items("cniArgs"):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError("cniArgs must hold pairs")
+        pairs.append((str(pair[0]), str(pair[1])))
+    return Cached(
+        fields.text("networkName"),
+        fields.text("containerId"),
+        fields.text("ifName"),
+        fields.text("netns"),
+        tuple(pairs),
+        fields.object("capabilityArgs").raw,
+        base64.b64decode(fields.text("config"), validate=True),
+        fields.object("result").raw if fields.has("result") else None,
+    )
