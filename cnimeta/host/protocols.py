@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from cnimeta.delegate.spawn import Completed
+    from cnimeta.host.iptables import Change
     from cnimeta.spec.jsonio import JSON
 
 
@@ -112,4 +113,34 @@ class PortScan(Protocol):
 
     def redirected(self) -> Iterable[tuple[str, int, int]]:
         """(protocol, first port, last port) of every DNAT or redirect rule but this project's own."""
+        ...
+
+
+class Iptables(Protocol):
+    """The nat tables of one iptables variant. `family` is 4 or 6; rules are text as `iptables-save` prints them."""
+
+    variant: str
+
+    def held(self) -> AbstractContextManager[None]:
+        """The xtables lock, for what is read to stay so until it is changed. TryAgainLater (code 11)."""
+        ...
+
+    def chain(self, family: int, name: str) -> list[str] | None:
+        """The rules of one chain, None when there is no such chain."""
+        ...
+
+    def has_chain(self, family: int, name: str) -> bool:
+        """Whether the chain is there."""
+        ...
+
+    def read(self, family: int) -> dict[str, list[str]]:
+        """Every chain and its rules."""
+        ...
+
+    def commit(self, family: int, changes: Sequence[Change]) -> None:
+        """Apply all changes or none, under `held()`. cnimeta.host.iptables.Refused when one does not fit."""
+        ...
+
+    def has_rule(self, family: int, chain: str, rule: str) -> bool:
+        """Whether the chain has the rule, however its words are ordered; not under `held()`."""
         ...

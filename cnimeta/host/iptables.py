@@ -1,0 +1,243 @@
+"""The host's iptables, nat table, both families: values shared by the adapters, and which variant the host uses.
+
+Rules are text as `iptables-save` prints it, without `-A CHAIN`. Changes are data; an adapter applies a list of them
+to one family atomically: all or none. A variant is "nft" (iptables over nf_tables) or "legacy" (ip_tables); their
+rules are invisible to each other, so writing both would leave half of a host's mappings to nobody.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cnimeta._record import NamedTuple
+from cnimeta.errors import IoFailure, TryAgainLater, shown
+from cnimeta.host.program import SYSTEM_PATH, find_program, run_program
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cnimeta.host.protocols import Iptables
+
+FAMILIES = (4, 6)
+PROGRAM_TIMEOUT_S = 30.0
+LOCK_FILE = "/run/xtables.lock"
+"""The lock that every legacy iptables program takes (XTABLES_LOCKFILE of iptables' build)."""
+
+_PLAIN = frozenset("_-0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,:/[]!=+%@")
+_ESCAPED = "\"\\'"
+_FLAGS = {
+    "require": "-C",
+    "new": "-N",
+    "flush": "-F",
+    "remove": "-X",
+    "append": "-A",
+    "insert": "-I",
+    "delete": "-D",
+}
+_FIRST_WAIT_S = 0.001
+_LONGEST_WAIT_S = 0.016
+
+
+class Refused(IoFailure):
+    """A batch was not applied: a chain was there or not, a rule was missing, or a parameter was not understood."""
+
+
+class Change(NamedTuple):
+    """One step. `action`: `require` (the rule must be there), `new`, `flush`, `remove` (a chain), `append`,
+    `insert` (first), `delete` (a rule).
+    """
+
+    action: str
+    chain: str
+    rule: str = ""
+
+
+def render(changes: Sequence[Change]) -> str:
+    """The input of `iptables-restore --noflush` for the nat table."""
+    lines = ["*nat"]
+    for change in changes:
+        place = " 1" if change.action == "insert" else ""
+        lines.append(f"{_FLAGS[change.action]} {change.chain}{place} {change.rule}".rstrip())
+    return "\n".join([*lines, "COMMIT", ""])
+
+
+def quote(word: str) -> str:
+    """A word as `iptables-save` prints it and `iptables-restore` reads it. Raises Refused for control characters."""
+    if word and _PLAIN.issuperset(word):
+        return word
+    if not word.isprintable():
+        raise Refused(f"iptables rules cannot carry {shown(word)}: remove the control characters")
+    return '"' + "".join("\\" + char if char in _ESCAPED else char for char in word) + '"'
+
+
+def split(rule: str) -> list[str]:
+    """The words of a rule: the reverse of joining quoted words with spaces."""
+    words: list[str] = []
+    word, quoted, escaped, started = "", False, False, False
+    for char in rule:
+        if escaped:
+            word, escaped = word + char, False
+        elif char == "\\":
+            escaped = True
+        elif char == '"':
+            quoted, started = not quoted, True
+        elif char == " " and not quoted:
+            if word or started:
+                words.append(word)
+            word, started = "", False
+        else:
+            word += char
+    return [*words, word] if word or started else words
+
+
+class NatTable:
+    """A nat table as data: chains and their rules. What `iptables-save` shows, and how changes alter it."""
+
+    def __init__(self, chains: dict[str, list[str]]) -> None:
+        self.chains = chains
+
+    @classmethod
+    def parse(cls, text: str) -> NatTable:
+        """Read the output of `iptables-save -t nat` (or `-S CHAIN`)."""
+        chains: dict[str, list[str]] = {}
+        for line in text.splitlines():
+            if line.startswith(":"):
+                chains[line[1:].partition(" ")[0]] = []
+            elif line[:3] in ("-N ", "-P "):
+                chains[line[3:].partition(" ")[0]] = []
+            elif line.startswith("-A "):
+                chain, _, rule = line[3:].partition(" ")
+                chains.setdefault(chain, []).append(rule)
+        return cls(chains)
+
+    def apply(self, change: Change) -> int:
+        """Make one change as iptables would; the place (from 0) of the rule concerned. Raises Refused."""
+        action, chain, rule = change
+        rules = self.chains.get(chain)
+        if action == "new":
+            if rules is not None:
+                raise Refused(f"iptables chain {chain} exists already")
+            self.chains[chain] = []
+            return 0
+        if rules is None:
+            raise Refused(f"iptables chain {chain} does not exist")
+        if action in ("delete", "require") and rule not in rules:
+            raise Refused(f"iptables chain {chain} has no rule {rule}")
+        place = len(rules) if action == "append" else rules.index(rule) if action in ("delete", "require") else 0
+        if action == "delete":
+            del rules[place]
+        elif action in ("append", "insert"):
+            rules.insert(place, rule)
+        elif action == "flush":
+            rules.clear()
+        elif action == "remove":
+            self._remove(chain)
+        return place
+
+    def _remove(self, chain: str) -> None:
+        if self.chains[chain] or any(target(rule) == chain for rules in self.chains.values() for rule in rules):
+            raise Refused(f"iptables chain {chain} is not empty or still used")
+        del self.chains[chain]
+
+
+def target(rule: str) -> str:
+    """The chain or target a rule jumps to; empty for none."""
+    return rule.rpartition("-j ")[2].partition(" ")[0] if "-j " in rule else ""
+
+
+class XtablesLock:
+    """The xtables lock, held for a `with` block, so that what was read is still so when it is changed.
+
+    Raises TryAgainLater (code 11) when another holder keeps it longer than `timeout_s`. Not re-entrant.
+    """
+
+    def __init__(self, path: str = LOCK_FILE, timeout_s: float = 10.0) -> None:
+        self.path = path
+        self.timeout_s = timeout_s
+        self._fd = -1
+
+    def __enter__(self) -> None:
+        import fcntl
+        import time
+
+        deadline = time.monotonic() + self.timeout_s
+        wait_s = _FIRST_WAIT_S
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise IoFailure(f"the xtables lock {self.path} cannot be opened: {error.strerror}") from None
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    os.close(fd)
+                    raise TryAgainLater(
+                        f"the xtables lock {self.path} was not had within {self.timeout_s:g} s: another program has it"
+                    ) from None
+            time.sleep(wait_s * (0.5 + os.urandom(1)[0] / 256))
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+        self._fd = fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+        self._fd = -1
+
+
+# --- programs --------------------------------------------------------------------------------------------
+
+
+def program(family: int, variant: str, suffix: str = "", path: str = "") -> str:
+    """The absolute path of `iptables-nft-restore` and the like. Raises IoFailure when the host has none.
+
+    Hosts from before iptables 1.8 have one variant, under the plain name.
+    """
+    stem = "iptables" if family == 4 else "ip6tables"
+    found = find_program(f"{stem}-{variant}{suffix}", path)
+    if found is None and command_variant(path) == variant:
+        found = find_program(f"{stem}{suffix}", path)
+    if found is None:
+        raise IoFailure(f"{stem}-{variant}{suffix} is not installed: install iptables, or set backend to nftables")
+    return found
+
+
+def run(argv: Sequence[str], stdin: str = "") -> str:
+    """Run an iptables program and return its stdout. Raises Refused with what it said when it fails."""
+    done = run_program(argv, {"PATH": SYSTEM_PATH, "LC_ALL": "C"}, stdin.encode(), PROGRAM_TIMEOUT_S)
+    if done.status:
+        raise Refused(f"{os.path.basename(argv[0])} failed: {done.complaint}")
+    return done.stdout.decode("utf-8", "replace")
+
+
+def command_variant(path: str = "") -> str:
+    """The variant of the host's plain `iptables` command: "nft", "legacy", or "" when there is none."""
+    command = find_program("iptables", path)
+    if command is None:
+        return ""
+    real = os.path.basename(os.path.realpath(command))
+    if "-nft" in real:
+        return "nft"
+    if "-legacy" in real:
+        return "legacy"
+    return "nft" if "nf_tables" in run([command, "-V"]) else "legacy"
+
+
+def installed(path: str = "") -> Iptables | None:
+    """The adapter for the variant this host uses, or None when no iptables is installed."""
+    from cnimeta.host.iptables_variant import detect
+
+    variant = detect(path)
+    return open_variant(variant, path) if variant else None
+
+
+def open_variant(variant: str, path: str = "") -> Iptables:
+    """The adapter of one variant."""
+    if variant == "legacy":
+        from cnimeta.host.iptables_legacy import LegacyIptables
+
+        return LegacyIptables(path)
+    from cnimeta.host.iptables_restore import NftIptables
+
+    return NftIptables(path)

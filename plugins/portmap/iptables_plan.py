@@ -1,0 +1,145 @@
+"""What to change in a nat table, decided from what is in it. Pure: text in, changes out."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from cnimeta._record import NamedTuple
+from cnimeta.host.iptables import Change, split, target
+from cnimeta_plugins.portmap.iptables_rules import (
+    DNAT_CHAIN,
+    JUMP_IN,
+    JUMP_OUT,
+    MASQ_CHAIN,
+    OLD_SNAT_CHAIN,
+    SETMARK_CHAIN,
+    ContainerRules,
+    Settings,
+    masquerade_rule,
+    set_mark_rule,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+_COMMENT_HEAD = 'dnat name: "'
+_COMMENT_JOINT = '" id: "'
+
+
+class Owner(NamedTuple):
+    """Whose chain it is, from the comment on its entry rule. A cut comment has no whole container ID (`whole`)."""
+
+    chain: str
+    network: str
+    container_id: str
+    whole: bool
+
+
+class Span(NamedTuple):
+    """Host ports that lead somewhere: protocol, first and last port, host address (empty: every address)."""
+
+    protocol: str
+    first: int
+    last: int
+    host_ip: str = ""
+
+    def meets(self, other: Span) -> bool:
+        """Whether one packet can be for both, whatever the addresses."""
+        return self.protocol == other.protocol and self.first <= other.last and other.first <= self.last
+
+
+class Entry(NamedTuple):
+    """A rule of CNI-HOSTPORT-DNAT: its text, where it leads, and the ports it lists."""
+
+    rule: str
+    chain: str
+    spans: tuple[Span, ...]
+
+
+def read_entry(rule: str) -> Entry:
+    """Take one entry rule apart; no spans for a rule of another shape."""
+    listed = rule.partition(" --dports ")[2].partition(" ")[0]
+    protocol = rule[3:].partition(" ")[0] if rule.startswith("-p ") else rule.partition(" -p ")[2].partition(" ")[0]
+    spans = []
+    for word in listed.split(",") if listed and protocol else ():
+        first, _, last = word.partition(":")
+        if first.isdecimal():
+            spans.append(Span(protocol, int(first), int(last) if last.isdecimal() else int(first)))
+    return Entry(rule, target(rule), tuple(spans))
+
+
+def read_owner(entry: Entry) -> Owner:
+    """Who an entry rule belongs to; empty names when its comment says nothing."""
+    words = split(entry.rule)
+    text = words[words.index("--comment") + 1] if "--comment" in words[:-1] else ""
+    if not text.startswith(_COMMENT_HEAD):
+        return Owner(entry.chain, "", "", whole=False)
+    network, joint, rest = text[len(_COMMENT_HEAD) :].partition(_COMMENT_JOINT)
+    whole = bool(joint) and rest.endswith('"')
+    return Owner(entry.chain, network if joint else "", rest[:-1] if whole else rest.removesuffix("..."), whole)
+
+
+def translated(rules: Iterable[str]) -> list[Span]:
+    """The ports and host addresses that the rules of a container's chain translate."""
+    spans = []
+    for rule in rules:
+        if target(rule) != "DNAT":
+            continue
+        words = split(rule)
+        value = dict(pairwise(words))
+        first, _, last = value.get("--dport", "").partition(":")
+        if first.isdecimal():
+            address = value.get("-d", "").partition("/")[0]
+            spans.append(Span(value.get("-p", ""), int(first), int(last or first), address))
+    return spans
+
+
+# --- writing ---------------------------------------------------------------------------------------------
+
+
+def base_rules(settings: Settings) -> list[tuple[str, str, str]]:
+    """(chain, rule, how to add it) of everything shared, in the order upstream makes it."""
+    rules = []
+    if settings.snat and not settings.set_mark_chain:
+        rules += [
+            (SETMARK_CHAIN, set_mark_rule(settings.mark_bit), "append"),
+            (MASQ_CHAIN, masquerade_rule(settings.mark_bit), "append"),
+            ("POSTROUTING", JUMP_OUT, "insert"),  # before the masquerading of ptp and bridge
+        ]
+    return [*rules, ("PREROUTING", JUMP_IN, "append"), ("OUTPUT", JUMP_IN, "append")]
+
+
+def base_present(settings: Settings) -> list[Change]:
+    """Steps that pass only when everything shared is in place."""
+    return [Change("require", chain, rule) for chain, rule, _ in base_rules(settings)]
+
+
+def base_missing(table: Mapping[str, Sequence[str]], settings: Settings) -> list[Change]:
+    """What of the shared part has to be made."""
+    rules = base_rules(settings)
+    own = [chain for chain in (SETMARK_CHAIN, MASQ_CHAIN) if any(chain == made for made, _, _ in rules)]
+    changes = [Change("new", chain) for chain in (*own, DNAT_CHAIN) if chain not in table]
+    return changes + [Change(how, chain, rule) for chain, rule, how in rules if rule not in table.get(chain, ())]
+
+
+def replace(entries: Iterable[Entry], wanted: ContainerRules, exists: bool, first: bool = False) -> list[Change]:
+    """Write a container's part in place of what there is of it. `first`: its entry rules go before the others."""
+    changes = [Change("delete", DNAT_CHAIN, entry.rule) for entry in entries if entry.chain == wanted.chain]
+    changes.append(Change("flush" if exists else "new", wanted.chain))
+    changes += [Change("append", wanted.chain, rule) for rule in wanted.rules]
+    if first:
+        return changes + [Change("insert", DNAT_CHAIN, rule) for rule in reversed(wanted.entries)]
+    return changes + [Change("append", DNAT_CHAIN, rule) for rule in wanted.entries]
+
+
+def remove(entries: Iterable[Entry], chain: str) -> list[Change]:
+    """Take a container's chain away; it exists."""
+    changes = [Change("delete", DNAT_CHAIN, entry.rule) for entry in entries if entry.chain == chain]
+    return [*changes, Change("flush", chain), Change("remove", chain)]
+
+
+def remove_old_snat(rules: Iterable[str], chain: str) -> list[Change]:
+    """The same for the chain that old versions made for masquerading."""
+    changes = [Change("delete", OLD_SNAT_CHAIN, rule) for rule in rules if target(rule) == chain]
+    return [*changes, Change("flush", chain), Change("remove", chain)]

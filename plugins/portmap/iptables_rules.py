@@ -1,0 +1,219 @@
+"""The iptables rules of a port mapping, as data: the chains, the rules and their order are upstream's, to the byte.
+
+Rules are kept as `iptables-save` prints them (without `-A CHAIN`), so that what is planned can be compared with what
+is read, and either written with `iptables-restore`. Layout (table nat, both families):
+
+    PREROUTING, OUTPUT    -> CNI-HOSTPORT-DNAT     for packets to an address of this host
+    CNI-HOSTPORT-DNAT     -> CNI-DN-<hash>         one rule per protocol and 15 ports of a container
+    CNI-DN-<hash>            per mapping: mark hairpin, mark localhost, DNAT
+    CNI-HOSTPORT-SETMARK     sets the mark
+    POSTROUTING           -> CNI-HOSTPORT-MASQ     masquerades what carries the mark
+
+Names and rules: https://github.com/containernetworking/plugins/blob/main/plugins/meta/portmap/portmap_iptables.go
+"""
+
+from __future__ import annotations
+
+from cnimeta._record import NamedTuple
+from cnimeta.host.iptables import quote
+from cnimeta.spec.ip import parse_cidr, parse_ip
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+DNAT_CHAIN = "CNI-HOSTPORT-DNAT"
+SETMARK_CHAIN = "CNI-HOSTPORT-SETMARK"
+MASQ_CHAIN = "CNI-HOSTPORT-MASQ"
+OLD_SNAT_CHAIN = "CNI-HOSTPORT-SNAT"
+"""Never change these four: other versions and other implementations look for them."""
+
+_DN_PREFIX = "CNI-DN-"
+_SN_PREFIX = "CNI-SN-"
+_CHAIN_NAME_LENGTH = 28
+_COMMENT_MAX = 255
+_COMMENT_KEPT = 253  # upstream's own arithmetic: 253 and "..." make 256, one more than it meant
+_MULTIPORT_MAX = 15
+_UNSPECIFIED = ("0.0.0.0/0", "::/0")
+
+DEFAULT_MARK_BIT = 13
+
+
+class Mapping(NamedTuple):
+    """One port mapping. `host_port_end` is the last port of a range, equal to `host_port` for a single port;
+    `host_ip` is empty for every address of the host.
+    """
+
+    protocol: str
+    host_port: int
+    host_port_end: int
+    container_port: int
+    host_ip: str = ""
+
+
+class Settings(NamedTuple):
+    """The netconf keys that shape the rules. `conditions` are those of the family at hand, as given."""
+
+    snat: bool = True
+    masq_all: bool = False
+    mark_bit: int = DEFAULT_MARK_BIT
+    set_mark_chain: str = ""
+    """externalSetMarkChain; empty for this plugin's own."""
+    conditions: tuple[str, ...] = ()
+
+
+class ContainerRules(NamedTuple):
+    """A container's own chain: its name, the rules that lead to it (in CNI-HOSTPORT-DNAT) and those in it."""
+
+    chain: str
+    entries: tuple[str, ...]
+    rules: tuple[str, ...]
+
+
+def chain_name(network: str, container_id: str, prefix: str = _DN_PREFIX) -> str:
+    """The container's chain: the prefix and the first digits of sha512(network + container ID), 28 characters."""
+    return (prefix + _sha512(network + container_id))[:_CHAIN_NAME_LENGTH]
+
+
+def second_chain_name(network: str, container_id: str, ifname: str) -> str:
+    """The chain of a further interface of a container that already has mappings on this network.
+
+    Upstream's name leaves the interface out. `/` occurs in none of the three, so this never is another's name.
+    """
+    return chain_name(f"{network}/{ifname}/", container_id)
+
+
+def old_snat_chain_name(network: str, container_id: str) -> str:
+    """The chain that versions before 0.8 made beside the other; DEL removes it."""
+    return chain_name(network, container_id, _SN_PREFIX)
+
+
+def comment(network: str, container_id: str) -> str:
+    """The comment on a container's entry rules, cut as upstream cuts it."""
+    text = f'dnat name: "{network}" id: "{container_id}"'
+    return text if len(text) <= _COMMENT_MAX else text[:_COMMENT_KEPT] + "..."
+
+
+def mark(bit: int) -> str:
+    """`0x2000/0x2000` for bit 13."""
+    return f"{1 << bit:#x}/{1 << bit:#x}"
+
+
+# --- the shared part -------------------------------------------------------------------------------------
+
+JUMP_IN = f"-m addrtype --dst-type LOCAL -j {DNAT_CHAIN}"
+JUMP_OUT = f'-m comment --comment "CNI portfwd requiring masquerade" -j {MASQ_CHAIN}'
+
+
+def set_mark_rule(bit: int) -> str:
+    """The rule of CNI-HOSTPORT-SETMARK."""
+    return f'-m comment --comment "CNI portfwd masquerade mark" -j MARK --set-xmark {mark(bit)}'
+
+
+def masquerade_rule(bit: int) -> str:
+    """The rule of CNI-HOSTPORT-MASQ."""
+    return f"-m mark --mark {mark(bit)} -j MASQUERADE"
+
+
+# --- a container's part ----------------------------------------------------------------------------------
+
+
+def container_rules(
+    network: str,
+    container_id: str,
+    address: str,
+    mappings: Sequence[Mapping],
+    settings: Settings,
+    chain: str = "",
+) -> ContainerRules:
+    """Everything of one container in one family; `address` is its address with prefix length ("10.0.0.2/24").
+
+    Entry rules list the ports of every mapping, those of the other family included, as upstream's do; such a mapping
+    just has no rule in the container's chain.
+    """
+    name = chain or chain_name(network, container_id)
+    entries = []
+    extra = " ".join(quote(word) for word in settings.conditions)
+    for protocol in sorted({mapping.protocol for mapping in mappings}):
+        for ports in port_lists(mapping for mapping in mappings if mapping.protocol == protocol):
+            words = [
+                f"-p {protocol}",
+                f"-m comment --comment {quote(comment(network, container_id))}",
+                f"-m multiport --dports {ports}",
+                extra,
+                f"-j {name}",
+            ]
+            entries.append(" ".join(filter(None, words)))
+    rules: list[str] = []
+    for mapping in mappings:
+        rules += _mapping_rules(mapping, address, settings)
+    return ContainerRules(name, tuple(entries), tuple(rules))
+
+
+def port_lists(mappings: Iterable[Mapping]) -> list[str]:
+    """Multiport lists of at most 15 places each, in order; a range takes two."""
+    lists: list[str] = []
+    words: list[str] = []
+    used = 0
+    for mapping in mappings:
+        places = 1 if mapping.host_port == mapping.host_port_end else 2
+        if used + places > _MULTIPORT_MAX:
+            lists.append(",".join(words))
+            words, used = [], 0
+        words.append(_ports(mapping))
+        used += places
+    return [*lists, ",".join(words)] if words else lists
+
+
+def _ports(mapping: Mapping) -> str:
+    if mapping.host_port == mapping.host_port_end:
+        return str(mapping.host_port)
+    return f"{mapping.host_port}:{mapping.host_port_end}"
+
+
+def _mapping_rules(mapping: Mapping, address: str, settings: Settings) -> list[str]:
+    """Mark hairpin traffic, mark localhost's (IPv4), translate: in this order. None for the other family's hostIP."""
+    container = parse_cidr(address)
+    family = container.address.family
+    to_host = ""
+    if mapping.host_ip:
+        host = parse_ip(mapping.host_ip)
+        if host.family != family:
+            return []
+        if not host.is_unspecified:
+            to_host = f"-d {host.text}/{32 if family == 4 else 128}"
+    port = f"-p {mapping.protocol} -m {mapping.protocol} --dport {_ports(mapping)}"
+    rules = []
+    if settings.snat:
+        set_mark = settings.set_mark_chain or SETMARK_CHAIN
+        source = _UNSPECIFIED[family == 6] if settings.masq_all else container.network.text
+        from_net = "" if source in _UNSPECIFIED else f"-s {source}"
+        rules.append(_joined(from_net, to_host, port, f"-j {set_mark}"))
+        if family == 4 and not settings.masq_all:
+            rules.append(_joined("-s 127.0.0.1/32", to_host, port, f"-j {set_mark}"))
+    target = f"-j DNAT --to-destination {_destination(mapping, container.address.text, family)}"
+    return [*rules, _joined(to_host, port, target)]
+
+
+def _destination(mapping: Mapping, address: str, family: int) -> str:
+    """`10.0.0.2:80`, `[2001:db8::2]:80`; for a range `10.0.0.2:9000-9010/8000`, port by port from 8000 to 9000."""
+    text = f"[{address}]" if family == 6 else address
+    count = mapping.host_port_end - mapping.host_port
+    if not count:
+        return f"{text}:{mapping.container_port}"
+    if mapping.container_port == mapping.host_port:
+        return address  # the port stays
+    return f"{text}:{mapping.container_port}-{mapping.container_port + count}/{mapping.host_port}"
+
+
+def _joined(*parts: str) -> str:
+    return " ".join(part for part in parts if part)
+
+
+def _sha512(text: str) -> str:
+    try:
+        from _sha512 import sha512
+    except ImportError:
+        from hashlib import sha512  # Python 3.12 and later
+    digest: str = sha512(text.encode()).hexdigest()
+    return digest
