@@ -103,7 +103,7 @@ class Stage:
             *("run", verb, "--conflist", str(conflist), "--container-id", attachment.id),
             *("--netns", attachment.netns.path, "--args", attachment.args),
             *("--capability-args", json.dumps(attachment.capability_args)),
-            *("--cni-path", f"{self.bin}:{DEBIAN_PLUGINS}", "--cache-dir", str(self.state / "results")),
+            *("--bin-dir", f"{self.bin}:{DEBIAN_PLUGINS}", "--cache-dir", str(self.state)),
         ]
 
     def close(self) -> None:
