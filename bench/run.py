@@ -43,7 +43,14 @@ def section(name: str) -> str:
     started = time.monotonic()
     rows = module.measure()
     print(f"{time.monotonic() - started:.0f} s")
-    lines = [f"## {module.TITLE}", "", module.NOTE.strip(), "", "| what | cnimeta | reference | ratio |", "|---|---|---|---|"]
+    lines = [
+        f"## {module.TITLE}",
+        "",
+        module.NOTE.strip(),
+        "",
+        "| what | cnimeta | reference | ratio |",
+        "|---|---|---|---|",
+    ]
     for row in rows:
         reference = "" if row.reference is None else f"{row.reference:,.1f} {row.unit}"
         ratio = "" if not row.reference else f"{row.ours / row.reference:.2f}"
@@ -54,7 +61,7 @@ def section(name: str) -> str:
 def main() -> int:
     """Run the benchmarks named on the command line, or all of them."""
     sys.path.insert(0, str(HERE))
-    sys.modules["run"] = sys.modules["__main__"]
+    sys.modules["run"] = sys.modules["__main__"]  # so that benchmarks get this very Row
     found = sorted(path.stem for path in HERE.glob("*.py") if "def measure(" in path.read_text() and path.stem != "run")
     names = sys.argv[1:] or found
     today = datetime.datetime.now(tz=datetime.UTC).date()
