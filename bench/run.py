@@ -6,7 +6,7 @@ A benchmark is a module `bench/<name>.py` with `TITLE`, `NOTE` (how it is measur
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import importlib
 import os
 import platform
@@ -64,7 +64,7 @@ def main() -> int:
     sys.modules["run"] = sys.modules["__main__"]  # so that benchmarks get this very Row
     found = sorted(path.stem for path in HERE.glob("*.py") if "def measure(" in path.read_text() and path.stem != "run")
     names = sys.argv[1:] or found
-    today = datetime.datetime.now(tz=datetime.UTC).date()
+    today = dt.datetime.now(tz=dt.UTC).date()
     head = f"# Benchmarks\n\nWritten by `make bench`, all figures from one run ({today}): {machine()}.\n"
     head += "Ratios below 1 are in our favour where less is better.\n"
     text = "\n".join([head, *(section(name) for name in names)])

@@ -15,8 +15,8 @@ from cnimeta.launcher import PLUGINS
 
 TITLE = "Start-up: VERSION"
 NOTE = """
-The whole process, from its start to its end, with an environment of CNI_COMMAND alone: the median of 31 runs, ours and the
-reference's in turn. The reference is Debian's containernetworking-plugins.
+The whole process, from its start to its end, with an environment of CNI_COMMAND alone: the median of 31 runs, ours and
+the reference's in turn. The reference is Debian's containernetworking-plugins.
 """
 REFERENCE = Path("/usr/lib/cni")
 RUNS = 31
