@@ -34,7 +34,6 @@ class Host:
         pods: Callable[[str], PodApi] | None = None,
         rules: Callable[[], Iterable[Rule]] = tuple,
         boot_id: str | None = None,
-        store: Callable[[str], Store] | None = None,
     ) -> None:
         self._executor = executor
         self._locate = locate
@@ -47,7 +46,6 @@ class Host:
         self._pods = pods
         self._rules = rules
         self._boot_id = boot_id
-        self._store = store
 
     @property
     def clock(self) -> Clock:
@@ -69,8 +67,6 @@ class Host:
 
     def store(self, folder: str, lock_timeout_s: float, log: Callable[[str], None]) -> Store:
         """The state under `folder`."""
-        if self._store is not None:
-            return self._store(folder)
         from cnimeta.host.clock import boot_id
         from cnimeta.host.files import PosixFiles
         from cnimeta.host.lock import NodeLock

@@ -1,0 +1,181 @@
+"""hostport_alloc on fakes of everything it touches."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any
+
+from cnimeta.spec.result import Result
+from cnimeta.testing.delegates import FakeDelegate, FakeExec, address_result
+from cnimeta.testing.kube import FakePods
+from cnimeta.testing.memory import call
+from cnimeta_plugins.hostport_alloc.host import Host
+from cnimeta_plugins.hostport_alloc.main import HostportAlloc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cnimeta_plugins.hostport_alloc.store import Store
+
+DATA_DIR = "/data"
+
+
+class Clock:
+    """Time that passes only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+
+    def now(self) -> float:
+        return self.time
+
+    def boottime(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+
+class Files:
+    """Durable files in a dictionary."""
+
+    def __init__(self) -> None:
+        self.contents: dict[str, bytes] = {}
+        self.error: OSError | None = None
+
+    def read(self, path: str) -> bytes | None:
+        return self.contents.get(path)
+
+    def write(self, path: str, data: bytes) -> None:
+        if self.error is not None:
+            raise self.error
+        self.contents[path] = data
+
+    def remove(self, path: str) -> None:
+        self.contents.pop(path, None)
+
+    def names(self, folder: str) -> list[str]:
+        return sorted(os.path.basename(path) for path in self.contents if os.path.dirname(path) == folder)
+
+
+class Lock:
+    """Counts how often it is held; nothing may be executed or sent meanwhile."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
+
+
+class Sockets:
+    def __init__(self) -> None:
+        self.used: set[tuple[str, int]] = set()
+
+    def in_use(self) -> set[tuple[str, int]]:
+        return self.used
+
+    def reserved(self) -> tuple[tuple[int, int], ...]:
+        return ()
+
+    def ephemeral(self) -> tuple[int, int]:
+        return 32768, 60999
+
+    def can_listen(self, protocol: str, port: int) -> bool:
+        return (protocol, port) not in self.used
+
+
+class NoRules:
+    def redirected(self) -> tuple[()]:
+        return ()
+
+
+class Addresses:
+    def __init__(self, *addresses: str) -> None:
+        self.addresses = addresses
+
+    def primary(self) -> tuple[str, ...]:
+        return self.addresses
+
+
+class Node:
+    """A node with fake plugins, a fake API server and its own state."""
+
+    def __init__(self, *plugins: FakeDelegate, result: Result | None = None) -> None:
+        self.bridge = FakeDelegate("bridge", result=result or address_result("10.1.0.2/24"))
+        self.portmap = FakeDelegate("portmap")
+        self.executor = FakeExec(self.bridge, self.portmap, *plugins)
+        self.clock = Clock()
+        self.sockets = Sockets()
+        self.pods = FakePods()
+        self.kubeconfigs: list[str] = []
+        self.addresses = Addresses("192.0.2.10", "2001:db8::10")
+        self.files = Files()
+        self.lock = Lock()
+        self.boot = "boot-1"
+        self.log: list[str] = []
+        self.executor.hook = lambda *_: self.unlocked()
+
+    @property
+    def host(self) -> Host:
+        return Host(
+            executor=self.executor,
+            locate=self.executor.locate,
+            files=self.files,
+            lock=self.lock,
+            clock=self.clock,
+            sockets=self.sockets,
+            scan=NoRules(),
+            addresses=self.addresses,
+            pods=self._pods,
+            boot_id=self.boot,
+        )
+
+    @property
+    def store(self) -> Store:
+        return self.host.store(DATA_DIR, 1, self.log.append)
+
+    def unlocked(self) -> None:
+        """Nothing is executed or sent while the node's lock is held."""
+        assert self.lock.depth == 0
+
+    def _pods(self, kubeconfig: str) -> FakePods:
+        self.unlocked()
+        self.kubeconfigs.append(kubeconfig)
+        return self.pods
+
+    def call(self, verb: str, conf: dict[str, Any], **how: Any) -> Result | None:
+        return call(HostportAlloc(self.host), verb, conf, log=self.log, **how)
+
+    def mappings(self, verb: str = "ADD", plugin: str = "portmap") -> list[dict[str, Any]]:
+        """The port mappings of the last call."""
+        sent = self.executor.sent(verb, plugin)[-1]
+        return list(sent.conf.get("runtimeConfig", {}).get("portMappings", []))  # type: ignore[union-attr, call-overload]
+
+    def ports(self, container_id: str = "c1", network: str = "pods", ifname: str = "eth0") -> list[int]:
+        """The random host ports on record."""
+        record = self.store.load((network, container_id, ifname))
+        return [port.host_port for port in record.ports] if record is not None else []
+
+
+def conf(**keys: Any) -> dict[str, Any]:
+    """A wrapper configuration that exposes 80/tcp."""
+    return {
+        "cniVersion": "1.0.0",
+        "name": "pods",
+        "type": "hostport_alloc",
+        "ranges": {"default": "20000-20099", "games": "7000-7009"},
+        "expose": ["80/tcp"],
+        "delegates": [{"type": "bridge", "bridge": "cni0"}],
+        "dataDir": DATA_DIR,
+        **keys,
+    }
+
+
+POD_ARGS = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID=0a-1b"
