@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,19 @@ def test_examples_parse_when_they_are_json_or_python(document: Path) -> None:
         json.loads(block)
     for block in blocks(text, "python"):
         ast.parse(block)
+
+
+def test_the_plugin_of_the_readme_answers_when_it_is_run() -> None:
+    program = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"CNI_COMMAND": "VERSION"},
+        input="",
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "1.1.0" in json.loads(done.stdout)["supportedVersions"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
