@@ -46,7 +46,7 @@ class Audit:
         for record in self.store.records():
             yield from self._of_record(record)
             for protocol, port in sorted(record.held & in_use):
-                message = f"host port {port}/{protocol} is in use by a process on the node: it gets no connections"
+                message = f"host port {port}/{protocol} is also used by a process on the node, which gets no connections"
                 yield Problem("socket", record.container_id, message)
 
     def _of_record(self, record: Record) -> Iterator[Problem]:
