@@ -46,7 +46,9 @@ class Audit:
         for record in self.store.records():
             yield from self._of_record(record)
             for protocol, port in sorted(record.held & in_use):
-                message = f"host port {port}/{protocol} is also used by a process on the node, which gets no connections"
+                message = (
+                    f"host port {port}/{protocol} is also used by a process on the node, which gets no connections"
+                )
                 yield Problem("socket", record.container_id, message)
 
     def _of_record(self, record: Record) -> Iterator[Problem]:
@@ -96,6 +98,28 @@ class Audit:
         except CniError as error:
             return error
         return None
+
+    def release(self, container_id: str) -> tuple[list[str], list[Problem]]:
+        """Do for a container what its DEL would have done, when that never comes. Returns its ports and failures.
+
+        Without knowledge of how its ports were mapped, they are not freed: somebody's rules may still be there.
+        """
+        freed: list[str] = []
+        failed: list[Problem] = []
+        for record in self.store.records():
+            if record.container_id != container_id:
+                continue
+            undo = chain.decode_undo(record.undo)
+            if undo is None:
+                failed.append(Problem("record", container_id, "it does not tell how its ports were mapped: use DEL"))
+                continue
+            delegates = self._delegates(record._replace(netns=""), undo)
+            errors, unmapped = chain.undo(delegates, undo.steps, chain.mappings_of(record), undo.result)
+            failed += [Problem("rule", container_id, str(error)) for error in errors]
+            if unmapped:
+                self.store.release(record.key, token=record.token, quarantine_s=undo.quarantine_s, sticky_s=0)
+                freed += [f"{port}/{protocol}" for protocol, port in sorted(record.held)]
+        return freed, failed
 
     def _delegates(self, record: Record, undo: Undo) -> Delegates:
         folders = self.folders or tuple(folder for folder in undo.path.split(":") if folder)

@@ -44,10 +44,13 @@ def _add_ports(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], 
         ("check", _check, "compare rules, records, bits and sockets; status 1 when they disagree"),
         ("repair", _repair, "rebuild bits and rules from the records"),
         ("deliver", _deliver, "write the annotations that are pending"),
+        ("release", _release, "undo what a container had, when its DEL never comes"),
     ):
         action = actions.add_parser(name, help=about, description=about)
         if name == "show":
             action.add_argument("range", metavar="RANGE", help="a range's name, or ports such as 20000-24999")
+        if name == "release":
+            action.add_argument("container", metavar="CONTAINER", help="the whole container ID, as --json prints it")
         _add_common(action)
         action.set_defaults(run=_guarded(run, host))
     _add_common(ports)
@@ -292,6 +295,21 @@ def _repair(args: argparse.Namespace, host: Host) -> int:
     else:
         _print_problems(failed)
         print(f"port mappings of {len(repaired)} containers are in place, {len(failed)} could not be repaired")
+    return 1 if failed else 0
+
+
+def _release(args: argparse.Namespace, host: Host) -> int:
+    freed, failed = _audit(args, host).release(args.container)
+    if not freed and not failed:
+        raise InvalidNetworkConfig(
+            f"no record of container {shown(args.container)}: `cnimeta ports --json` has the IDs"
+        )
+    if _json(args):
+        problems = [problem._asdict() for problem in failed]
+        print(json.dumps({"ok": not failed, "freed": freed, "problems": problems}, indent=2))
+    else:
+        _print_problems(failed)
+        print(f"freed {', '.join(freed) or 'nothing'}")
     return 1 if failed else 0
 
 

@@ -156,7 +156,7 @@ class Node:
     def mappings(self, verb: str = "ADD", plugin: str = "portmap") -> list[dict[str, Any]]:
         """The port mappings of the last call."""
         sent = self.executor.sent(verb, plugin)[-1]
-        return list(sent.conf.get("runtimeConfig", {}).get("portMappings", []))  # type: ignore[union-attr, call-overload]
+        return list(sent.conf.get("runtimeConfig", {}).get("portMappings", []))
 
     def ports(self, container_id: str = "c1", network: str = "pods", ifname: str = "eth0") -> list[int]:
         """The random host ports on record."""

@@ -77,7 +77,7 @@ def test_annotation_is_a_list_when_it_has_commas_and_blanks() -> None:
 
 
 def mappings(*entries: object) -> Fields:
-    return Fields({"portMappings": list(entries)}, "$.runtimeConfig")  # type: ignore[arg-type]
+    return Fields({"portMappings": list(entries)}, "$.runtimeConfig")
 
 
 def test_mappings_are_read_alike_when_keys_are_capitalised() -> None:

@@ -33,7 +33,7 @@ def test_check_asks_delegates_and_portmap_with_the_recorded_mappings() -> None:
 def test_check_fails_when_something_is_missing(missing: str) -> None:
     node = Node()
     node.call("ADD", conf())
-    node.executor.plugins[missing].attachments.clear()  # type: ignore[attr-defined]
+    node.executor.plugins[missing].attachments.clear()
     with pytest.raises(CniError, match=f"plugin {missing} failed CHECK") as caught:
         node.call("CHECK", check_conf())
     assert caught.value.code == 101
@@ -238,11 +238,11 @@ def test_next_command_restores_everything_when_add_is_killed(at: int) -> None:
         pass
     for name, plugin in node.executor.plugins.items():
         if name == "portmap":
-            for key in plugin.attachments:  # type: ignore[attr-defined]
+            for key in plugin.attachments:
                 assert node.store.load(key) is not None, "rule => record"
     node.executor.hook = None
     node.call("DEL", settings, netns="")
-    assert all(plugin.attachments == {} for plugin in node.executor.plugins.values())  # type: ignore[attr-defined]
+    assert all(plugin.attachments == {} for plugin in node.executor.plugins.values())
     assert node.store.disagreements() == ()
     node.call("ADD", settings, container_id="c2")
     assert node.ports("c2") == [20000]

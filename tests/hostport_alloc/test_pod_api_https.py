@@ -73,7 +73,7 @@ def test_node_certificate_may_annotate_pods_of_its_node_and_no_others(server: Po
     with pytest.raises(PodApiError) as caught:
         api.patch_status("default", "elsewhere", {"metadata": {"annotations": {"a": "b"}}}, 5)
     assert caught.value.status == 403
-    assert api.read("default", "web", 5)["metadata"]["uid"] == "u1"  # type: ignore[index,call-overload]
+    assert api.read("default", "web", 5)["metadata"]["uid"] == "u1"
 
 
 @pytest.mark.parametrize("status", [409, 422])

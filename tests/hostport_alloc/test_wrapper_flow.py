@@ -37,8 +37,8 @@ def test_delegates_run_in_order_with_name_version_and_the_result_so_far() -> Non
     }
     assert "prevResult" not in bridge.conf
     assert second.conf["name"] == "pods"
-    assert second.conf["prevResult"]["ips"][0]["address"] == "10.1.0.2/24"  # type: ignore[index,call-overload]
-    assert [one["name"] for one in portmap.conf["prevResult"]["interfaces"]] == ["eth0", "tuning0"]  # type: ignore[index,call-overload,union-attr]
+    assert second.conf["prevResult"]["ips"][0]["address"] == "10.1.0.2/24"
+    assert [one["name"] for one in portmap.conf["prevResult"]["interfaces"]] == ["eth0", "tuning0"]
     assert result is not None
     assert [one.name for one in result.interfaces] == ["eth0", "tuning0", "portmap0"]
 
@@ -100,7 +100,7 @@ def test_whole_conflist_as_delegate_keeps_its_name_and_version() -> None:
     flannel, portmap = node.executor.calls
     assert (flannel.conf["name"], flannel.conf["cniVersion"]) == ("cbr0", "0.3.1")
     assert flannel.conf["delegate"] == {"hairpinMode": True, "isDefaultGateway": True}
-    assert portmap.conf["prevResult"]["ips"][0]["version"] == "4"  # type: ignore[index,call-overload]
+    assert portmap.conf["prevResult"]["ips"][0]["version"] == "4"
     assert [one["hostPort"] for one in node.mappings()] == node.ports()
 
 
@@ -118,7 +118,7 @@ def test_chained_plugin_maps_and_passes_the_result_on() -> None:
     assert result.ips[0].address == "10.1.0.7/24"
     assert node.executor.dump() == "ADD portmap c1 eth0\n"
     node.call("DEL", chained())
-    assert node.executor.sent("DEL")[-1].conf["prevResult"]["ips"] == [{"address": "10.1.0.7/24"}]  # type: ignore[index,call-overload]
+    assert node.executor.sent("DEL")[-1].conf["prevResult"]["ips"] == [{"address": "10.1.0.7/24"}]
     assert node.ports() == []
 
 
@@ -193,7 +193,7 @@ def test_delete_goes_on_and_reports_all_when_several_steps_fail() -> None:
     node = Node(FakeDelegate("tuning"))
     node.call("ADD", conf(delegates=[{"type": "bridge"}, {"type": "tuning"}]))
     node.bridge.errors["DEL"] = IoFailure("bridge is stuck")
-    node.executor.plugins["tuning"].errors["DEL"] = IoFailure("tuning is stuck")  # type: ignore[attr-defined]
+    node.executor.plugins["tuning"].errors["DEL"] = IoFailure("tuning is stuck")
     with pytest.raises(CniError, match=r"tuning is stuck.*bridge is stuck"):
         node.call("DEL", conf())
     assert node.ports() == [], "the rules are gone, so the port may be used again"
@@ -227,7 +227,7 @@ def test_add_takes_everything_back_when_a_step_fails(failing: str, late: bool) -
     assert caught.value.details == ""
     assert node.ports() == []
     for name in ("bridge", "tuning", "portmap"):
-        assert node.executor.plugins[name].attachments == {}  # type: ignore[attr-defined]
+        assert node.executor.plugins[name].attachments == {}
     order = ["bridge", "tuning", "portmap"]
     started = order[: order.index(failing) + 1]
     undone = [call.plugin for call in node.executor.sent("DEL")]
@@ -327,7 +327,7 @@ def test_repeated_add_gives_other_ports_when_others_are_asked_for() -> None:
     node.call("ADD", conf(expose=["81/tcp", "82/tcp"]))
     assert sorted(one["containerPort"] for one in node.mappings()) == [81, 82]
     assert len(node.ports()) == 2
-    assert node.executor.sent("DEL", "portmap")[0].conf["runtimeConfig"]["portMappings"][0]["containerPort"] == 80  # type: ignore[index,call-overload]
+    assert node.executor.sent("DEL", "portmap")[0].conf["runtimeConfig"]["portMappings"][0]["containerPort"] == 80
 
 
 def test_repeated_chained_add_maps_again_with_the_same_ports() -> None:
