@@ -82,6 +82,16 @@ class Host:
             self._rules,
         )
 
+    def refuses_writing(self, folder: str) -> str:
+        """Why nothing can be written under `folder`; empty when it can. Looks, and writes nothing."""
+        if self._files is not None:
+            return ""
+        while not os.path.lexists(folder) and folder != "/":
+            folder = os.path.dirname(folder)
+        if not os.path.isdir(folder):
+            return f"{folder} is not a folder"
+        return "" if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written: check its file system"
+
     def blocked(self) -> dict[str, PortSet]:
         """The ports the node itself or somebody's rules use."""
         from cnimeta_plugins.hostport_alloc.eligibility import blocked_ports

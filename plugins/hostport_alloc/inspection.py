@@ -20,6 +20,8 @@ class Inspection(NamedTuple):
     quarantined: tuple[Held, ...]
     problems: tuple[str, ...]
     """What is wrong with the files, in words; empty when all is well. The next command that writes repairs it."""
+    unusable: str = ""
+    """Why ADD would fail with StateUnusable, and no command repairs it; empty when it would not."""
 
 
 def inspect(disk: Disk) -> Inspection:
@@ -29,9 +31,10 @@ def inspect(disk: Disk) -> Inspection:
         if found.nothing_there and not disk.files.names(disk.layout.records):
             return Inspection({}, (), ())  # never used yet
     except LaterVersion as error:
-        return Inspection({}, (), (error.msg,))
+        return Inspection({}, (), (error.msg,), error.msg)
     except OSError as error:
-        return Inspection({}, (), (disk.unusable(error).msg,))
+        text = disk.unusable(error).msg
+        return Inspection({}, (), (text,), text)
     index = found.newest
     if index is None or index.boot_id != disk.boot_id:
         return Inspection({}, (), found.problems)

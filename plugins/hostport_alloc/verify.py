@@ -41,8 +41,11 @@ def status(host: Host, request: Request) -> None:
     """STATUS: 50 when the state is unusable or a range has no free port left, else what the delegates say."""
     settings = read_settings(request.conf)
     store = host.store(settings.data_dir, settings.lock_timeout_s, request.log)
+    inspection = store.inspect()
+    unusable = inspection.unusable or host.refuses_writing(settings.data_dir)
+    if unusable:
+        raise PluginNotAvailable(f"ADD would fail: {unusable}")
     try:
-        inspection = store.inspect()
         blocked = host.blocked()
     except CniError as error:
         raise PluginNotAvailable(f"ADD would fail: {error}") from error

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hostport_harness import POD_ARGS, Node, conf
 
 from cnimeta.errors import CniError, IoFailure, PluginNotAvailable
 from cnimeta.testing.delegates import FakeDelegate
+from cnimeta.testing.memory import call
+from cnimeta_plugins.hostport_alloc.main import HostportAlloc
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.unit
 
@@ -150,6 +155,25 @@ def test_status_is_what_a_delegate_says() -> None:
     node = Node()
     node.bridge.errors["STATUS"] = PluginNotAvailable("no bridge module")
     with pytest.raises(CniError, match="no bridge module") as caught:
+        node.call("STATUS", conf(**GC))
+    assert caught.value.code == 50
+
+
+def test_status_is_50_when_the_data_dir_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("")
+    plugin = HostportAlloc()
+    with pytest.raises(CniError, match=r"data is not a folder|Not a directory") as caught:
+        call(plugin, "STATUS", conf(**GC, dataDir=str(tmp_path / "data")))
+    assert caught.value.code == 50
+
+
+def test_status_is_50_when_a_later_version_wrote_the_state() -> None:
+    node = Node()
+    node.call("ADD", conf())
+    for path in list(node.files.contents):
+        if path.startswith("/data/hostports."):
+            node.files.contents[path] = node.files.contents[path].replace(b"hostports 1", b"hostports 99")
+    with pytest.raises(CniError) as caught:
         node.call("STATUS", conf(**GC))
     assert caught.value.code == 50
 
