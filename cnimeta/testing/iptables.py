@@ -6,11 +6,12 @@ import contextlib
 import copy
 from typing import TYPE_CHECKING
 
-from cnimeta.host.iptables import Change, NatTable
+from cnimeta.host.iptables import Change, NatTable, Refused, target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+_TARGETS = frozenset({"ACCEPT", "DROP", "RETURN", "DNAT", "SNAT", "MASQUERADE", "MARK", "REDIRECT", "LOG"})
 BUILT_IN = ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")
 
 
@@ -62,6 +63,8 @@ class FakeIptables:
             self.on_commit()
         after = NatTable(self.read(family))
         for change in changes:
+            if change.action in ("append", "insert") and target(change.rule) not in {*_TARGETS, *after.chains}:
+                raise Refused(f"there is no chain {target(change.rule)}")
             after.apply(change)
         self.log.append((family, tuple(changes)))
         self.tables[family] = after

@@ -158,6 +158,11 @@ class IptablesBackend:
             except Refused:
                 pass  # something shared is missing, or another program was in between: look at everything
         table = tables.read(family)
+        if settings.snat and settings.set_mark_chain and settings.set_mark_chain not in table:
+            raise IoFailure(
+                f"$.externalSetMarkChain: there is no chain {shown(settings.set_mark_chain)} in the IPv{family} nat"
+                " table: whoever owns it has to make it first"
+            )
         entries = [plan.read_entry(rule) for rule in table.get(DNAT_CHAIN, ())]
         changes = [
             *plan.base_missing(table, settings),
@@ -167,7 +172,8 @@ class IptablesBackend:
         try:
             tables.commit(family, changes)
         except Refused as error:
-            raise _explained(error, table, part.settings) from None
+            hint = "; check $.conditionsV4 and $.conditionsV6" if settings.conditions else ""
+            raise IoFailure(f"{error.msg}{hint}") from None
 
     # --- DEL and GC ------------------------------------------------------------------------------------------
 
@@ -221,37 +227,30 @@ class IptablesBackend:
             wanted = container_rules(
                 target.network, target.container_id, part.address, part.mappings, part.settings, target.chain
             )
-            chain, entries = self._present(part.family, wanted)
-            self._compare(part.family, wanted.chain, chain, wanted.rules)
-            self._compare(part.family, DNAT_CHAIN, entries, wanted.entries)
-            for shared, rule, _ in plan.base_rules(part.settings):
-                self._require(part.family, shared, rule)
+            self._check_family(part.family, wanted, part.settings)
 
-    def _present(self, family: int, wanted: ContainerRules) -> tuple[list[str], list[str]]:
+    def _check_family(self, family: int, wanted: ContainerRules, settings: Settings) -> None:
         with self.tables.held():
-            rules = self.tables.chain(family, DNAT_CHAIN)
             chain = self.tables.chain(family, wanted.chain)
-        if rules is None or chain is None:
-            missing = DNAT_CHAIN if rules is None else wanted.chain
-            raise CheckFailed(f"the IPv{family} chain {missing} is missing in iptables ({self.tables.variant})")
-        return chain, [rule for rule in rules if plan.read_entry(rule).chain == wanted.chain]
+            entries = [entry.rule for entry in _entries(self.tables, family) if entry.chain == wanted.chain]
+            for shared, rule, _ in plan.base_rules(settings):
+                if rule not in (self.tables.chain(family, shared) or ()):
+                    raise CheckFailed(f"the IPv{family} iptables chain {shared} has no rule {rule}")
+        if chain is None:
+            raise CheckFailed(f"the IPv{family} iptables chain {wanted.chain} is missing")
+        self._compare(family, wanted.chain, chain, wanted.rules, exact=True)
+        self._compare(family, DNAT_CHAIN, entries, wanted.entries, exact=not settings.conditions)
 
-    def _compare(self, family: int, chain: str, present: Sequence[str], wanted: Sequence[str]) -> None:
-        """Equal text is equal; other text may still be the same rule to the kernel (conditions, another version)."""
-        if list(present) == list(wanted):
-            return
+    def _compare(self, family: int, chain: str, present: Sequence[str], wanted: Sequence[str], exact: bool) -> None:
+        """Conditions are text of the operator's, which the kernel's form may spell otherwise: `iptables -C` knows."""
+        where = f"the IPv{family} iptables chain {chain}"
         for rule in wanted:
-            self._require(family, chain, rule)
+            if rule not in present and (exact or not self.tables.has_rule(family, chain, rule)):
+                raise CheckFailed(f"{where} has no rule {rule}")
         if len(present) != len(wanted):
-            raise CheckFailed(
-                f"the IPv{family} chain {chain} has {len(present)} rules for this container, {len(wanted)} expected"
-            )
-        if sorted(present) == sorted(wanted):
-            raise CheckFailed(f"the rules of the IPv{family} chain {chain} are out of order")
-
-    def _require(self, family: int, chain: str, rule: str) -> None:
-        if not self.tables.has_rule(family, chain, rule):
-            raise CheckFailed(f"the IPv{family} chain {chain} has no rule {rule} in iptables ({self.tables.variant})")
+            raise CheckFailed(f"{where} has {len(present)} rules for this container, expected are {len(wanted)}")
+        if exact and list(present) != list(wanted):
+            raise CheckFailed(f"the rules of {where} are out of order")
 
 
 class _Precedence(NamedTuple):
@@ -335,15 +334,3 @@ def _conflict(span: plan.Span, owner: plan.Owner) -> HostPortConflict:
         f"host port {ports}/{span.protocol}{where} is taken by {whose} (iptables chain {owner.chain}): choose another"
         " hostPort, or delete that container first"
     )
-
-
-def _explained(error: Refused, table: dict[str, list[str]], settings: Settings) -> CniError:
-    if settings.set_mark_chain and settings.set_mark_chain not in table:
-        return IoFailure(
-            f"$.externalSetMarkChain: there is no chain {shown(settings.set_mark_chain)} in the nat table: whoever owns"
-            " it has to make it first",
-            error.msg,
-        )
-    if settings.conditions:
-        return IoFailure(f"iptables refused the rules; check $.conditionsV4 and $.conditionsV6: {error.msg}")
-    return IoFailure(error.msg)
