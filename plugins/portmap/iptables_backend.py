@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from cnimeta.host.protocols import Iptables
+    from cnimeta_plugins.portmap.forward import Forward
 
 _VARIANTS = ("nft", "legacy")
 
@@ -59,6 +60,32 @@ class Target(NamedTuple):
         if self.second:
             return second_chain_name(self.network, self.container_id, self.ifname)
         return chain_name(self.network, self.container_id)
+
+
+def parts_of(forward: Forward) -> list[Part]:
+    """The parts of an attachment's desired state."""
+    parts = []
+    for half in forward.halves:
+        mappings = tuple(
+            Mapping(
+                mapping.protocol,
+                mapping.first,
+                mapping.last,
+                mapping.container_port,
+                "" if mapping.host_ip is None else mapping.host_ip.text,
+            )
+            for mapping in half.listed or half.mappings
+        )
+        settings = Settings(
+            forward.snat, forward.masq_all, forward.mark_bit, forward.external_set_mark_chain, half.conditions
+        )
+        parts.append(Part(half.container.text, mappings, settings))
+    return parts
+
+
+def target_of(forward: Forward, second: bool = False) -> Target:
+    """Whose the desired state is."""
+    return Target(forward.network, forward.container_id, forward.ifname, second)
 
 
 def _keep(_owner: plan.Owner) -> bool:

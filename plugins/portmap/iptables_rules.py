@@ -15,6 +15,7 @@ Names and rules: https://github.com/containernetworking/plugins/blob/main/plugin
 from __future__ import annotations
 
 from cnimeta._record import NamedTuple
+from cnimeta.host.digest import sha512_hex
 from cnimeta.host.iptables import quote
 from cnimeta.spec.ip import parse_cidr, parse_ip
 
@@ -72,7 +73,7 @@ class ContainerRules(NamedTuple):
 
 def chain_name(network: str, container_id: str, prefix: str = _DN_PREFIX) -> str:
     """The container's chain: the prefix and the first digits of sha512(network + container ID), 28 characters."""
-    return (prefix + _sha512(network + container_id))[:_CHAIN_NAME_LENGTH]
+    return (prefix + sha512_hex(network + container_id))[:_CHAIN_NAME_LENGTH]
 
 
 def second_chain_name(network: str, container_id: str, ifname: str) -> str:
@@ -208,12 +209,3 @@ def _destination(mapping: Mapping, address: str, family: int) -> str:
 
 def _joined(*parts: str) -> str:
     return " ".join(part for part in parts if part)
-
-
-def _sha512(text: str) -> str:
-    try:
-        from _sha512 import sha512
-    except ImportError:
-        from hashlib import sha512  # Python 3.12 and later
-    digest: str = sha512(text.encode()).hexdigest()
-    return digest
