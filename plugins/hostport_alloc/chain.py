@@ -30,6 +30,10 @@ _PREV_RESULT_ON_DEL_SINCE = "0.4.0"
 _CHECK_SINCE = "0.4.0"
 _GC_AND_STATUS_SINCE = "1.1.0"
 
+_REFUSED_CONFIGURATION = (2, 6, 7, 999)
+"""Codes with which a portmap refuses keys; the reference has 999 for all."""
+_BACKENDS = ("auto", "nftables", "iptables")
+
 
 class Step(NamedTuple):
     """One plugin's complete configuration, less prevResult and the mappings, which are added for each call."""
@@ -116,9 +120,34 @@ def undo(
         try:
             delegates.delete(call_conf(step, mappings, known))
         except CniError as error:
+            if step.maps and _unmapped_without_options(delegates, step, error, mappings, known):
+                continue
             errors.append(error)
             unmapped = unmapped and not step.maps
     return errors, unmapped
+
+
+def _unmapped_without_options(
+    delegates: Delegates, step: Step, error: CniError, mappings: Sequence[JSON], prev: Result | None
+) -> bool:
+    """Whether a portmap that refuses its own configuration, on DEL as on ADD, can unmap without the refused options.
+
+    Otherwise a wrong key would keep the ports of every ADD it makes fail. What is removed does not depend on options,
+    the backend apart, which is kept unless it is what is wrong.
+    """
+    if step.type != "portmap" or error.code not in _REFUSED_CONFIGURATION:
+        return False
+    kept = {key: value for key, value in step.conf.items() if key in ("cniVersion", "name", "type", "runtimeConfig")}
+    fields = Fields(step.conf)
+    for key, allowed in (("backend", _BACKENDS), ("dataDir", None)):
+        value = fields.get(key)
+        if isinstance(value, str) and (allowed is None or value in allowed):
+            kept[key] = value
+    try:
+        delegates.delete(call_conf(step._replace(conf=kept), mappings, prev))
+    except CniError:
+        return False
+    return True
 
 
 def check(delegates: Delegates, steps: Iterable[Step], mappings: Sequence[JSON], prev: Result | None) -> None:

@@ -235,7 +235,7 @@ def _show(args: argparse.Namespace, host: Host) -> int:
     settings = _settings(args)
     found = _range(args.range, settings)
     inspection = _store(args, host, settings).inspect()
-    blocked_by = host.blocked()
+    blocked_by = host.blocked(_log)
     used = blocked = 0
     for protocol in ("tcp", "udp", "sctp"):
         used |= inspection.used.get(protocol, 0)

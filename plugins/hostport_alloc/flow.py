@@ -23,6 +23,8 @@ from cnimeta_plugins.hostport_alloc.store import Demand
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cnimeta.delegate.call import Delegates
     from cnimeta.plugin.request import Request
     from cnimeta.spec.fields import Fields
@@ -131,7 +133,7 @@ class Add:
             ]
             for name, found in ranges.items():
                 refuse_overlap(found, f"$.ranges.{name}", reserved)
-        blocked = self.host.blocked() if wanted.exposures else {}
+        blocked = self.host.blocked(self.request.log) if wanted.exposures else {}
         for port in self.avoid:
             blocked = {protocol: ports | 1 << port for protocol, ports in blocked.items()}
         draft = Record(
@@ -200,21 +202,39 @@ class Add:
         return None
 
     def _in_place(self, existing: Record, before: Undo, steps: tuple[Step, ...]) -> bool:
-        """Whether the attachment is as the first ADD left it: same plan, same namespace, and every CHECK passes."""
+        """Whether the attachment is as the first ADD left it: same plan, same namespace, and every CHECK passes.
+
+        Mappings of our own portmap that do not pass are made again, so that the container keeps its address.
+        """
+        result = before.result
         if (
             not self.settings.chain.wrapper
             or existing.netns != self.request.attachment.netns
-            or before.result is None
+            or result is None
             or before.steps != steps
             or not all(at_least(step.version, "0.4.0") for step in steps)
         ):
             return False
+        mappings = chain.mappings_of(existing)
         try:
-            chain.check(self.delegates, steps, chain.mappings_of(existing), before.result)
+            chain.check(self.delegates, [step for step in steps if not step.own], mappings, result)
+            for step in steps:
+                if step.own:
+                    self._ensure_mapped(step, mappings, result)
         except CniError as error:
             self.request.log(f"hostport_alloc: repeated ADD starts afresh: {error}")
             return False
         return True
+
+    def _ensure_mapped(self, step: Step, mappings: Sequence[JSON], result: Result) -> None:
+        try:
+            chain.check(self.delegates, [step], mappings, result)
+        except CniError:
+            errors, _ = chain.undo(self.delegates, [step], mappings, result)
+            failure = joined(errors)
+            if failure is not None:
+                raise failure from None
+            self.delegates.add(chain.call_conf(step, mappings, result))
 
     def _roll_back(self, error: BaseException) -> None:
         """Undo what was started, in reverse. Ports whose rules could not be removed stay allocated for DEL."""

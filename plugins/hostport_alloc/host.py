@@ -74,7 +74,7 @@ class Host:
 
         return Store(
             folder,
-            self._files or PosixFiles(),
+            self._files or PosixFiles(exclusive=True),
             self._lock or NodeLock(os.path.join(folder, LOCK_FILE), lock_timeout_s),
             self.clock,
             boot_id() if self._boot_id is None else self._boot_id,
@@ -92,14 +92,14 @@ class Host:
             return f"{folder} is not a folder"
         return "" if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written: check its file system"
 
-    def blocked(self) -> dict[str, PortSet]:
+    def blocked(self, log: Callable[[str], None]) -> dict[str, PortSet]:
         """The ports the node itself or somebody's rules use."""
         from cnimeta_plugins.hostport_alloc.eligibility import blocked_ports
 
         if self._scan is None:
             from cnimeta.host.portscan import RulesetScan
 
-            self._scan = RulesetScan()
+            self._scan = RulesetScan(log)
         return blocked_ports(self.sockets, self._scan)
 
     def primary_addresses(self) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def status(host: Host, request: Request) -> None:
     if unusable:
         raise PluginNotAvailable(f"ADD would fail: {unusable}")
     try:
-        blocked = host.blocked()
+        blocked = host.blocked(request.log)
     except CniError as error:
         raise PluginNotAvailable(f"ADD would fail: {error}") from error
     for problem in inspection.problems:

@@ -321,6 +321,37 @@ def test_repeated_add_starts_afresh_with_the_same_ports_when_something_is_missin
     assert [call.verb for call in node.executor.calls] == ["CHECK", "DEL", "DEL", "ADD", "ADD"]
 
 
+def test_repeated_add_maps_again_and_keeps_the_address_when_only_rules_are_missing() -> None:
+    node = Node()
+    first = node.call("ADD", conf())
+    node.portmap.attachments.clear()
+    node.executor.calls.clear()
+    assert node.call("ADD", conf()) == first
+    assert [(call.verb, call.plugin) for call in node.executor.calls] == [
+        ("CHECK", "bridge"),
+        ("CHECK", "portmap"),
+        ("DEL", "portmap"),
+        ("ADD", "portmap"),
+    ]
+    assert [one["hostPort"] for one in node.mappings()] == node.ports()
+
+
+def test_wrong_portmap_key_keeps_no_port_when_portmap_refuses_it_on_del_too() -> None:
+    node = Node()
+
+    def hook(name: str, environ: Any, stdin: bytes) -> None:
+        if name == "portmap" and b"masqAll" in stdin:
+            node.executor.script("portmap", environ["CNI_COMMAND"], CniError("invalid masqAll", code=999))
+
+    node.executor.hook = hook
+    with pytest.raises(CniError, match="invalid masqAll"):
+        node.call("ADD", conf(portmap={"type": "portmap", "masqAll": "yes", "backend": "nftables"}))
+    assert node.ports() == []
+    last = node.executor.sent("DEL", "portmap")[-1].conf
+    assert last["backend"] == "nftables"
+    assert "masqAll" not in last
+
+
 def test_repeated_add_gives_other_ports_when_others_are_asked_for() -> None:
     node = Node()
     node.call("ADD", conf())

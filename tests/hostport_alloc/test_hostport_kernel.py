@@ -1,0 +1,331 @@
+"""The launcher on a real kernel: Debian's bridge and host-local, real connections, Debian's portmap and ours."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cnimeta.cli.install import install
+from cnimeta.testing.kube import Fault, PodServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cnimeta.testing.netns import Namespace
+
+pytestmark = pytest.mark.kernel
+
+DEBIAN = "/usr/lib/cni"
+SERVER = """
+import socket, sys
+family = socket.AF_INET6
+with socket.create_server(("::", int(sys.argv[1])), family=family, dualstack_ipv6=True) as server:
+    print("ready", flush=True)
+    while True:
+        connection, _ = server.accept()
+        connection.sendall(sys.argv[2].encode())
+        connection.close()
+"""
+CLIENT = """
+import socket, sys
+try:
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1) as connection:
+        print(connection.recv(100).decode())
+except OSError:
+    print("")
+"""
+POD_ARGS = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID=0a-1b"
+
+
+class Failed(Exception):
+    """The plugin answered with an error."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(error["msg"])
+        self.code = error["code"]
+        self.details = error.get("details", "")
+
+
+class KernelNode:
+    """A node with a client beside it, both namespaces; the plugin runs as a runtime would start it."""
+
+    def __init__(self, make: Callable[[str], Namespace], folder: Path, plugins: tuple[str, ...]) -> None:
+        self.make = make
+        self.folder = folder
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        install(str(self.bin), plugins)
+        self.node, self.client = make("node"), make("client")
+        self.node.veth("up0", self.client, "eth0")
+        self.node.run("ip", "addr", "add", "192.0.2.10/24", "dev", "up0")
+        self.client.run("ip", "addr", "add", "192.0.2.20/24", "dev", "eth0")
+        self.containers: dict[str, Namespace] = {}
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def conf(self, **keys: Any) -> dict[str, Any]:
+        return {
+            "cniVersion": "1.0.0",
+            "name": "pods",
+            "type": "hostport_alloc",
+            "ranges": {"default": "20000-20099"},
+            "expose": ["80/tcp"],
+            "delegates": [self.bridge()],
+            "dataDir": str(self.folder / "state"),
+            **keys,
+        }
+
+    def bridge(self) -> dict[str, Any]:
+        return {
+            "type": "bridge",
+            "bridge": "cni0",
+            "isGateway": True,
+            "ipMasq": False,
+            "hairpinMode": True,
+            "ipam": {
+                "type": "host-local",
+                "ranges": [[{"subnet": "10.88.0.0/16"}]],
+                "routes": [{"dst": "0.0.0.0/0"}],
+                "dataDir": str(self.folder / "leases"),
+            },
+        }
+
+    def container(self, name: str) -> Namespace:
+        if name not in self.containers:
+            self.containers[name] = self.make(name)
+        return self.containers[name]
+
+    def call(
+        self, verb: str, conf: dict[str, Any], name: str = "c1", *, netns: str | None = None, args: str = ""
+    ) -> dict[str, Any]:
+        environ = {
+            "CNI_COMMAND": verb,
+            "CNI_CONTAINERID": name,
+            "CNI_IFNAME": "eth0",
+            "CNI_NETNS": self.container(name).path if netns is None else netns,
+            "CNI_ARGS": args,
+            "CNI_PATH": f"{self.bin}:{DEBIAN}",
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        }
+        done = subprocess.run(
+            [
+                "ip",
+                "netns",
+                "exec",
+                self.node.name,
+                "env",
+                "-i",
+                *(f"{key}={value}" for key, value in environ.items()),
+                str(self.bin / "hostport_alloc"),
+            ],
+            input=json.dumps(conf),
+            capture_output=True,
+            text=True,
+            cwd="/",
+            check=False,
+        )
+        assert "Traceback" not in done.stderr
+        answer = json.loads(done.stdout) if done.stdout.strip() else {}
+        if done.returncode != 0:
+            raise Failed(answer)
+        return answer
+
+    def serve(self, name: str, port: int = 80) -> None:
+        process = self.container(name).start(sys.executable, "-c", SERVER, str(port), f"hello from {name}")
+        self.processes.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+
+    def fetch(self, port: int, *, source: Namespace | None = None, address: str = "192.0.2.10") -> str:
+        done = (source or self.client).run(sys.executable, "-c", CLIENT, address, str(port))
+        return done.stdout.strip()
+
+    def record(self, name: str = "c1") -> dict[str, Any] | None:
+        path = self.folder / "state" / "records" / f"{name}:eth0:pods.json"
+        return json.loads(path.read_text())["record"] if path.exists() else None
+
+    def ports(self, name: str = "c1") -> list[int]:
+        record = self.record(name)
+        return [port["hostPort"] for port in record["ports"]] if record is not None else []
+
+    def rules(self) -> str:
+        """Every rule, map element and chain that belongs to a container."""
+        text = self.node.run("nft", "list", "ruleset", check=False).stdout
+        return "\n".join(line for line in text.splitlines() if "CNI-DN-" in line or "10.88." in line)
+
+    def leases(self) -> list[str]:
+        return sorted(path.name for path in (self.folder / "leases").rglob("10.88.*"))
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.terminate()
+            process.communicate()
+
+
+@pytest.fixture(params=["ours", "debian"])
+def node(
+    request: pytest.FixtureRequest, make_netns: Callable[[str], Namespace], tmp_path: Path
+) -> Iterator[KernelNode]:
+    plugins = ("hostport_alloc", "portmap") if request.param == "ours" else ("hostport_alloc",)
+    made = KernelNode(make_netns, tmp_path, plugins)
+    yield made
+    made.close()
+
+
+def assert_nothing_left(node: KernelNode) -> None:
+    assert node.rules() == ""
+    assert node.leases() == []
+    assert list((node.folder / "state" / "records").iterdir()) == []
+
+
+def test_two_containers_are_reached_through_their_random_ports(node: KernelNode) -> None:
+    for name in ("c1", "c2"):
+        result = node.call("ADD", node.conf(), name)
+        assert result["ips"][0]["address"].startswith("10.88.0.")
+        node.serve(name)
+    (first,), (second,) = node.ports("c1"), node.ports("c2")
+    assert first != second
+    assert node.fetch(first) == "hello from c1"
+    assert node.fetch(second) == "hello from c2"
+    assert node.fetch(first, source=node.node) == "hello from c1"
+    assert node.fetch(first, source=node.container("c1")) == "hello from c1"
+    assert node.fetch(first, source=node.container("c2"), address="10.88.0.1") == "hello from c1"
+    for name in ("c1", "c2"):
+        for _ in range(2):
+            node.call("DEL", node.conf(), name)
+    assert node.fetch(first) == ""
+    assert_nothing_left(node)
+
+
+def test_delete_works_when_namespace_and_configuration_are_gone(node: KernelNode) -> None:
+    node.call("ADD", node.conf())
+    node.container("c1").close()
+    changed = {key: node.conf()[key] for key in ("cniVersion", "name", "type", "dataDir")}
+    node.call("DEL", changed, netns="")
+    assert_nothing_left(node)
+    node.call("DEL", node.conf(), netns="")
+
+
+def test_explicit_and_random_ports_work_together(node: KernelNode) -> None:
+    mappings = [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}]
+    node.call("ADD", node.conf(runtimeConfig={"portMappings": mappings}))
+    node.serve("c1")
+    assert node.fetch(8080) == "hello from c1"
+    assert node.fetch(node.ports()[0]) == "hello from c1"
+    node.call("DEL", node.conf())
+    assert_nothing_left(node)
+
+
+def test_repeated_add_keeps_address_and_ports(node: KernelNode) -> None:
+    first = node.call("ADD", node.conf())
+    ports = node.ports()
+    assert node.call("ADD", node.conf()) == first
+    assert node.ports() == ports
+    node.container("c1").run("ip", "link", "del", "eth0")
+    node.call("ADD", node.conf())
+    assert node.ports() == ports
+    node.serve("c1")
+    assert node.fetch(ports[0]) == "hello from c1"
+    node.call("DEL", node.conf())
+    assert_nothing_left(node)
+
+
+@pytest.mark.parametrize("node", ["ours"], indirect=True)
+def test_check_sees_flushed_rules(node: KernelNode) -> None:
+    """Debian's portmap cannot be asked: its CHECK wants IPv6 rules for a container without an IPv6 address."""
+    result = node.call("ADD", node.conf())
+    node.call("CHECK", node.conf(prevResult=result))
+    node.node.run("nft", "flush", "ruleset")
+    with pytest.raises(Failed):
+        node.call("CHECK", node.conf(prevResult=result))
+    node.call("DEL", node.conf())
+    assert_nothing_left(node)
+
+
+def test_add_takes_everything_back_when_a_later_delegate_fails(node: KernelNode) -> None:
+    broken = {"type": "tuning", "sysctl": {"net.ipv4.no_such_key": "1"}}
+    with pytest.raises(Failed, match="tuning"):
+        node.call("ADD", node.conf(delegates=[node.bridge(), broken]))
+    assert_nothing_left(node)
+    assert "eth0" not in node.container("c1").run("ip", "link").stdout
+
+
+def test_add_takes_everything_back_when_portmap_fails(node: KernelNode) -> None:
+    with pytest.raises(Failed):
+        node.call("ADD", node.conf(portmap={"type": "portmap", "markMasqBit": 99, "backend": "iptables"}))
+    assert_nothing_left(node)
+
+
+def test_chained_after_bridge(node: KernelNode) -> None:
+    """The order a runtime keeps: bridge, then hostport_alloc with its result."""
+    wrapped = node.conf(expose=[])
+    result = node.call("ADD", wrapped)
+    chained = node.conf(prevResult=result)
+    del chained["delegates"]
+    assert node.call("ADD", chained)["ips"] == result["ips"]
+    node.serve("c1")
+    assert node.fetch(node.ports()[0]) == "hello from c1"
+    for _ in range(2):
+        node.call("DEL", chained)
+        node.call("DEL", wrapped)
+    assert_nothing_left(node)
+
+
+def test_whole_conflist_with_its_own_portmap_is_wrapped(node: KernelNode) -> None:
+    portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+    conf = node.conf(delegate={"name": "cbr0", "cniVersion": "0.4.0", "plugins": [node.bridge(), portmap]})
+    del conf["delegates"]
+    node.call("ADD", conf)
+    node.serve("c1")
+    assert node.fetch(node.ports()[0]) == "hello from c1"
+    node.call("DEL", conf)
+    assert_nothing_left(node)
+
+
+def test_pod_is_annotated_with_the_nodes_address_over_https(node: KernelNode, tmp_path: Path) -> None:
+    with node.node.entered():
+        server = PodServer(tmp_path / "api", address="192.0.2.10")
+    with server:
+        server.pods.create("default", "web", uid="0a-1b")
+        kubeconfig = server.kubeconfig(tmp_path / "kubelet.conf", client_of="system:node:node1")
+        conf = node.conf(kubernetes={"kubeconfig": kubeconfig, "policy": "required", "timeout": 10})
+        server.pods.faults.append(Fault(status=500))
+        node.call("ADD", conf, args=POD_ARGS)
+        entries = json.loads(server.pods.annotations("default", "web")["cnimeta.io/hostports"])
+        assert [(entry["hostIP"], entry["hostPort"]) for entry in entries] == [("192.0.2.10", node.ports()[0])]
+        sent = len(server.pods.requests)
+    began = time.monotonic()
+    node.call("DEL", conf, args=POD_ARGS, netns="")
+    assert time.monotonic() - began < 5
+    assert len(server.pods.requests) == sent == 2
+    assert_nothing_left(node)
+
+
+def test_pod_is_not_started_when_it_cannot_be_annotated_and_that_is_required(node: KernelNode, tmp_path: Path) -> None:
+    with PodServer(tmp_path / "api") as server:  # in another namespace: nobody answers at its address
+        kubeconfig = server.kubeconfig(tmp_path / "kubeconfig", token=server.token("cnimeta"))
+    conf = node.conf(kubernetes={"kubeconfig": kubeconfig, "policy": "required", "timeout": 1})
+    with pytest.raises(Failed) as caught:
+        node.call("ADD", conf, args=POD_ARGS)
+    assert caught.value.code == 102
+    assert_nothing_left(node)
+
+
+def test_port_of_a_listening_process_is_not_given_out(node: KernelNode) -> None:
+    process = node.node.start(sys.executable, "-c", SERVER, "20000", "node")
+    node.processes.append(process)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    conf = node.conf(ranges={"default": "20000-20001"})
+    node.call("ADD", conf)
+    assert node.ports() == [20001]
+    with pytest.raises(Failed, match="exhausted") as caught:
+        node.call("ADD", conf, "c2")
+    assert caught.value.code == 11
+    node.call("DEL", conf)
+    assert_nothing_left(node)
