@@ -14,7 +14,15 @@ _TEMPORARY = ".tmp-"
 
 
 class PosixFiles:
-    """The Files adapter on the real file system. Every failure is the OSError the system gave."""
+    """The Files adapter on the real file system. Every failure is the OSError the system gave.
+
+    `exclusive`: a lock of the caller's keeps every other writer out of these folders. Temporary files then have fixed
+    names, so what a killed process left is overwritten by the next write of its target, or goes when that is removed.
+    """
+
+    def __init__(self, *, exclusive: bool = False) -> None:
+        self._temporary = _TEMPORARY if exclusive else f"{_TEMPORARY}{os.getpid()}-"
+        self._exclusive = exclusive
 
     def read(self, path: str) -> bytes | None:
         """The content, or None when there is no such file."""
@@ -28,7 +36,7 @@ class PosixFiles:
         """Replace `path` with `data`, atomically and durably; the folder is made (0700) when missing."""
         folder, name = os.path.split(path)
         self.make_folder(folder)
-        temporary = os.path.join(folder, f"{_TEMPORARY}{os.getpid()}-{name}")
+        temporary = os.path.join(folder, self._temporary + name)
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
@@ -49,11 +57,17 @@ class PosixFiles:
 
     def remove(self, path: str) -> None:
         """Remove `path`, durably; a missing file is fine."""
+        folder, name = os.path.split(path)
+        if self._exclusive:
+            try:
+                os.unlink(os.path.join(folder, self._temporary + name))
+            except FileNotFoundError:
+                pass
         try:
             os.unlink(path)
         except FileNotFoundError:
             return
-        self._sync_folder(os.path.dirname(path))
+        self._sync_folder(folder)
 
     def names(self, folder: str) -> list[str]:
         """The files of a folder, sorted, unfinished ones left out; empty when there is no such folder."""

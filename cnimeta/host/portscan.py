@@ -1,0 +1,280 @@
+"""Which host ports somebody's rules redirect already: no bind test can see these, and the first rule wins.
+
+Read are nftables' rules in the terse form, which leaves out the elements of sets and maps (5 ms where the full listing
+of 20,000 mappings takes 130); the elements only of those maps and sets that another's rule looks a destination port up
+in; iptables-save for rules of iptables-nft that nft cannot spell out, and for iptables-legacy when its nat table is
+there. This project's own nftables tables are left out: their ports are in the records.
+
+A source that is not installed or fails is reported through `log` and counts as empty: mapping detects a conflict again.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cnimeta.errors import CniError
+from cnimeta.host.program import find_program, run_program
+from cnimeta.spec.jsonio import loads_object
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import TypeAlias
+
+    from cnimeta.host.program import Finished
+    from cnimeta.spec.jsonio import JSON
+
+    Span: TypeAlias = tuple[str, int, int]
+    """(protocol, empty for any; first port; last port)"""
+
+OWN_TABLES = "cnimeta"
+"""This project's nftables tables begin with this."""
+_PROTOCOLS = ("tcp", "udp", "sctp")
+_TIMEOUT_S = 5.0
+_NAT_TARGETS = ("DNAT", "REDIRECT")
+
+
+class RulesetScan:
+    """The PortScan adapter."""
+
+    def __init__(
+        self,
+        log: Callable[[str], None] = lambda _: None,
+        run: Callable[[Sequence[str], Mapping[str, str], bytes, float], Finished] = run_program,
+        proc: str = "/proc/thread-self/net",
+    ) -> None:
+        self._log = log
+        self._run = run
+        self._proc = proc
+
+    def redirected(self) -> list[Span]:
+        """(protocol, first, last) of every port that is redirected; an empty protocol stands for all."""
+        ruleset = Ruleset(self._nft("-t", "-j", "list", "ruleset"))
+        spans = list(ruleset.spans)
+        for kind, family, table, name in ruleset.lookups:
+            spans += elements(
+                self._nft("-j", "list", kind, family, table, name), ruleset.lookups[kind, family, table, name]
+            )
+        for family, prefix in (("ip", "iptables"), ("ip6", "ip6tables")):
+            if family in ruleset.opaque:
+                spans += read_save(self._save(f"{prefix}-nft-save"))
+            if self._legacy_nat(family):
+                spans += read_save(self._save(f"{prefix}-legacy-save", f"{prefix}-save"))
+        return spans
+
+    def _nft(self, *arguments: str) -> list[Mapping[str, JSON]]:
+        text = self._output(("nft",), arguments)
+        if not text:
+            return []
+        try:
+            entries = loads_object(text, "nft's answer").get("nftables")
+        except CniError as error:
+            self._log(f"port scan: {error.msg}")
+            return []
+        return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+    def _save(self, *names: str) -> str:
+        return self._output(names, ("-t", "nat")).decode("utf-8", "replace")
+
+    def _output(self, names: tuple[str, ...], arguments: Sequence[str]) -> bytes:
+        """What the first of `names` that is installed prints; nothing when it fails."""
+        program = next(filter(None, map(find_program, names)), None)
+        if program is None:
+            return b""
+        try:
+            done = self._run([program, *arguments], {"PATH": os.environ.get("PATH", "")}, b"", _TIMEOUT_S)
+        except CniError as error:
+            self._log(f"port scan: {error.msg}")
+            return b""
+        if done.status != 0:
+            self._log(f"port scan: {names[0]} {' '.join(arguments)}: {done.complaint}")
+            return b""
+        return done.stdout
+
+    def _legacy_nat(self, family: str) -> bool:
+        try:
+            with open(f"{self._proc}/{family}_tables_names", "rb", buffering=0) as file:
+                return b"nat" in file.read().split()
+        except OSError:
+            return False
+
+
+# --- nft -j ----------------------------------------------------------------------------------------------
+
+
+class Ruleset:
+    """What `nft -t -j list ruleset` says of destination ports."""
+
+    def __init__(self, entries: Iterable[Mapping[str, JSON]]) -> None:
+        self.spans: list[Span] = []
+        self.lookups: dict[tuple[str, str, str, str], _Key] = {}
+        """(set or map, family, table, name) of what else must be read, and how its keys are built."""
+        self.opaque: set[str] = set()
+        """Families in which a rule has a part that only iptables can spell out."""
+        kinds: dict[tuple[object, object, object], str] = {}
+        rules: list[Mapping[str, JSON]] = []
+        for entry in entries:
+            for kind, body in entry.items():
+                if not isinstance(body, dict) or str(body.get("table", "")).startswith(OWN_TABLES):
+                    continue
+                if kind in ("set", "map"):
+                    kinds[body.get("family"), body.get("table"), body.get("name")] = kind
+                elif kind == "rule":
+                    rules.append(body)
+        for rule in rules:
+            self._read(rule, kinds)
+
+    def _read(self, rule: Mapping[str, JSON], kinds: Mapping[tuple[object, object, object], str]) -> None:
+        expressions = rule.get("expr")
+        if not isinstance(expressions, list):
+            return
+        parts = [part for part in expressions if isinstance(part, dict)]
+        names = {name for part in parts for name in part}
+        if "xt" in names:
+            self.opaque.add(str(rule.get("family")))
+        protocol = _l4_protocol(parts)
+        found: list[Span] = []
+        for key, data in _lookups(parts):
+            shape = _Key.of(key, protocol)
+            if shape is None:
+                continue
+            if isinstance(data, str) and data.startswith("@"):
+                where = rule.get("family"), rule.get("table"), data[1:]
+                if where in kinds and names & {"dnat", "redirect", "vmap"}:
+                    self.lookups[kinds[where], str(where[0]), str(where[1]), data[1:]] = shape
+            else:
+                found += shape.spans(data)
+        if names & {"dnat", "redirect", "vmap"}:
+            self.spans += found
+        elif names & {"jump", "goto"}:  # a dispatch to the chain that redirects; a wide one says nothing
+            self.spans += [span for span in found if span[1] == span[2]]
+
+
+class _Key:
+    """How a lookup key holds a destination port: its place in a concatenation, if it is one, and the protocol."""
+
+    def __init__(self, protocol: str, place: int | None = None, protocol_place: int | None = None) -> None:
+        self.protocol = protocol
+        self.place = place
+        self.protocol_place = protocol_place
+
+    @classmethod
+    def of(cls, key: JSON, protocol: str) -> _Key | None:
+        """The shape of a key, None when there is no destination port in it."""
+        if not isinstance(key, dict):
+            return None
+        named = _dport_protocol(key)
+        if named is not None:
+            return cls(named or protocol)
+        parts = key.get("concat")
+        if not isinstance(parts, list):
+            return None
+        for place, part in enumerate(parts):
+            named = _dport_protocol(part)
+            if named is not None:
+                carriers = [index for index, other in enumerate(parts) if _is_l4_protocol(other)]
+                return cls(named or protocol, place, carriers[0] if carriers else None)
+        return None
+
+    def spans(self, data: JSON) -> Iterator[Span]:
+        """The ports in a value, a set of values, or the keys of a map."""
+        if isinstance(data, dict) and isinstance(data.get("set"), list):
+            for item in data["set"]:
+                yield from self.spans(item[0] if isinstance(item, list) else item)
+            return
+        if isinstance(data, dict) and isinstance(data.get("elem"), dict):
+            yield from self.spans(data["elem"].get("val"))
+            return
+        protocol = self.protocol
+        if self.place is not None:
+            values = data.get("concat") if isinstance(data, dict) else None
+            if not isinstance(values, list) or len(values) <= self.place:
+                return
+            if self.protocol_place is not None and values[self.protocol_place] in _PROTOCOLS:
+                protocol = str(values[self.protocol_place])
+            data = values[self.place]
+        ends = data.get("range") if isinstance(data, dict) else [data, data]
+        if isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int) for end in ends):
+            yield protocol, int(ends[0]), int(ends[1])
+
+
+def elements(entries: Iterable[Mapping[str, JSON]], key: _Key) -> list[Span]:
+    """The ports in the keys of a set or map, from `nft -j list set|map`."""
+    found: list[Span] = []
+    for entry in entries:
+        for body in entry.values():
+            if isinstance(body, dict) and isinstance(body.get("elem"), list):
+                found += key.spans({"set": body["elem"]})
+    return found
+
+
+def _lookups(parts: Sequence[Mapping[str, JSON]]) -> Iterator[tuple[JSON, JSON]]:
+    """(key, values) of every comparison and every map in a rule."""
+    for part in parts:
+        for name, body in part.items():
+            if not isinstance(body, dict):
+                continue
+            if name == "match" and body.get("op") in ("==", "in"):
+                yield body.get("left"), body.get("right")
+            elif name == "vmap":
+                yield body.get("key"), body.get("data")
+            elif name in ("dnat", "redirect"):
+                for value in body.values():
+                    if isinstance(value, dict) and isinstance(value.get("map"), dict):
+                        yield value["map"].get("key"), value["map"].get("data")
+
+
+def _dport_protocol(part: JSON) -> str | None:
+    """The protocol of a destination port field, empty for any; None when it is something else."""
+    payload = part.get("payload") if isinstance(part, dict) else None
+    if not isinstance(payload, dict) or payload.get("field") != "dport":
+        return None
+    return str(payload["protocol"]) if payload.get("protocol") in _PROTOCOLS else ""
+
+
+def _is_l4_protocol(part: JSON) -> bool:
+    if not isinstance(part, dict):
+        return False
+    meta, payload = part.get("meta"), part.get("payload")
+    return (isinstance(meta, dict) and meta.get("key") == "l4proto") or (
+        isinstance(payload, dict) and payload.get("field") in ("protocol", "nexthdr")
+    )
+
+
+def _l4_protocol(parts: Sequence[Mapping[str, JSON]]) -> str:
+    """The one protocol a rule is limited to, empty when there are several or none."""
+    for part in parts:
+        match = part.get("match")
+        if isinstance(match, dict) and _is_l4_protocol(match.get("left")) and match.get("right") in _PROTOCOLS:
+            return str(match["right"])
+    return ""
+
+
+# --- iptables-save ---------------------------------------------------------------------------------------
+
+
+def read_save(text: str) -> list[Span]:
+    """The redirected ports in what iptables-save prints."""
+    spans: list[Span] = []
+    for line in text.splitlines():
+        if line.startswith("-A "):
+            spans += _read_rule("".join(line.split('"')[::2]).split())  # quoted parts are comments
+    return spans
+
+
+def _read_rule(words: Sequence[str]) -> Iterator[Span]:
+    protocol, ports, target = "", "", ""
+    for place, word in enumerate(words[:-1]):
+        value = words[place + 1]
+        if word == "-p":
+            protocol = value if value in _PROTOCOLS else ""
+        elif word in ("--dport", "--dports"):
+            ports = "" if words[place - 1] == "!" else value
+        elif word in ("-j", "-g"):
+            target = value
+    for part in ports.split(",") if ports and target else ():
+        first, colon, last = part.partition(":")
+        if first.isdigit() and (not colon or last.isdigit()):
+            span = protocol, int(first), int(last if colon else first)
+            if target in _NAT_TARGETS or (target not in ("RETURN", "ACCEPT", "MARK") and span[1] == span[2]):
+                yield span

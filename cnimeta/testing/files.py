@@ -1,0 +1,128 @@
+"""Files in memory, with a fault or a kill at any step, and with what a power loss would leave.
+
+Each write takes four steps, as the real adapter's does: the temporary file, its fsync, the rename, the folder's fsync;
+each removal two: the unlink, the folder's fsync. `fail_at` and `kill_at` count steps from the moment they are set.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_TEMPORARY = ".tmp-"
+
+
+class Killed(BaseException):
+    """The process ends here: nothing catches it, nothing after it runs."""
+
+
+class MemoryFiles:
+    """Files for tests. `content` is what a reader sees, by path."""
+
+    def __init__(self) -> None:
+        self.content: dict[str, bytes] = {}
+        self.steps: list[str] = []
+        """Every step taken so far, such as `rename /a/b`."""
+        self.reads: list[str] = []
+        """Every path read and every folder listed (with a slash behind it)."""
+        self._older: dict[str, list[bytes | None]] = {}
+        self._fault: Callable[[], BaseException] | None = None
+        self._countdown = 0
+        self._lasting = False
+
+    # --- the Files protocol ----------------------------------------------------------------------------
+
+    def read(self, path: str) -> bytes | None:
+        """The content, or None."""
+        self.reads.append(path)
+        return self.content.get(path)
+
+    def write(self, path: str, data: bytes) -> None:
+        """Replace `path`, in four steps."""
+        folder, name = os.path.split(path)
+        temporary = f"{folder}/{_TEMPORARY}{name}"
+        try:
+            self._step(f"create {temporary}")
+            self.content[temporary] = b""
+            self._step(f"fsync {temporary}")
+            self._step(f"rename {path}")
+        except OSError:
+            self.content.pop(temporary, None)
+            raise
+        self.content.pop(temporary, None)
+        self._change(path, data)
+        self._step(f"fsync {folder}/")
+        self._settle(folder)
+
+    def remove(self, path: str) -> None:
+        """Remove `path`, in two steps; none for a missing file."""
+        folder, name = os.path.split(path)
+        self.content.pop(f"{folder}/{_TEMPORARY}{name}", None)
+        if path not in self.content:
+            return
+        self._step(f"unlink {path}")
+        self._change(path, None)
+        self._step(f"fsync {folder}/")
+        self._settle(folder)
+
+    def names(self, folder: str) -> list[str]:
+        """The files of a folder, unfinished ones left out."""
+        self.reads.append(folder + "/")
+        names = [os.path.basename(path) for path in self.content if os.path.dirname(path) == folder]
+        return sorted(name for name in names if not name.startswith(_TEMPORARY))
+
+    # --- what tests do to it ---------------------------------------------------------------------------
+
+    def fail_at(self, step: int, number: int = errno.ENOSPC, *, lasting: bool = False) -> None:
+        """Let the step-th step from now (1 for the next) fail with this errno; `lasting`: and all after it."""
+        self._arm(step, lambda: OSError(number, os.strerror(number)), lasting=lasting)
+
+    def kill_at(self, step: int) -> None:
+        """End the process before the step-th step from now."""
+        self._arm(step, Killed, lasting=False)
+
+    def heal(self) -> None:
+        """No more faults."""
+        self._fault = None
+
+    def power_loss(self, keep: Callable[[str], bool] = lambda _: False) -> None:
+        """Lose what was never synchronised: each such path falls back, unless `keep` says its rename got through."""
+        for path, versions in self._older.items():
+            if not keep(path):
+                self._set(path, versions[0])
+        self._older.clear()
+        for path in [path for path in self.content if os.path.basename(path).startswith(_TEMPORARY)]:
+            del self.content[path]
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    def _arm(self, step: int, fault: Callable[[], BaseException], *, lasting: bool) -> None:
+        self._fault, self._countdown, self._lasting = fault, step, lasting
+
+    def _step(self, text: str) -> None:
+        if self._fault is not None:
+            self._countdown -= 1
+            if self._countdown <= 0:
+                fault = self._fault
+                if not self._lasting:
+                    self._fault = None
+                raise fault()
+        self.steps.append(text)
+
+    def _change(self, path: str, data: bytes | None) -> None:
+        self._older.setdefault(path, []).append(self.content.get(path))
+        self._set(path, data)
+
+    def _set(self, path: str, data: bytes | None) -> None:
+        if data is None:
+            self.content.pop(path, None)
+        else:
+            self.content[path] = data
+
+    def _settle(self, folder: str) -> None:
+        for path in [path for path in self._older if os.path.dirname(path) == folder]:
+            del self._older[path]
