@@ -120,64 +120,56 @@ class IptablesBackend:
         """
         with self.tables.held():
             work = [self._prepared(target, part, take_over) for part in parts]
-            for part, wanted, entries, changes in work:
-                self._write(part, wanted, entries, changes)
+            for part, wanted, entries, dead in work:
+                self._write(part, wanted, entries, dead)
 
     def _prepared(
         self, target: Target, part: Part, take_over: Callable[[plan.Owner], bool]
-    ) -> tuple[Part, ContainerRules, list[plan.Entry] | None, _Precedence]:
+    ) -> tuple[Part, ContainerRules, list[plan.Entry] | None, list[str]]:
         wanted = container_rules(
             target.network, target.container_id, part.address, part.mappings, part.settings, target.chain
         )
         rules = self.tables.chain(part.family, DNAT_CHAIN)
         if rules is None:
-            return part, wanted, None, _Precedence((), first=False)
+            return part, wanted, None, []
         entries = [plan.read_entry(rule) for rule in rules]
-        return part, wanted, entries, self._precedence(part.family, wanted, entries, take_over)
+        return part, wanted, entries, self._dead(part.family, wanted, entries, take_over)
 
-    def _precedence(
+    def _dead(
         self,
         family: int,
         wanted: ContainerRules,
         entries: Sequence[plan.Entry],
         take_over: Callable[[plan.Owner], bool],
-    ) -> _Precedence:
-        """Where the entry rules go among the others'. The first that matches wins, so a mapping for one host address
-        has to stand before another container's for every address.
+    ) -> list[str]:
+        """The chains of owners that are gone and hold a port that is wanted; HostPortConflict for a live one.
+
+        A mapping for every address holds the port on each: the first rule that matches would win, and silently.
         """
         asked = plan.translated(wanted.rules)
         dead: list[str] = []
-        first: plan.Span | None = None
-        last: tuple[plan.Span, plan.Owner] | None = None
         for entry in entries:
-            if entry.chain == wanted.chain or entry.chain in dead or not _meet(entry.spans, asked):
+            if entry.chain == wanted.chain or entry.chain in dead or not plan.meet(entry.spans, asked):
                 continue
-            held = plan.translated(self.tables.chain(family, entry.chain) or ())
+            taken = plan.taken(asked, plan.translated(self.tables.chain(family, entry.chain) or ()))
+            if taken is None:
+                continue
             owner = plan.read_owner(entry)
-            for mine, theirs in _meetings(asked, held):
-                if take_over(owner):
-                    dead.append(entry.chain)
-                    break
-                if mine.host_ip == theirs.host_ip:
-                    raise _conflict(mine, owner)
-                if mine.host_ip and not theirs.host_ip:
-                    first = mine
-                elif theirs.host_ip and not mine.host_ip:
-                    last = (mine, owner)
-        if first is not None and last is not None:
-            raise _conflict(*last)
-        return _Precedence(tuple(dead), first is not None)
+            if not take_over(owner):
+                raise _conflict(taken, owner)
+            dead.append(entry.chain)
+        return dead
 
     def _write(
-        self, part: Part, wanted: ContainerRules, entries: Sequence[plan.Entry] | None, precedence: _Precedence
+        self, part: Part, wanted: ContainerRules, entries: Sequence[plan.Entry] | None, dead: Sequence[str]
     ) -> None:
         tables, family, settings = self.tables, part.family, part.settings
         if entries is not None:
             known = any(entry.chain == wanted.chain for entry in entries)
             changes = [
                 *plan.base_present(settings),
-                *(change for chain in precedence.dead for change in plan.remove(entries, chain)),
-                *plan.replace(entries, wanted, known, precedence.first),
+                *(change for chain in dead for change in plan.remove(entries, chain)),
+                *plan.replace(entries, wanted, known),
             ]
             try:
                 tables.commit(family, changes)
@@ -193,8 +185,8 @@ class IptablesBackend:
         entries = [plan.read_entry(rule) for rule in table.get(DNAT_CHAIN, ())]
         changes = [
             *plan.base_missing(table, settings),
-            *(change for chain in precedence.dead if chain in table for change in plan.remove(entries, chain)),
-            *plan.replace(entries, wanted, wanted.chain in table, precedence.first),
+            *(change for chain in dead if chain in table for change in plan.remove(entries, chain)),
+            *plan.replace(entries, wanted, wanted.chain in table),
         ]
         try:
             tables.commit(family, changes)
@@ -280,13 +272,6 @@ class IptablesBackend:
             raise CheckFailed(f"the rules of {where} are out of order")
 
 
-class _Precedence(NamedTuple):
-    """Chains of dead owners to remove, and whether the new entry rules go before all others."""
-
-    dead: tuple[str, ...]
-    first: bool
-
-
 def remove_foreign(network: str, container_id: str, path: str = "", other_networks: Collection[str] = ()) -> None:
     """Remove what a container has in iptables although its backend is another one now; cheap when there is nothing.
 
@@ -337,20 +322,6 @@ def _remove(tables: Iptables, family: int, entries: Sequence[plan.Entry], chains
         ]
         if changes:
             tables.commit(family, changes)
-
-
-def _meet(spans: Sequence[plan.Span], others: Sequence[plan.Span]) -> bool:
-    return any(span.meets(other) for span in spans for other in others)
-
-
-def _meetings(mine: Sequence[plan.Span], theirs: Sequence[plan.Span]) -> list[tuple[plan.Span, plan.Span]]:
-    """Pairs that one packet can be for: equal or unspecified host address."""
-    return [
-        (span, other)
-        for span in mine
-        for other in theirs
-        if span.meets(other) and (span.host_ip == other.host_ip or not span.host_ip or not other.host_ip)
-    ]
 
 
 def _conflict(span: plan.Span, owner: plan.Owner) -> HostPortConflict:

@@ -95,6 +95,20 @@ def translated(rules: Iterable[str]) -> list[Span]:
     return spans
 
 
+def meet(spans: Iterable[Span], others: Sequence[Span]) -> bool:
+    """Whether any two have a port in common."""
+    return any(span.meets(other) for span in spans for other in others)
+
+
+def taken(asked: Iterable[Span], held: Sequence[Span]) -> Span | None:
+    """The first of `asked` that is also for a packet one of `held` is for."""
+    for span in asked:
+        for other in held:
+            if span.meets(other) and (span.host_ip == other.host_ip or not span.host_ip or not other.host_ip):
+                return span
+    return None
+
+
 # --- writing ---------------------------------------------------------------------------------------------
 
 
@@ -123,13 +137,11 @@ def base_missing(table: Mapping[str, Sequence[str]], settings: Settings) -> list
     return changes + [Change(how, chain, rule) for chain, rule, how in rules if rule not in table.get(chain, ())]
 
 
-def replace(entries: Iterable[Entry], wanted: ContainerRules, exists: bool, first: bool = False) -> list[Change]:
-    """Write a container's part in place of what there is of it. `first`: its entry rules go before the others."""
+def replace(entries: Iterable[Entry], wanted: ContainerRules, exists: bool) -> list[Change]:
+    """Write a container's part in place of what there is of it."""
     changes = [Change("delete", DNAT_CHAIN, entry.rule) for entry in entries if entry.chain == wanted.chain]
     changes.append(Change("flush" if exists else "new", wanted.chain))
     changes += [Change("append", wanted.chain, rule) for rule in wanted.rules]
-    if first:
-        return changes + [Change("insert", DNAT_CHAIN, rule) for rule in reversed(wanted.entries)]
     return changes + [Change("append", DNAT_CHAIN, rule) for rule in wanted.entries]
 
 

@@ -189,6 +189,8 @@ def test_only_the_new_address_is_mapped_when_add_is_repeated_with_another(backen
         (Mapping("tcp", 8000, 8080, 1), single(8080)),
         (single(8080, host_ip="192.0.2.1"), single(8080, host_ip="192.0.2.1")),
         (single(8080, host_ip="0.0.0.0"), single(8080)),
+        (single(8080), single(8080, host_ip="192.0.2.1")),
+        (single(8080, host_ip="192.0.2.1"), single(8080)),
     ],
 )
 def test_add_is_refused_naming_the_owner_when_another_container_has_the_port(backend, tables, mine, theirs):
@@ -211,21 +213,6 @@ def test_both_are_mapped_when_no_packet_can_be_for_both(backend, tables, mine, t
     backend.add(C1, [part(theirs)])
     backend.add(C2, [part(mine, address="10.0.0.3/24")])
     assert len(tables.chain(4, DNAT)) == 2
-
-
-@pytest.mark.parametrize("specific_first", [True, False])
-def test_the_host_address_goes_before_every_address_when_both_map_a_port(backend, tables, specific_first):
-    specific = (C1, [part(single(8080, host_ip="192.0.2.1"))])
-    wildcard = (C2, [part(single(8080), address="10.0.0.3/24")])
-    for target, parts in (specific, wildcard) if specific_first else (wildcard, specific):
-        backend.add(target, parts)
-    assert [rule.rpartition(" ")[2] for rule in tables.chain(4, DNAT)] == [C1.chain, C2.chain]
-
-
-def test_add_is_refused_when_it_would_have_to_stand_both_before_and_after_another(backend, tables):
-    backend.add(C1, [part(single(8080, host_ip="192.0.2.1"), single(8081))])
-    with unchanged(tables), pytest.raises(HostPortConflict, match="8080/tcp"):
-        backend.add(C2, [part(single(8080), single(8081, host_ip="192.0.2.1"), address="10.0.0.3/24")])
 
 
 def test_neither_family_is_written_when_the_port_is_taken_in_one(backend, tables):
