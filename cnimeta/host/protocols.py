@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from cnimeta.delegate.spawn import Completed
     from cnimeta.host.iptables import Change
+    from cnimeta.host.nft import Change as NftChange
     from cnimeta.spec.jsonio import JSON
 
 
@@ -143,4 +144,48 @@ class Iptables(Protocol):
 
     def has_rule(self, family: int, chain: str, rule: str) -> bool:
         """Whether the chain has the rule, however its words are ordered; not under `held()`."""
+        ...
+
+
+class Nft(Protocol):
+    """One nftables table of the inet family."""
+
+    def available(self) -> bool:
+        """Whether nft can be used here."""
+        ...
+
+    def apply(self, changes: Sequence[NftChange]) -> None:
+        """All changes or none. Raises cnimeta.host.nft.Refusal."""
+        ...
+
+    def dry_run(self, changes: Sequence[NftChange]) -> None:
+        """As `apply`, judged but not kept."""
+        ...
+
+    def has_chain(self, name: str) -> bool:
+        """Whether the table has this chain."""
+        ...
+
+    def rules(self, chain: str) -> list[tuple[str, str]]:
+        """(handle, text) of a chain's rules, none when there is no such chain."""
+        ...
+
+    def elements(self, name: str) -> list[tuple[str, str, str]]:
+        """(key, data, comment) of every element of a map."""
+        ...
+
+
+class Conntrack(Protocol):
+    """The kernel's table of flows."""
+
+    def forget_udp(self, family: int, ports: Iterable[tuple[int, int, bytes]]) -> None:
+        """Delete the UDP flows to (first port, last port, packed address or empty for every address)."""
+        ...
+
+
+class Sysctl(Protocol):
+    """Kernel settings of this network namespace."""
+
+    def ensure(self, name: str, value: str) -> None:
+        """Set `name` (with slashes) unless it is `value` already; IoFailure (code 5)."""
         ...

@@ -1,12 +1,65 @@
-"""portmap: verbs and wiring."""
+"""portmap: the verbs, and which backend serves them. Behaviour and keys: docs/portmap.md."""
 
 from __future__ import annotations
 
+from cnimeta.errors import CniError, PluginNotAvailable
 from cnimeta.plugin.base import Plugin
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cnimeta.plugin.request import Request
+    from cnimeta.spec.result import Result
+    from cnimeta_plugins.portmap.mapper import Mapper
 
 
 class Portmap(Plugin):
-    """Maps host ports to container ports."""
+    """Maps host ports to container ports. Tests give a `make_mapper` of their own."""
 
     name = "portmap"
-    about = "maps host ports to container ports with nftables or iptables"
+    about = "maps host ports to container ports, with nftables or iptables"
+
+    def __init__(self, make_mapper: Callable[[Request], Mapper] | None = None) -> None:
+        self._make_mapper = make_mapper
+
+    def add(self, request: Request) -> Result:
+        """Map; prevResult passes through unchanged."""
+        result = request.conf.require_prev_result()
+        mapper = self._mapper(request)
+        settings = mapper.settings(request.conf)
+        if settings.mappings:
+            mapper.add(request.attachment, request.conf, settings, result)
+        return result
+
+    def delete(self, request: Request) -> None:
+        """Unmap everything of the attachment, whatever configuration it now has."""
+        self._mapper(request).delete(request.attachment, request.conf)
+
+    def check(self, request: Request) -> None:
+        """Compare the kernel with what ADD would make."""
+        result = request.conf.require_prev_result()
+        mapper = self._mapper(request)
+        settings = mapper.settings(request.conf)
+        if settings.mappings:
+            mapper.check(request.attachment, settings, result)
+
+    def gc(self, request: Request) -> None:
+        """Unmap every attachment of this network that is not listed; without a list, none."""
+        valid = request.conf.valid_attachments()
+        if valid is not None:
+            self._mapper(request).collect(request.conf, valid)
+
+    def status(self, request: Request) -> None:
+        """Not ready (50) when no backend can be used or records cannot be written."""
+        try:
+            self._mapper(request).ready(request.conf)
+        except CniError as error:
+            raise PluginNotAvailable(f"portmap cannot map ports: {error.msg}", error.details) from None
+
+    def _mapper(self, request: Request) -> Mapper:
+        if self._make_mapper is not None:
+            return self._make_mapper(request)
+        from cnimeta_plugins.portmap.mapper import host_mapper
+
+        return host_mapper(request)

@@ -1,0 +1,44 @@
+"""The node-wide configuration, `/etc/cnimeta/config.toml` (or the file that CNIMETA_CONFIG names).
+
+    [portmap]
+    backend = "iptables"
+    dataDir = "/var/lib/cni/cnimeta"
+
+A missing file costs one system call: `tomllib` is imported only when there is something to read.
+"""
+
+from __future__ import annotations
+
+from cnimeta.errors import InvalidNetworkConfig, IoFailure, shown
+from cnimeta.spec.fields import Fields
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEFAULT_PATH = "/etc/cnimeta/config.toml"
+VARIABLE = "CNIMETA_CONFIG"
+
+
+def read_section(name: str, environ: Mapping[str, str]) -> Fields:
+    """One section, empty when it or the file is missing.
+
+    Raises IoFailure (5) when the file cannot be read, InvalidNetworkConfig (7) when it is not TOML.
+    """
+    path = environ.get(VARIABLE) or DEFAULT_PATH
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        return Fields({}, f"{path}: {name}")
+    except (OSError, ValueError) as error:
+        raise IoFailure(f"cannot read {shown(path)}: {error}") from None
+    import tomllib
+
+    try:
+        section = tomllib.loads(data.decode("utf-8")).get(name, {})
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
+        raise InvalidNetworkConfig(f"{path} is not valid TOML: {error}") from None
+    if not isinstance(section, dict):
+        raise InvalidNetworkConfig(f"{path}: {name} must be a table")
+    return Fields(section, f"{path}: {name}")

@@ -1,0 +1,24 @@
+"""Kernel settings under /proc/sys, of this process's network namespace."""
+
+from __future__ import annotations
+
+from cnimeta.errors import IoFailure
+
+
+class ProcSysctl:
+    """The Sysctl adapter on /proc/sys."""
+
+    def ensure(self, name: str, value: str) -> None:
+        """Set `name` (with slashes: `net/ipv4/conf/eth0/route_localnet`) unless it is `value` already.
+
+        Raises IoFailure (code 5).
+        """
+        path = f"/proc/sys/{name}"
+        try:
+            with open(path, encoding="ascii") as file:
+                if file.read().strip() == value:
+                    return
+            with open(path, "w", encoding="ascii") as file:
+                file.write(value)
+        except OSError as error:
+            raise IoFailure(f"cannot set {path} to {value}: {error.strerror or error}") from None
