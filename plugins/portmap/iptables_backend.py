@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from cnimeta.host.protocols import Iptables
-    from cnimeta_plugins.portmap.forward import Forward
 
 _VARIANTS = ("nft", "legacy")
 
@@ -60,32 +59,6 @@ class Target(NamedTuple):
         if self.second:
             return second_chain_name(self.network, self.container_id, self.ifname)
         return chain_name(self.network, self.container_id)
-
-
-def parts_of(forward: Forward) -> list[Part]:
-    """The parts of an attachment's desired state."""
-    parts = []
-    for half in forward.halves:
-        mappings = tuple(
-            Mapping(
-                mapping.protocol,
-                mapping.first,
-                mapping.last,
-                mapping.container_port,
-                "" if mapping.host_ip is None else mapping.host_ip.text,
-            )
-            for mapping in half.listed or half.mappings
-        )
-        settings = Settings(
-            forward.snat, forward.masq_all, forward.mark_bit, forward.external_set_mark_chain, half.conditions
-        )
-        parts.append(Part(half.container.text, mappings, settings))
-    return parts
-
-
-def target_of(forward: Forward, second: bool = False) -> Target:
-    """Whose the desired state is."""
-    return Target(forward.network, forward.container_id, forward.ifname, second)
 
 
 def _keep(_owner: plan.Owner) -> bool:
@@ -206,8 +179,9 @@ class IptablesBackend:
         for tables in self._everywhere():
             for family in FAMILIES:
                 try:
-                    with tables.held():
-                        _delete(tables, family, target, other_networks)
+                    if _anything(tables, family, target):
+                        with tables.held():
+                            _delete(tables, family, target, other_networks)
                 except CniError as error:
                     errors.append(error)
         failure = joined(errors)
@@ -278,11 +252,18 @@ def remove_foreign(network: str, container_id: str, path: str = "", other_networ
     That is what upstream's portmap made, or this one before the backend was changed, under this network's name or an
     earlier one; networks in `other_networks` are left alone. Starts no program unless there is something to remove.
     """
-    IptablesBackend(path=path).delete(Target(network, container_id, ""), other_networks)
+    # Another interface on this very network may be alive: its chain has upstream's name, so that one stays.
+    IptablesBackend(path=path).delete(Target(network, container_id, "", network in other_networks), other_networks)
 
 
 def _entries(tables: Iptables, family: int) -> list[plan.Entry]:
     return [plan.read_entry(rule) for rule in tables.chain(family, DNAT_CHAIN) or ()]
+
+
+def _anything(tables: Iptables, family: int, target: Target) -> bool:
+    """Whether there can be anything to remove: asked before the lock is taken."""
+    old = old_snat_chain_name(target.network, target.container_id)
+    return tables.has_chain(family, DNAT_CHAIN) or tables.has_chain(family, old)
 
 
 def _delete(tables: Iptables, family: int, target: Target, other_networks: Collection[str] | None) -> None:

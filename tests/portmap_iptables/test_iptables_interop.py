@@ -237,3 +237,12 @@ def test_theirs_and_an_earlier_network_name_go_when_the_backend_is_another_now(m
     with host.namespace.entered():
         remove_foreign("net", "c1")
     assert host.saved() == empty.saved()
+
+
+def test_another_interface_keeps_its_chain_when_one_of_the_container_is_cleaned_up(make_host):
+    host = make_host("many")
+    host.add(PORTS[:1], {})
+    before = host.saved()
+    with host.namespace.entered():
+        remove_foreign("net", "c1", other_networks={"net"})
+    assert host.saved() == before
