@@ -1,0 +1,145 @@
+"""Killed or refused at every single effect of ADD, DEL and GC; the next command restores *rule => record => bit*.
+
+An effect is a file written or removed, a plugin started, a request sent: the process dies just before or just after it,
+or the effect fails. Whatever it was, DEL must then leave nothing, and the only port of the range be had again.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hostport_harness import POD_ARGS, Node, conf
+
+from cnimeta.errors import CniError, IoFailure
+from cnimeta.testing.delegates import FakeDelegate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.crash
+
+EFFECTS_MAX = 60
+SETTINGS = conf(
+    cniVersion="1.1.0",
+    delegates=[{"type": "bridge"}, {"type": "tuning"}],
+    ranges={"default": "20000"},
+    quarantineSeconds=0,
+    kubernetes={"kubeconfig": "/k", "policy": "required"},
+)
+NOTHING_VALID = {"cni.dev/valid-attachments": []}
+
+
+class Killed(BaseException):
+    """The process is gone: no handler of ours runs any more."""
+
+
+class Fate:
+    """Counts effects; something happens at the k-th, and after a kill nothing has any effect."""
+
+    def __init__(self, node: Node, at: int, how: str) -> None:
+        self.at = at
+        self.how = how
+        self.count = 0
+        self.struck = False
+        node.files.write = self._around(node.files.write, OSError(errno.EIO, "Input/output error"))
+        node.files.remove = self._around(node.files.remove, OSError(errno.EIO, "Input/output error"))
+        node.executor.run = self._around(node.executor.run, IoFailure("cannot start"))
+        node.pods.patch_status = self._around(node.pods.patch_status, None)
+
+    def _around(self, effect: Callable[..., Any], failure: Exception | None) -> Callable[..., Any]:
+        def guarded(*args: Any) -> Any:
+            if self.struck and self.how != "refused":
+                raise Killed
+            self.count += 1
+            if self.count != self.at:
+                return effect(*args)
+            if self.how == "refused":
+                if failure is None:
+                    return effect(*args)
+                self.struck = True
+                raise failure
+            self.struck = True
+            if self.how == "after":
+                effect(*args)
+            raise Killed
+
+        return guarded
+
+
+def a_node() -> Node:
+    node = Node(FakeDelegate("tuning"))
+    node.pods.create("default", "web", uid="0a-1b")
+    return node
+
+
+def revived(node: Node) -> Node:
+    """The same node, seen by a new process."""
+    after = Node()
+    after.files.contents = dict(node.files.contents)
+    after.executor.plugins = node.executor.plugins
+    after.bridge, after.portmap = node.bridge, node.portmap
+    after.pods.objects = node.pods.objects
+    return after
+
+
+def holds(node: Node) -> None:
+    for key in node.portmap.attachments:
+        assert node.store.load(key) is not None, "rule => record"
+    # The second generation of the index need not be there after the very first command.
+    lines = [line for line in node.store.disagreements() if not line.endswith("it is missing")]
+    assert lines == [], "record <=> bit"
+
+
+def all_gone(node: Node) -> None:
+    for plugin in node.executor.plugins.values():
+        assert plugin.attachments == {}
+    assert list(node.store.records()) == []
+    holds(node)
+    node.pods.objects["default", "web"]["metadata"].pop("annotations", None)
+    node.call("ADD", SETTINGS, container_id="c9", args=POD_ARGS)
+    assert node.ports("c9") == [20000]
+    assert node.store.disagreements() == ()
+
+
+@pytest.mark.parametrize("how", ["before", "after", "refused"])
+@pytest.mark.parametrize("verb", ["ADD", "DEL", "GC"])
+def test_nothing_is_left_when_the_next_command_comes(verb: str, how: str) -> None:
+    reached = 0
+    for at in range(1, EFFECTS_MAX):
+        node = a_node()
+        if verb != "ADD":
+            node.call("ADD", SETTINGS, args=POD_ARGS)
+        fate = Fate(node, at, how)
+        try:
+            node.call(verb, {**SETTINGS, **(NOTHING_VALID if verb == "GC" else {})}, args=POD_ARGS)
+        except (Killed, CniError):
+            pass
+        if fate.count < at:
+            break
+        reached = at
+        after = revived(node)
+        holds(after)
+        after.call("DEL", SETTINGS, args=POD_ARGS, netns="")
+        all_gone(after)
+    assert EFFECTS_MAX - 1 > reached >= 5
+
+
+def test_add_again_after_a_kill_serves_as_if_nothing_had_happened() -> None:
+    for at in range(1, EFFECTS_MAX):
+        node = a_node()
+        fate = Fate(node, at, "after")
+        try:
+            node.call("ADD", SETTINGS, args=POD_ARGS)
+        except Killed:
+            pass
+        if fate.count < at:
+            break
+        after = revived(node)
+        after.call("ADD", SETTINGS, args=POD_ARGS)
+        assert after.ports() == [20000]
+        holds(after)
+        after.call("DEL", SETTINGS, args=POD_ARGS)
+        all_gone(after)
+    assert at > 7
