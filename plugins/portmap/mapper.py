@@ -383,7 +383,9 @@ def _parts(forward: Forward) -> list[Part]:
     return [
         Part(
             half.container.text,
-            tuple(Mapping(m.protocol, m.first, m.last, m.container_port, m.where) for m in half.mappings),
+            tuple(
+                Mapping(m.protocol, m.first, m.last, m.container_port, m.where) for m in half.listed or half.mappings
+            ),
             Settings(
                 forward.snat, forward.masq_all, forward.mark_bit, forward.external_set_mark_chain, half.conditions
             ),
