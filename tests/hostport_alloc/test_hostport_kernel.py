@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -156,7 +157,7 @@ class KernelNode:
     def rules(self) -> str:
         """Every rule, map element and chain that belongs to a container."""
         text = self.node.run("nft", "list", "ruleset", check=False).stdout
-        return "\n".join(line for line in text.splitlines() if "CNI-DN-" in line or "10.88." in line)
+        return "\n".join(line for line in text.splitlines() if re.search(r"CNI-DN-|10\.88\.\d+\.[1-9]", line))
 
     def leases(self) -> list[str]:
         return sorted(path.name for path in (self.folder / "leases").rglob("10.88.*"))
