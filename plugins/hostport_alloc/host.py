@@ -32,7 +32,7 @@ class Host:
         scan: PortScan | None = None,
         addresses: NodeAddresses | None = None,
         pods: Callable[[str], PodApi] | None = None,
-        rules: Callable[[], Iterable[Rule]] = tuple,
+        rules: Callable[[], Iterable[Rule]] | None = None,
         boot_id: str | None = None,
     ) -> None:
         self._executor = executor
@@ -72,15 +72,16 @@ class Host:
         from cnimeta.host.lock import NodeLock
         from cnimeta_plugins.hostport_alloc.store import Store
 
-        return Store(
-            folder,
-            self._files or PosixFiles(exclusive=True),
-            self._lock or NodeLock(os.path.join(folder, LOCK_FILE), lock_timeout_s),
-            self.clock,
-            boot_id() if self._boot_id is None else self._boot_id,
-            log,
-            self._rules,
-        )
+        files = self._files or PosixFiles()
+        boot = boot_id() if self._boot_id is None else self._boot_id
+
+        def rules() -> Iterable[Rule]:
+            from cnimeta_plugins.hostport_alloc.salvage import portmap_rules
+
+            return portmap_rules(folder, files, boot, log)
+
+        lock = self._lock or NodeLock(os.path.join(folder, LOCK_FILE), lock_timeout_s)
+        return Store(folder, files, lock, self.clock, boot, log, self._rules or rules)
 
     def refuses_writing(self, folder: str) -> str:
         """Why nothing can be written under `folder`; empty when it can. Looks, and writes nothing."""

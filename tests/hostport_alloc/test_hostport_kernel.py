@@ -330,3 +330,44 @@ def test_port_of_a_listening_process_is_not_given_out(node: KernelNode) -> None:
     assert caught.value.code == 11
     node.call("DEL", conf)
     assert_nothing_left(node)
+
+
+@pytest.mark.parametrize("node", ["ours"], indirect=True)
+def test_lost_state_is_recovered_from_portmap_before_a_port_could_be_given_away(node: KernelNode) -> None:
+    conf = node.conf(ranges={"default": "20000-20001"}, quarantineSeconds=0, sticky=False)
+    node.call("ADD", conf, "c1")
+    (kept,) = node.ports("c1")
+    state = node.folder / "state"
+    for path in [*state.glob("hostports.*"), *(state / "records").iterdir()]:
+        path.write_bytes(b"")
+    node.call("ADD", conf, "c2")
+    assert node.ports("c2") == [20000 + 20001 - kept]
+    node.serve("c1")
+    assert node.fetch(kept) == "hello from c1"
+    for name in ("c1", "c2"):
+        node.call("DEL", conf, name)
+    assert_nothing_left(node)
+
+
+@pytest.mark.parametrize("node", ["ours"], indirect=True)
+def test_port_that_portmap_mapped_by_itself_is_not_given_out(node: KernelNode) -> None:
+    """A network with portmap alone beside ours: nobody's record of ours holds the port, portmap refuses it."""
+    alone = {**node.conf(expose=[]), "ranges": {"default": "20000-20001"}}
+    result = node.call("ADD", alone, "c1")
+    environ = {
+        "CNI_COMMAND": "ADD",
+        "CNI_CONTAINERID": "c1",
+        "CNI_IFNAME": "eth0",
+        "CNI_NETNS": node.container("c1").path,
+        "CNI_PATH": str(node.bin),
+        "PATH": "/usr/sbin:/usr/bin",
+    }
+    conf = {"cniVersion": "1.0.0", "name": "plain", "type": "portmap", "prevResult": result}
+    conf["dataDir"] = str(node.folder / "state")
+    conf["runtimeConfig"] = {"portMappings": [{"hostPort": 20000, "containerPort": 80, "protocol": "tcp"}]}
+    words = [f"{key}={value}" for key, value in environ.items()]
+    node.node.run("env", "-i", *words, str(node.bin / "portmap"), stdin=json.dumps(conf))
+    for _ in range(3):
+        node.call("ADD", node.conf(ranges={"default": "20000-20001"}, quarantineSeconds=0, sticky=False), "c2")
+        assert node.ports("c2") == [20001]
+        node.call("DEL", node.conf(), "c2")

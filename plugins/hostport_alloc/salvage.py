@@ -1,0 +1,51 @@
+"""What portmap knows of mappings whose own record is lost: the last source before their ports would be given away.
+
+No plugin imports another: portmap's records are read through its module, loaded by name, and only when files of ours
+were lost. Another make of portmap keeps no records; then there is nothing here.
+"""
+
+from __future__ import annotations
+
+from cnimeta.errors import CniError
+from cnimeta.spec.fields import Fields
+from cnimeta_plugins.hostport_alloc.expose import PROTOCOLS
+from cnimeta_plugins.hostport_alloc.record import Port
+from cnimeta_plugins.hostport_alloc.recovery import Rule
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from cnimeta.host.protocols import Files
+
+_RECORDS = "cnimeta_plugins.portmap.records"
+
+
+def portmap_rules(folder: str, files: Files, boot_id: str, log: Callable[[str], None]) -> tuple[Rule, ...]:
+    """The mappings that portmap made in this boot, by its records under `folder`."""
+    from importlib import import_module
+
+    try:
+        every = import_module(_RECORDS).Records(folder, files, log).every
+    except (ImportError, AttributeError):
+        return ()
+    rules: list[Rule] = []
+    try:
+        for record in every():
+            if record.boot_id == boot_id:
+                rules.extend(_rules_of(record))
+    except CniError as error:
+        log(f"hostport_alloc: portmap's records cannot be read: {error}")
+    return tuple(rules)
+
+
+def _rules_of(record: Any) -> Iterator[Rule]:
+    conf = record.conf if isinstance(record.conf, dict) else {}
+    for entry in Fields(conf).object("runtimeConfig").objects("portMappings"):
+        host_port = entry.integer("hostPort", 0, 65535)
+        container_port = entry.integer("containerPort", 0, 65535)
+        protocol = entry.text("protocol").lower() or PROTOCOLS[0]
+        if host_port and container_port and protocol in PROTOCOLS:
+            port = Port(container_port, protocol, host_port, "", entry.text("hostIP"))
+            yield Rule(record.network, record.container_id, record.ifname, port)
