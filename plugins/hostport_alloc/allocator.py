@@ -58,7 +58,7 @@ class Exhausted(TryAgainLater):
     """No free port left in a range (code 11). Counts are of ports of the range, for the protocols asked for."""
 
     def __init__(self, wanted: Exposure, found: PortRange, used: int, quarantined: int, blocked: int) -> None:
-        what = f"{wanted.length} consecutive host ports" if wanted.length > 1 else "a host port"
+        what = f"{wanted.length} consecutive host ports are" if wanted.length > 1 else "host port is"
         super().__init__(
             f"range {shown(found.name)} ({found.text}, {found.size} ports) is exhausted: no {what} free for"
             f" {wanted.text}: {used} used, {quarantined} quarantined, {blocked} blocked by sockets, rules or"

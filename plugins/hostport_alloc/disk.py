@@ -74,7 +74,7 @@ class Disk:
         return index
 
     def settled(self, index: Index) -> tuple[Index, str]:
-        """The index with what a killed command left undone taken back, and the record it was about to remove."""
+        """The index without what a killed command left undone, and the name of what is left of its record, if any."""
         last = index.last
         if last is None:
             return index, ""
@@ -84,12 +84,12 @@ class Disk:
             record = recovery.read_record(self.files, self.layout, last.name)
         except (DamagedRecord, NewerRecord):
             return index, ""  # its ports stay held
-        if record is not None and record.token == last.token:
+        if record is None:  # there may be an unfinished file of it
+            return state.free(index, last.held, last.name), last.name
+        if record.token == last.token:
             return index, ""
         index = state.free(index, last.held, last.name)
-        if record is not None and self.is_alive(record):
-            index = state.hold(index, record, last.name)
-        return index, ""
+        return state.hold(index, record, last.name) if self.is_alive(record) else index, ""
 
     def rebuild(self, found: Found, rules: Sequence[Rule] | None) -> Index:
         """Make the index anew and write both its generations."""

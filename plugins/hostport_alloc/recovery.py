@@ -182,7 +182,7 @@ class Rebuild:
         ]
         if pins:
             numbers = ", ".join(sorted({f"{pin.port}/{pin.protocol}" for pin in pins}))
-            self.log(f"state: ports {numbers} stay held until {', '.join(map(shown, map(_owner, lost)))} are released")
+            self.log(f"state: ports {numbers} stay held until DEL of {', '.join(map(shown, map(_owner, lost)))}")
         return pins
 
 

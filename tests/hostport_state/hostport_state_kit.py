@@ -9,7 +9,8 @@ from cnimeta_plugins.hostport_alloc import state
 from cnimeta_plugins.hostport_alloc.allocator import PortRange, parse_range
 from cnimeta_plugins.hostport_alloc.expose import Explicit, Exposure
 from cnimeta_plugins.hostport_alloc.layout import Layout, name_of
-from cnimeta_plugins.hostport_alloc.record import Pod, Record, decode
+from cnimeta_plugins.hostport_alloc.record import DamagedRecord, Pod, Record, decode
+from cnimeta_plugins.hostport_alloc.recovery import members
 from cnimeta_plugins.hostport_alloc.store import Demand, Store
 
 FOLDER = "/state"
@@ -71,7 +72,10 @@ class Node:
         found = {}
         for path, data in self.files.content.items():
             if path.startswith(self.layout.records + "/") and "/.tmp-" not in path:
-                record = decode(data)
+                try:
+                    record = decode(data)
+                except DamagedRecord:
+                    continue
                 assert path == self.layout.record(name_of(record.key))
                 if record.boot_id == self.boot_id:
                     found[name_of(record.key)] = record
@@ -81,22 +85,18 @@ class Node:
         return sorted(pair for record in self.alive().values() for pair in record.held)
 
     def bits(self) -> list[tuple[str, int]]:
-        return sorted(
-            (protocol, port)
-            for protocol, ports in self.index().bits.items()
-            for port in range(65536)
-            if ports >> port & 1
-        )
+        return sorted((protocol, port) for protocol, ports in self.index().bits.items() for port in members(ports))
 
     def settle(self) -> None:
         """Any next command: it restores the invariant."""
         store = self.again()
-        store.reserve(draft("settler"), demand("1/tcp", ports="40000"))
+        store.reserve(draft("settler"), demand("1/tcp", ports="40000-40999"))
         store.release(key("settler"), quarantine_s=0, sticky_s=0)
 
     def assert_whole(self) -> None:
         """The index says exactly what the records say; no port is held twice."""
         held = self.held()
         assert len(held) == len(set(held)), held
-        assert self.bits() == held
-        assert self.again().disagreements() == ()
+        lost = [(pin.protocol, pin.port) for pin in self.index().pins if pin.holder not in self.alive()]
+        assert self.bits() == sorted({*held, *lost})
+        assert [line for line in self.again().disagreements() if "cannot be read" not in line] == []

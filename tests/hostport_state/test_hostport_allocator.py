@@ -113,8 +113,7 @@ def test_picks_are_free_and_in_range_and_complete_or_nothing_is_picked(wanted, u
     exposures = [exposure(text) for text in wanted]
     try:
         ports = choose(exposures, found, situation, {}, generator.randrange)
-    except Exhausted as error:
-        assert (error.range, error.size) == ("default", 12)
+    except Exhausted:
         return
     pairs = [(port.protocol, port.host_port) for port in ports]
     assert len(set(pairs)) == len(pairs)
@@ -213,7 +212,8 @@ def test_range_text_is_read_when_it_has_several_spans():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "65536", "5-4", "a-b", "1-", "-1", "1--2", "1,,2", "1-5,5", "1-5,3-9", "+1", "１", "1.5", "99999"]
+    "text",
+    ["", "0", "65536", "5-4", "a-b", "1-", "-1", "1--2", "1,,2", "1-5,5", "1-5,3-9", "+1", "\uff11", "1.5", "99999"],
 )
 def test_range_text_is_refused_when_it_is_wrong(text):
     with pytest.raises(InvalidNetworkConfig) as raised:
