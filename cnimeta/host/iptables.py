@@ -25,7 +25,6 @@ LOCK_FILE = "/run/xtables.lock"
 """The lock that every legacy iptables program takes (XTABLES_LOCKFILE of iptables' build)."""
 
 _PLAIN = frozenset("_-0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,:/[]!=+%@")
-_ESCAPED = "\"\\'"
 _FLAGS = {
     "require": "-C",
     "new": "-N",
@@ -68,7 +67,8 @@ def quote(word: str) -> str:
         return word
     if not word.isprintable():
         raise Refused(f"iptables rules cannot carry {shown(word)}: remove the control characters")
-    return '"' + "".join("\\" + char if char in _ESCAPED else char for char in word) + '"'
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("'", "\\'")
+    return f'"{escaped}"'
 
 
 def split(rule: str) -> list[str]:
@@ -144,6 +144,11 @@ class NatTable:
 def target(rule: str) -> str:
     """The chain or target a rule jumps to; empty for none."""
     return rule.rpartition("-j ")[2].partition(" ")[0] if "-j " in rule else ""
+
+
+def filtered(rules: list[str], mentioning: tuple[str, ...]) -> list[str]:
+    """The rules with any of the words; all of them for no words."""
+    return [rule for rule in rules if any(word in rule for word in mentioning)] if mentioning else rules
 
 
 class XtablesLock:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import sys
 
-from cnimeta.host.iptables import Change, NatTable, Refused, XtablesLock, program, render, run, split
+from cnimeta.host.iptables import Change, NatTable, Refused, XtablesLock, filtered, program, render, run, split
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,9 +72,14 @@ class LegacyIptables:
         else:
             self._lock.__exit__()
 
-    def chain(self, family: int, name: str) -> list[str] | None:
+    def used(self, family: int) -> bool:
+        """Whether the nat table is loaded in this network namespace."""
+        return "nat" in loaded_tables(family)
+
+    def chain(self, family: int, name: str, mentioning: tuple[str, ...] = ()) -> list[str] | None:
         """The rules of one chain, None when there is no such chain."""
-        return self.read(family).get(name)
+        found = self.read(family).get(name)
+        return None if found is None else filtered(found, mentioning)
 
     def has_chain(self, family: int, name: str) -> bool:
         """Whether the chain is there."""
@@ -82,7 +87,7 @@ class LegacyIptables:
 
     def read(self, family: int) -> dict[str, list[str]]:
         """The whole nat table; empty when it is not loaded in this network namespace."""
-        if "nat" not in loaded_tables(family):
+        if not self.used(family):
             return {}
         if self._seen is not None and family in self._seen:
             return self._seen[family]

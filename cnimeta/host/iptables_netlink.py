@@ -67,13 +67,18 @@ def has_rules(family: int, chain: str) -> bool:
         return False
 
 
-def entry_rules(family: int, chain: str) -> list[str] | None:
-    """The rules of a chain as `iptables-save` prints them, None when there is no such chain. Raises Unreadable."""
+def entry_rules(family: int, chain: str, mentioning: tuple[str, ...] = ()) -> list[str] | None:
+    """The rules of a chain as `iptables-save` prints them, None when there is no such chain. Raises Unreadable.
+
+    With `mentioning`, only those with any of the words are decoded and returned.
+    """
     if not chain_exists(family, chain):
         return None
     decode = _Decoder().decode
+    words = [word.encode() for word in mentioning]
     try:
-        return [decode(message) for _, message in _dump(_GETRULE, _AF[family], _chain_body(chain))]
+        messages = _dump(_GETRULE, _AF[family], _chain_body(chain))
+        return [decode(data) for _, data in messages if not words or any(word in data for word in words)]
     except (OSError, struct.error, IndexError, KeyError, ValueError) as error:
         raise Unreadable(str(error)) from None
 

@@ -7,7 +7,7 @@ between make a batch fail, never half apply: chains are made with -N, rules are 
 
 from __future__ import annotations
 
-from cnimeta.host.iptables import NatTable, XtablesLock, program, render, run
+from cnimeta.host.iptables import NatTable, XtablesLock, filtered, program, render, run
 from cnimeta.host.iptables_netlink import Unreadable, chain_exists, entry_rules, table_names
 
 TYPE_CHECKING = False
@@ -31,13 +31,17 @@ class NftIptables:
         """The xtables lock."""
         return self._lock
 
-    def chain(self, family: int, name: str) -> list[str] | None:
+    def used(self, family: int) -> bool:
+        """Whether there is a nat table."""
+        return (family, "nat") in table_names()
+
+    def chain(self, family: int, name: str, mentioning: tuple[str, ...] = ()) -> list[str] | None:
         """The rules of one chain; the program is only asked for rules that are not plain entry rules."""
         try:
-            return entry_rules(family, name)
+            return entry_rules(family, name, mentioning)
         except Unreadable:
             text = run([program(family, self.variant, "", self.path), "-w", "-t", "nat", "-S", name])
-            return NatTable.parse(text).chains.get(name, [])
+            return filtered(NatTable.parse(text).chains.get(name, []), mentioning)
 
     def has_chain(self, family: int, name: str) -> bool:
         """Whether the chain is there."""
@@ -45,7 +49,7 @@ class NftIptables:
 
     def read(self, family: int) -> dict[str, list[str]]:
         """The whole nat table; empty when there is none."""
-        if (family, "nat") not in table_names():
+        if not self.used(family):
             return {}
         return NatTable.parse(run([program(family, self.variant, "-save", self.path), "-t", "nat"])).chains
 

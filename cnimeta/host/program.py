@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import time
 
 from cnimeta._record import NamedTuple
@@ -18,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+SIGKILL, SIGPIPE = 9, 13  # importing `signal` costs 1 ms, for enum; the numbers are the kernel's interface
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where host programs are, whatever the runtime passes as PATH (some pass none, some no sbin)."""
 
@@ -64,7 +64,7 @@ def run_program(
             list(argv),
             dict(environ),
             file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(files)],
-            setsigdef=[signal.SIGPIPE],
+            setsigdef=[SIGPIPE],
         )
         status = _wait(pid, argv[0], timeout_s)
         return Finished(status, _content(files[1]), _content(files[2]))
@@ -83,7 +83,7 @@ def _wait(pid: int, name: str, timeout_s: float | None) -> int:
             raise TryAgainLater(f"{shown(name)} was not done within {timeout_s:g} s")
     finally:
         if not ended:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return code if code >= 0 else 128 - code
 

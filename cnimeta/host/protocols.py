@@ -126,8 +126,12 @@ class Iptables(Protocol):
         """The xtables lock, for what is read to stay so until it is changed. TryAgainLater (code 11)."""
         ...
 
-    def chain(self, family: int, name: str) -> list[str] | None:
-        """The rules of one chain, None when there is no such chain."""
+    def used(self, family: int) -> bool:
+        """Whether there is a nat table at all; starts nothing."""
+        ...
+
+    def chain(self, family: int, name: str, mentioning: tuple[str, ...] = ()) -> list[str] | None:
+        """The rules of one chain, None when there is no such chain; with `mentioning`, those with any of the words."""
         ...
 
     def has_chain(self, family: int, name: str) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import copy
 from typing import TYPE_CHECKING
 
-from cnimeta.host.iptables import Change, NatTable, Refused, target
+from cnimeta.host.iptables import Change, NatTable, Refused, filtered, target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -40,10 +40,14 @@ class FakeIptables:
         finally:
             self._holding = False
 
-    def chain(self, family: int, name: str) -> list[str] | None:
+    def used(self, family: int) -> bool:
+        """There is always a table."""
+        return family in self.tables
+
+    def chain(self, family: int, name: str, mentioning: tuple[str, ...] = ()) -> list[str] | None:
         """The rules of one chain."""
         found = self.tables[family].chains.get(name)
-        return None if found is None else list(found)
+        return None if found is None else filtered(list(found), mentioning)
 
     def has_chain(self, family: int, name: str) -> bool:
         """Whether the chain is there."""

@@ -105,7 +105,7 @@ class IptablesBackend:
         rules = self.tables.chain(part.family, DNAT_CHAIN)
         if rules is None:
             return part, wanted, None, []
-        entries = [plan.read_entry(rule) for rule in rules]
+        entries = plan.concerning(rules, wanted)
         return part, wanted, entries, self._dead(part.family, wanted, entries, take_over)
 
     def _dead(
@@ -179,7 +179,7 @@ class IptablesBackend:
         for tables in self._everywhere():
             for family in FAMILIES:
                 try:
-                    if _anything(tables, family, target):
+                    if tables.used(family):
                         with tables.held():
                             _delete(tables, family, target, other_networks)
                 except CniError as error:
@@ -196,6 +196,8 @@ class IptablesBackend:
         for tables in self._everywhere():
             for family in FAMILIES:
                 try:
+                    if not tables.used(family):
+                        continue
                     with tables.held():
                         entries = _entries(tables, family)
                         stale = {e.chain for e in entries if plan.read_owner(e).network == network} - kept
@@ -225,7 +227,9 @@ class IptablesBackend:
     def _check_family(self, family: int, wanted: ContainerRules, settings: Settings) -> None:
         with self.tables.held():
             chain = self.tables.chain(family, wanted.chain)
-            entries = [entry.rule for entry in _entries(self.tables, family) if entry.chain == wanted.chain]
+            entries = [
+                entry.rule for entry in _entries(self.tables, family, (wanted.chain,)) if entry.chain == wanted.chain
+            ]
             for shared, rule, _ in plan.base_rules(settings):
                 if rule not in (self.tables.chain(family, shared) or ()):
                     raise CheckFailed(f"the IPv{family} iptables chain {shared} has no rule {rule}")
@@ -256,20 +260,14 @@ def remove_foreign(network: str, container_id: str, path: str = "", other_networ
     IptablesBackend(path=path).delete(Target(network, container_id, "", network in other_networks), other_networks)
 
 
-def _entries(tables: Iptables, family: int) -> list[plan.Entry]:
-    return [plan.read_entry(rule) for rule in tables.chain(family, DNAT_CHAIN) or ()]
-
-
-def _anything(tables: Iptables, family: int, target: Target) -> bool:
-    """Whether there can be anything to remove: asked before the lock is taken."""
-    old = old_snat_chain_name(target.network, target.container_id)
-    return tables.has_chain(family, DNAT_CHAIN) or tables.has_chain(family, old)
+def _entries(tables: Iptables, family: int, mentioning: tuple[str, ...] = ()) -> list[plan.Entry]:
+    return [plan.read_entry(rule) for rule in tables.chain(family, DNAT_CHAIN, mentioning) or ()]
 
 
 def _delete(tables: Iptables, family: int, target: Target, other_networks: Collection[str] | None) -> None:
-    entries = _entries(tables, family)
     names = {target.chain, second_chain_name(target.network, target.container_id, target.ifname)}
     chains = {name for name in names if tables.has_chain(family, name)}
+    entries = _entries(tables, family, (*names, target.container_id))
     if other_networks is not None:
         kept = {*other_networks, target.network}
         for entry in entries:

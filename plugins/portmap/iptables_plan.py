@@ -69,6 +69,19 @@ def read_entry(rule: str) -> Entry:
     return Entry(rule, target(rule), tuple(spans))
 
 
+def concerning(rules: Iterable[str], wanted: ContainerRules) -> list[Entry]:
+    """The entry rules that lead to the wanted chain or list one of its ports; there may be thousands of others."""
+    asked = translated(wanted.rules)
+    single = {str(span.first) for span in asked}
+    ranges = any(span.first != span.last for span in asked)
+    found = []
+    for rule in rules:
+        listed = rule.partition(" --dports ")[2].partition(" ")[0]
+        if ranges or ":" in listed or not single.isdisjoint(listed.split(",")) or wanted.chain in rule:
+            found.append(read_entry(rule))
+    return found
+
+
 def read_owner(entry: Entry) -> Owner:
     """Who an entry rule belongs to; empty names when its comment says nothing."""
     words = split(entry.rule)
