@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from cnimeta.testing.netns import Namespace
 
@@ -27,6 +28,17 @@ def footprint(node: Namespace, state: Path, addresses: Iterable[str]) -> dict[st
         "records": _files(state / "cnimeta", "records") + _files(state / "cnimeta", "portmap"),
         "addresses (host-local)": _leases(state / "host-local"),
         "cached results": _files(state, "results"),
+    }
+
+
+def machine_footprint() -> dict[str, list[str]]:
+    """What there is in the machine's own namespace and folders of the kinds of things that CNI plugins make."""
+    ruleset = subprocess.run(["nft", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
+    links = json.loads(subprocess.run(["ip", "-j", "link"], check=True, capture_output=True, text=True).stdout)
+    return {
+        "firewall rules": [line for line in ruleset.splitlines() if "CNI-" in line or "cni" in line],
+        "links": sorted(link["ifname"] for link in links if link["ifname"].startswith(("cni", "bwp", "veth"))),
+        **{folder: _files(Path(folder), "") for folder in ("/etc/cni", "/opt/cni/bin", "/var/lib/cni")},
     }
 
 

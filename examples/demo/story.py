@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cnimeta.testing.kube import PodServer
 from demo import traffic
-from demo.footprint import footprint
+from demo.footprint import footprint, machine_footprint
 from demo.stage import CLIENT_IP, DEBIAN_PLUGINS, NODE_IP, Attachment
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Story:
         self.mappings: dict[str, list[dict[str, Any]]] = {}
         self.addresses: dict[str, str] = {}
         self.shown = False
+        self.machine = machine_footprint()
 
     def tell(self) -> None:
         """All of it."""
@@ -122,7 +123,7 @@ class Story:
             result = json.loads(self._run("add", container))
             self.addresses[container.name] = result["ips"][0]["address"].partition("/")[0]
             written = server.pods.annotations("default", container.name).get(PORTS, "[]")
-            self.mappings[container.name] = json.loads(written)
+            self.mappings[container.name] = sorted(json.loads(written), key=lambda found: int(found["containerPort"]))
             rows += [
                 (
                     container.name,
@@ -216,19 +217,16 @@ class Story:
                 self._run("del", container)
             report.say(f"{attempt}: both succeeded")
         after = self._footprint()
-        report.say("")
-        report.table(
-            ("in the node", "while running", "after DEL"),
-            [(kind, str(len(before[kind])), str(len(after[kind]))) for kind in before],
-        )
-        report.say("")
+        report.say("In the node, looked up in the kernel and on disk:")
         for kind, left in after.items():
-            report.check(bool(before[kind]), f"there were {kind}")
-            report.check(not left, f"no {kind} are left", "; ".join(left))
+            there = before[kind]
+            report.check(bool(there) and not left, f"{kind}: {len(there)} before, none left", "; ".join(left))
         report.check(len(server.pods.requests) == requests, "DEL did not ask the API server for anything")
         with self.stage.client.entered():
             silent = all(traffic.refused(NODE_IP, found["hostPort"]) for found in self._all_mappings())
         report.check(silent, "nobody answers on the host ports any more")
+        same = machine_footprint() == self.machine
+        report.check(same, "the machine's own interfaces, firewall rules and CNI folders are as they were")
 
     def _footprint(self) -> dict[str, list[str]]:
         found = footprint(self.stage.node, self.stage.state, self.addresses.values())
