@@ -32,8 +32,11 @@ class Problem(NamedTuple):
 class Audit:
     """The node's records beside what they should have brought about."""
 
-    def __init__(self, host: Host, store: Store, folders: tuple[str, ...], log: Callable[[str], None]) -> None:
+    def __init__(
+        self, host: Host, store: Store, data_dir: str, folders: tuple[str, ...], log: Callable[[str], None]
+    ) -> None:
         self.host = host
+        self.data_dir = data_dir
         self.store = store
         self.folders = folders
         self.log = log
@@ -50,6 +53,11 @@ class Audit:
                     f"host port {port}/{protocol} is also used by a process on the node, which gets no connections"
                 )
                 yield Problem("socket", record.container_id, message)
+        for rule in self.host.portmap_rules(self.data_dir, self.log):
+            known = self.store.load((rule.network, rule.container_id, rule.ifname))
+            if known is None or (rule.port.protocol, rule.port.host_port) not in known.held:
+                message = f"host port {rule.port.host_port}/{rule.port.protocol} is mapped and has no record"
+                yield Problem("rule", rule.container_id, message)
 
     def _of_record(self, record: Record) -> Iterator[Problem]:
         undo = chain.decode_undo(record.undo)

@@ -14,6 +14,7 @@ from cnimeta.spec.convert import parse_result, render_result
 from cnimeta.spec.fields import Fields, without
 from cnimeta.spec.netconf import VALID_ATTACHMENTS
 from cnimeta.spec.version import IMPLIED, at_least
+from cnimeta_plugins.hostport_alloc.config import PLUGIN_TYPE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from cnimeta.spec.result import Result
     from cnimeta_plugins.hostport_alloc.config import Chain
     from cnimeta_plugins.hostport_alloc.record import Record
+
+MANAGED_BY = "managedBy"
 
 _PREV_RESULT_ON_DEL_SINCE = "0.4.0"
 _CHECK_SINCE = "0.4.0"
@@ -60,13 +63,20 @@ def plan(conf: NetConf, chain: Chain, portmap: Mapping[str, JSON], data_dir: str
     steps = []
     for index, raw in enumerate(chain.plugins):
         runtime_config = _for_capabilities(given, Fields(raw).object("capabilities"))
-        steps.append(Step(_complete(raw, chain.name, chain.cni_version, runtime_config), index == chain.mapper))
+        maps = index == chain.mapper
+        marked = _marked(raw) if maps and Fields(raw).text("type") == "portmap" else raw
+        steps.append(Step(_complete(marked, chain.name, chain.cni_version, runtime_config), maps))
     if chain.mapper < 0:
-        own = dict(portmap)
+        own = _marked(portmap)
         if not Fields(own).has("dataDir"):
             own["dataDir"] = data_dir  # its records lie beside ours; other makes of portmap ignore the key
         steps.append(Step(_complete(own, conf.name, conf.cni_version, {}), maps=True, own=True))
     return tuple(steps)
+
+
+def _marked(portmap: Mapping[str, JSON]) -> dict[str, JSON]:
+    """Marked as ours: portmap keeps its configuration, so its records tell these mappings from those it made alone."""
+    return {**portmap, MANAGED_BY: PLUGIN_TYPE}
 
 
 def _for_capabilities(given: Fields, capabilities: Fields) -> dict[str, JSON]:

@@ -168,8 +168,12 @@ def _entry(document: dict[str, JSON]) -> NetConf | None:
 
 
 def _store(args: argparse.Namespace, host: Host, settings: Settings | None) -> Store:
+    return host.store(_data_dir(args, settings), settings.lock_timeout_s if settings is not None else 10, _log)
+
+
+def _data_dir(args: argparse.Namespace, settings: Settings | None) -> str:
     folder = getattr(args, "data_dir", None) or (settings.data_dir if settings is not None else DATA_DIR)
-    return host.store(os.path.abspath(folder), settings.lock_timeout_s if settings is not None else 10, _log)
+    return os.path.abspath(folder)
 
 
 def _log(line: str) -> None:
@@ -274,7 +278,9 @@ def _audit(args: argparse.Namespace, host: Host) -> Audit:
     from cnimeta_plugins.hostport_alloc.audit import Audit
 
     folder = getattr(args, "bin_dir", None)
-    return Audit(host, _store(args, host, _settings(args)), (os.path.abspath(folder),) if folder else (), _log)
+    settings = _settings(args)
+    store, data_dir = _store(args, host, settings), _data_dir(args, settings)
+    return Audit(host, store, data_dir, (os.path.abspath(folder),) if folder else (), _log)
 
 
 def _check(args: argparse.Namespace, host: Host) -> int:

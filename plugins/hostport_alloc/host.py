@@ -67,21 +67,37 @@ class Host:
 
     def store(self, folder: str, lock_timeout_s: float, log: Callable[[str], None]) -> Store:
         """The state under `folder`."""
-        from cnimeta.host.clock import boot_id
-        from cnimeta.host.files import PosixFiles
         from cnimeta.host.lock import NodeLock
         from cnimeta_plugins.hostport_alloc.store import Store
 
-        files = self._files or PosixFiles()
-        boot = boot_id() if self._boot_id is None else self._boot_id
-
-        def rules() -> Iterable[Rule]:
-            from cnimeta_plugins.hostport_alloc.salvage import portmap_rules
-
-            return portmap_rules(folder, files, boot, log)
-
         lock = self._lock or NodeLock(os.path.join(folder, LOCK_FILE), lock_timeout_s)
-        return Store(folder, files, lock, self.clock, boot, log, self._rules or rules)
+        return Store(folder, self.files, lock, self.clock, self.boot_id, log, lambda: self.portmap_rules(folder, log))
+
+    @property
+    def files(self) -> Files:
+        """Durable files."""
+        if self._files is None:
+            from cnimeta.host.files import PosixFiles
+
+            return PosixFiles()
+        return self._files
+
+    @property
+    def boot_id(self) -> str:
+        """This boot."""
+        if self._boot_id is None:
+            from cnimeta.host.clock import boot_id
+
+            self._boot_id = boot_id()
+        return self._boot_id
+
+    def portmap_rules(self, folder: str, log: Callable[[str], None]) -> Iterable[Rule]:
+        """The mappings that portmap says it made for us."""
+        if self._rules is not None:
+            return self._rules()
+        from cnimeta_plugins.hostport_alloc.salvage import portmap_rules
+
+        return portmap_rules(folder, self.files, self.boot_id, log)
 
     def refuses_writing(self, folder: str) -> str:
         """Why nothing can be written under `folder`; empty when it can. Looks, and writes nothing."""

@@ -1,13 +1,15 @@
-"""What portmap knows of mappings whose own record is lost: the last source before their ports would be given away.
+"""What portmap knows of the mappings it made for us, for when our own records are lost or do not agree.
 
 No plugin imports another: portmap's records are read through its module, loaded by name, and only when files of ours
-were lost. Another make of portmap keeps no records; then there is nothing here.
+were lost or are checked. Another make of portmap keeps no records; then there is nothing here.
 """
 
 from __future__ import annotations
 
 from cnimeta.errors import CniError
 from cnimeta.spec.fields import Fields
+from cnimeta_plugins.hostport_alloc.chain import MANAGED_BY
+from cnimeta_plugins.hostport_alloc.config import PLUGIN_TYPE
 from cnimeta_plugins.hostport_alloc.expose import PROTOCOLS
 from cnimeta_plugins.hostport_alloc.record import Port
 from cnimeta_plugins.hostport_alloc.recovery import Rule
@@ -23,7 +25,7 @@ _RECORDS = "cnimeta_plugins.portmap.records"
 
 
 def portmap_rules(folder: str, files: Files, boot_id: str, log: Callable[[str], None]) -> tuple[Rule, ...]:
-    """The mappings that portmap made in this boot, by its records under `folder`."""
+    """The mappings that portmap made for hostport_alloc in this boot, by its records under `folder`."""
     from importlib import import_module
 
     try:
@@ -42,6 +44,8 @@ def portmap_rules(folder: str, files: Files, boot_id: str, log: Callable[[str], 
 
 def _rules_of(record: Any) -> Iterator[Rule]:
     conf = record.conf if isinstance(record.conf, dict) else {}
+    if conf.get(MANAGED_BY) != PLUGIN_TYPE:
+        return
     for entry in Fields(conf).object("runtimeConfig").objects("portMappings"):
         host_port = entry.integer("hostPort", 0, 65535)
         container_port = entry.integer("containerPort", 0, 65535)

@@ -368,6 +368,34 @@ def test_port_that_portmap_mapped_by_itself_is_not_given_out(node: KernelNode) -
     words = [f"{key}={value}" for key, value in environ.items()]
     node.node.run("env", "-i", *words, str(node.bin / "portmap"), stdin=json.dumps(conf))
     for _ in range(3):
+        for path in (node.folder / "state").glob("hostports.*"):
+            path.unlink()  # portmap's own mappings never become records of ours
         node.call("ADD", node.conf(ranges={"default": "20000-20001"}, quarantineSeconds=0, sticky=False), "c2")
         assert node.ports("c2") == [20001]
         node.call("DEL", node.conf(), "c2")
+
+
+@pytest.mark.parametrize("node", ["ours"], indirect=True)
+def test_check_finds_flushed_and_unrecorded_rules_and_repair_restores(node: KernelNode) -> None:
+    def ports(*words: str) -> tuple[int, dict[str, Any]]:
+        command = [str(Path(sys.executable).with_name("cnimeta")), "ports", *words, "--json"]
+        state = ["--data-dir", str(node.folder / "state")]
+        done = node.node.run(*command, *state, check=False)
+        return done.returncode, json.loads(done.stdout)
+
+    node.call("ADD", node.conf())
+    node.serve("c1")
+    (port,) = node.ports()
+    assert ports("check") == (0, {"ok": True, "problems": []})
+    node.node.run("nft", "flush", "ruleset")
+    assert node.fetch(port) == ""
+    status, body = ports("check")
+    assert status == 1
+    assert [problem["kind"] for problem in body["problems"]] == ["rule"]
+    assert ports("repair")[0] == 0
+    assert node.fetch(port) == "hello from c1"
+    assert ports("check")[0] == 0
+    (node.folder / "state" / "records" / "c1:eth0:pods.json").unlink()
+    status, body = ports("check")
+    assert status == 1
+    assert any("is mapped and has no record" in problem["message"] for problem in body["problems"])
