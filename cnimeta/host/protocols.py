@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from cnimeta.delegate.spawn import Completed
     from cnimeta.host.iptables import Change
+    from cnimeta.host.links import Classifier, Link, Queue
     from cnimeta.host.nft import Change as NftChange
     from cnimeta.spec.jsonio import JSON
 
@@ -192,4 +193,73 @@ class Sysctl(Protocol):
 
     def ensure(self, name: str, value: str) -> None:
         """Set `name` (with slashes) unless it is `value` already; IoFailure (code 5)."""
+        ...
+
+
+class Links(Protocol):
+    """Network interfaces, their queues and filters. Failures are IoFailure (code 5)."""
+
+    def index_of(self, name: str) -> int:
+        """The ifindex of an interface here, 0 when there is none."""
+        ...
+
+    def in_container(self, netns: str, ifname: str) -> Link | None:
+        """An interface inside a namespace."""
+        ...
+
+    def get(self, *, index: int = 0, name: str = "") -> Link | None:
+        """An interface here."""
+        ...
+
+    def ifbs(self) -> list[Link]:
+        """Every ifb here."""
+        ...
+
+    def add_ifb(self, name: str, mtu: int, alias: str) -> Link:
+        """Make an ifb, or take the one of that name; up."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove an interface; missing is fine."""
+        ...
+
+    def queues(self, index: int) -> list[Queue]:
+        """The queueing disciplines of an interface."""
+        ...
+
+    def set_bucket(self, index: int, rate: int, burst: int, limit: int) -> None:
+        """A tbf as root (bytes per second, bytes, bytes); changes in place when there is one."""
+        ...
+
+    def set_classes(
+        self,
+        index: int,
+        rate: int,
+        burst: int,
+        limit: int,
+        side: str,
+        subnets: Sequence[tuple[int, bytes, int]],
+        only: bool,
+    ) -> None:
+        """An htb as root with the bucket for some traffic, chosen by subnet."""
+        ...
+
+    def clear(self, index: int) -> None:
+        """Remove the root queueing discipline."""
+        ...
+
+    def add_ingress(self, index: int) -> None:
+        """An ingress queueing discipline."""
+        ...
+
+    def ingress_filters(self, index: int) -> list[Classifier]:
+        """The filters for arriving packets."""
+        ...
+
+    def add_redirect(self, index: int, target: int, priority: int) -> None:
+        """Send arriving packets through another interface."""
+        ...
+
+    def remove_filters(self, index: int, priority: int) -> None:
+        """Remove the arriving packets' filters of one priority."""
         ...

@@ -1,0 +1,336 @@
+"""Links and traffic control through pyroute2, which is imported when the first of it is needed (145 ms)."""
+
+from __future__ import annotations
+
+import errno
+import os
+from _socket import if_nametoindex
+
+from cnimeta._record import NamedTuple
+from cnimeta.errors import IoFailure, shown
+from cnimeta.host.netns import entered
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+
+ROOT, INGRESS_PARENT = 0xFFFFFFFF, 0xFFFF0000
+HANDLE, DEFAULT_CLASS = 0x10000, 0x10
+_SHAPED_CLASS = HANDLE | DEFAULT_CLASS
+_ETH_P_ALL, _ETH_P_IP, _ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
+_OFFSETS = {(4, "src"): 12, (4, "dst"): 16, (6, "src"): 8, (6, "dst"): 24}
+
+
+class Link(NamedTuple):
+    """A network interface. `peer` is the ifindex of the other end of a veth, 0 for other kinds."""
+
+    ifindex: int
+    name: str
+    kind: str
+    mac: str
+    mtu: int
+    peer: int = 0
+    alias: str = ""
+
+
+class Queue(NamedTuple):
+    """A queueing discipline as the kernel has it. rate, limit and buffer are tbf's, else 0."""
+
+    kind: str
+    handle: int
+    parent: int
+    rate: int = 0
+    limit: int = 0
+    buffer: int = 0
+
+
+class Classifier(NamedTuple):
+    """A filter: its kind, priority, and the ifindex it redirects to (0: nowhere)."""
+
+    kind: str
+    priority: int
+    redirect: int = 0
+
+
+class RouteLinks:
+    """The Links adapter. Failures are IoFailure (code 5) naming what was asked."""
+
+    def __init__(self) -> None:
+        self._route: Any = None
+
+    def index_of(self, name: str) -> int:
+        """The ifindex of `name` here, 0 when there is none. No pyroute2."""
+        try:
+            return if_nametoindex(name)
+        except OSError:
+            return 0
+
+    def in_container(self, netns: str, ifname: str) -> Link | None:
+        """An interface inside the namespace at `netns`, None when there is none.
+
+        IoFailure when the namespace cannot be entered.
+        """
+        from pyroute2 import IPRoute
+
+        try:
+            with entered(netns), IPRoute() as route:
+                return _only(route.get_links(ifname=ifname))
+        except _refusals() as error:
+            if _errno(error) == errno.ENODEV:
+                return None
+            if isinstance(error, OSError) and error.filename:
+                raise IoFailure(f"cannot enter CNI_NETNS {shown(netns)}: {error.strerror or error}") from None
+            raise _failure("look up", ifname, error) from None
+
+    def get(self, *, index: int = 0, name: str = "") -> Link | None:
+        """An interface here by index or name, None when there is none."""
+        try:
+            found = self._open().get_links(index) if index else self._open().get_links(ifname=name)
+        except _refusals() as error:
+            if _errno(error) == errno.ENODEV:
+                return None
+            raise _failure("look up", name or str(index), error) from None
+        return _only(found)
+
+    def ifbs(self) -> list[Link]:
+        """Every ifb here."""
+        return [link for link in map(_link, self._open().get_links()) if link.kind == "ifb"]
+
+    def add_ifb(self, name: str, mtu: int, alias: str) -> Link:
+        """Make an ifb (or take the one of that name), up, with `mtu` and `alias`."""
+        route = self._open()
+        if not self.index_of(name):
+            self._do("make", name, lambda: route.link("add", ifname=name, kind="ifb", mtu=mtu, txqlen=0))
+        index = self.index_of(name)
+        self._do("set up", name, lambda: route.link("set", index=index, state="up", mtu=mtu, ifalias=alias))
+        link = self.get(index=index)
+        if link is None:
+            raise IoFailure(f"interface {shown(name)} vanished while it was set up")
+        return link
+
+    def remove(self, name: str) -> None:
+        """Remove an interface; missing is fine."""
+        index = self.index_of(name)
+        if index:
+            self._do("remove", name, lambda: self._open().link("del", index=index), ignore=(errno.ENODEV,))
+
+    def queues(self, index: int) -> list[Queue]:
+        """The queueing disciplines of an interface."""
+        return [_queue(item) for item in self._open().get_qdiscs(index=index)]
+
+    def set_bucket(self, index: int, rate: int, burst: int, limit: int) -> None:
+        """A tbf as root of the interface, in place of any other; an existing tbf changes without losing packets."""
+        self._do(
+            "shape",
+            str(index),
+            lambda: self._open().tc(
+                "replace", "tbf", index=index, handle=HANDLE, parent=ROOT, rate=rate, burst=burst, limit=limit
+            ),
+        )
+
+    def set_classes(
+        self,
+        index: int,
+        rate: int,
+        burst: int,
+        limit: int,
+        side: str,
+        subnets: Sequence[tuple[int, bytes, int]],
+        only: bool,
+    ) -> None:
+        """An htb as root: one class with the bucket, everything else unlimited; u32 filters choose by subnet.
+
+        Subnets are (family, packed network address, prefix length). `only`: the subnets get the bucket; else the rest.
+        """
+        route = self._open()
+        self.clear(index)
+        default = 0 if only else DEFAULT_CLASS
+        shaped = {"rate": rate, "ceil": rate, "burst": burst, "cburst": burst, "mtu": 1600, "quantum": 60000}
+        self._do("shape", str(index), lambda: route.tc("add", "htb", index=index, handle=HANDLE, default=default))
+        self._do(
+            "shape",
+            str(index),
+            lambda: route.tc("add-class", "htb", index=index, handle=_SHAPED_CLASS, parent=HANDLE, **shaped),
+        )
+        self._do(
+            "shape",
+            str(index),
+            lambda: route.tc("add", "bfifo", index=index, handle=0x100000, parent=_SHAPED_CLASS, limit=limit),
+            ignore=(errno.ENOENT,),
+        )
+        target = _SHAPED_CLASS if only else HANDLE
+        for family, network, prefix in subnets:
+            protocol, priority = (_ETH_P_IP, 1) if family == 4 else (_ETH_P_IPV6, 2)
+            keys = _keys(family, side, network, prefix)
+            self._do(
+                "classify",
+                str(index),
+                lambda protocol=protocol, priority=priority, keys=keys: route.tc(  # type: ignore[misc]
+                    "add-filter",
+                    "u32",
+                    index=index,
+                    parent=HANDLE,
+                    prio=priority,
+                    protocol=protocol,
+                    target=target,
+                    keys=keys,
+                ),
+            )
+
+    def clear(self, index: int) -> None:
+        """Remove the root queueing discipline; the default one is fine."""
+        missing = (errno.ENOENT, errno.EINVAL, errno.ENODEV)
+        self._do("clear", str(index), lambda: self._open().tc("del", index=index, parent=ROOT), ignore=missing)
+
+    def add_ingress(self, index: int) -> None:
+        """An ingress queueing discipline, where filters for arriving packets go."""
+        self._do(
+            "make ingress of", str(index), lambda: self._open().tc("add", "ingress", index=index, handle=INGRESS_PARENT)
+        )
+
+    def ingress_filters(self, index: int) -> list[Classifier]:
+        """The filters for arriving packets."""
+        found = {}
+        for item in self._open().get_filters(index=index, parent=INGRESS_PARENT | 0xFFF2):
+            classifier = _classifier(item)
+            found[classifier.priority, classifier.redirect] = classifier
+        return list(found.values())
+
+    def add_redirect(self, index: int, target: int, priority: int) -> None:
+        """Send everything that arrives at `index` through `target`."""
+        action = {"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": target}
+        self._do(
+            "redirect",
+            str(index),
+            lambda: self._open().tc(
+                "add-filter",
+                "u32",
+                index=index,
+                parent=INGRESS_PARENT | 0xFFF2,
+                prio=priority,
+                protocol=_ETH_P_ALL,
+                target=0x10001,
+                keys=["0x0/0x0+0"],
+                action=action,
+            ),
+        )
+
+    def remove_filters(self, index: int, priority: int) -> None:
+        """Remove the arriving packets' filters of one priority; missing is fine."""
+        self._do(
+            "clear ingress of",
+            str(index),
+            lambda: self._open().tc(
+                "del-filter", index=index, parent=INGRESS_PARENT | 0xFFF2, prio=priority, protocol=_ETH_P_ALL
+            ),
+            ignore=(errno.ENOENT, errno.EINVAL, errno.ENODEV),
+        )
+
+    def remove_ingress(self, index: int) -> None:
+        """Remove the ingress queueing discipline and its filters; missing is fine."""
+        missing = (errno.ENOENT, errno.EINVAL, errno.ENODEV)
+        self._do(
+            "clear ingress of",
+            str(index),
+            lambda: self._open().tc("del", "ingress", index=index, handle=INGRESS_PARENT),
+            ignore=missing,
+        )
+
+    def _open(self) -> Any:
+        if self._route is None:
+            from pyroute2 import IPRoute
+
+            self._route = IPRoute()
+        return self._route
+
+    @staticmethod
+    def _do(verb: str, what: str, call: Callable[[], T], ignore: Sequence[int] = ()) -> T | None:
+        try:
+            return call()
+        except _refusals() as error:
+            if _errno(error) in ignore:
+                return None
+            raise _failure(verb, what, error) from None
+
+
+def ticks_per_us() -> float:
+    """The kernel's clock for traffic control: ticks per microsecond, from /proc/net/psched; 15.625 where unreadable."""
+    try:
+        with open("/proc/net/psched", encoding="ascii") as file:
+            to_us, to_ticks, resolution, _ = (int(word, 16) for word in file.read().split())
+        return to_us / to_ticks * resolution / 1_000_000
+    except (OSError, ValueError, ZeroDivisionError):
+        return 15.625
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What pyroute2 raises when the kernel refuses."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    return NetlinkError, OSError
+
+
+def _errno(error: Exception) -> int:
+    """The kernel's errno of a pyroute2 NetlinkError or an OSError, else 0."""
+    code = getattr(error, "code", None)
+    return code if isinstance(code, int) else (getattr(error, "errno", None) or 0)
+
+
+def _failure(verb: str, what: str, error: Exception) -> IoFailure:
+    number = _errno(error)
+    reason = os.strerror(number) if number else f"{type(error).__name__}: {error}"
+    return IoFailure(f"cannot {verb} interface {shown(what)}: {reason}")
+
+
+def _only(messages: Any) -> Link | None:
+    return next((_link(message) for message in messages), None)
+
+
+def _link(message: Any) -> Link:
+    info = message.get_attr("IFLA_LINKINFO")
+    kind = (info.get_attr("IFLA_INFO_KIND") if info else "") or ""
+    return Link(
+        message["index"],
+        message.get_attr("IFLA_IFNAME") or "",
+        kind,
+        message.get_attr("IFLA_ADDRESS") or "",
+        message.get_attr("IFLA_MTU") or 0,
+        (message.get_attr("IFLA_LINK") or 0) if kind == "veth" else 0,
+        message.get_attr("IFLA_IFALIAS") or "",
+    )
+
+
+def _queue(message: Any) -> Queue:
+    kind = message.get_attr("TCA_KIND") or ""
+    options = message.get_attr("TCA_OPTIONS") if kind == "tbf" else None
+    numbers = options.get_attr("TCA_TBF_PARMS") if options else None
+    if numbers is None:
+        return Queue(kind, message["handle"], message["parent"])
+    return Queue(kind, message["handle"], message["parent"], numbers["rate"], numbers["limit"], numbers["buffer"])
+
+
+def _classifier(message: Any) -> Classifier:
+    kind = message.get_attr("TCA_KIND") or ""
+    target = 0
+    options = message.get_attr("TCA_OPTIONS") if kind == "u32" else None
+    actions = options.get_attr("TCA_U32_ACT") if options else None
+    action = actions.get_attr("TCA_ACT_PRIO_1") if actions else None
+    if action is not None and action.get_attr("TCA_ACT_KIND") == "mirred":
+        numbers = action.get_attr("TCA_ACT_OPTIONS").get_attr("TCA_MIRRED_PARMS")
+        target = numbers["ifindex"]
+    return Classifier(kind, message["info"] >> 16, target)
+
+
+def _keys(family: int, side: str, network: bytes, prefix: int) -> list[str]:
+    """u32 keys, 32 bits each, for an address at its place in the IP header."""
+    mask = ((1 << prefix) - 1 << (len(network) * 8 - prefix)).to_bytes(len(network), "big")
+    offset = _OFFSETS[family, side]
+    keys = [
+        f"0x{network[at : at + 4].hex()}/0x{mask[at : at + 4].hex()}+{offset + at}"
+        for at in range(0, len(network), 4)
+        if any(mask[at : at + 4])
+    ]
+    return keys or ["0x0/0x0+0"]

@@ -1,0 +1,91 @@
+"""bandwidth's network configuration, read once into typed settings. Pure; the keys are in docs/bandwidth.md."""
+
+from __future__ import annotations
+
+from cnimeta._record import NamedTuple
+from cnimeta.errors import InvalidNetworkConfig, UnsupportedField
+from cnimeta.spec.ip import Cidr, parse_cidr
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cnimeta.spec.fields import Fields
+    from cnimeta.spec.netconf import NetConf
+
+RATE_KEYS = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
+_SUBNET_KEYS = ("shapedSubnets", "unshapedSubnets")
+_UINT64 = 2**64 - 1
+_BURST_BYTES_MAX = 2**32 - 1
+DEFAULT_LATENCY_MS = 25
+
+
+class Limit(NamedTuple):
+    """One direction: rate in bit/s, burst in bits; both 0 for no limit."""
+
+    rate_bps: int = 0
+    burst_bits: int = 0
+
+
+class Settings(NamedTuple):
+    """Both directions as the container sees them, and which traffic they are for."""
+
+    ingress: Limit
+    egress: Limit
+    latency_ms: int
+    shaped: tuple[Cidr, ...] = ()
+    """Only traffic with these subnets is limited; none: all traffic."""
+    unshaped: tuple[Cidr, ...] = ()
+    """Traffic with these subnets is not limited."""
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.ingress.rate_bps or self.egress.rate_bps)
+
+
+def read_settings(conf: NetConf) -> Settings:
+    """The static keys if any of them is there, else runtimeConfig.bandwidth. Raises InvalidNetworkConfig (code 7)."""
+    fields = conf.fields
+    if any(fields.has(key) for key in (*RATE_KEYS, *_SUBNET_KEYS)):
+        source = fields
+    else:
+        source = conf.runtime_config.object("bandwidth")
+    shaped, unshaped = (_subnets(source, key) for key in _SUBNET_KEYS)
+    if shaped and unshaped:
+        raise UnsupportedField(
+            f"{source.at('shapedSubnets')} and {source.at('unshapedSubnets')} are both set: keep one of them"
+        )
+    latency = fields.integer("latency", 1, 10_000)
+    return Settings(
+        _limit(source, "ingress"),
+        _limit(source, "egress"),
+        DEFAULT_LATENCY_MS if latency is None else latency,
+        shaped,
+        unshaped,
+    )
+
+
+def _limit(source: Fields, direction: str) -> Limit:
+    rate = source.integer(f"{direction}Rate", 0, _UINT64) or 0
+    burst = source.integer(f"{direction}Burst", 0, _UINT64) or 0
+    if bool(rate) != bool(burst):
+        missing = f"{direction}Burst" if rate else f"{direction}Rate"
+        raise InvalidNetworkConfig(
+            f"{source.at(missing)}: if one of {direction}Rate and {direction}Burst is set, both must be"
+        )
+    if rate and rate < 8:
+        raise source.wrong(f"{direction}Rate", "at least 8 bit/s")
+    if burst // 8 >= _BURST_BYTES_MAX:
+        raise InvalidNetworkConfig(f"{source.at(direction + 'Burst')} {burst}: burst cannot be more than 4GB")
+    return Limit(rate, burst)
+
+
+def _subnets(source: Fields, key: str) -> tuple[Cidr, ...]:
+    found = []
+    for index, text in enumerate(source.texts(key)):
+        try:
+            found.append(parse_cidr(text).network)
+        except ValueError:
+            raise InvalidNetworkConfig(
+                f'{source.at(key)}[{index}] must be a subnet such as "10.0.0.0/8", got "{text}"'
+            ) from None
+    return tuple(found)

@@ -1,0 +1,102 @@
+"""bandwidth: the verbs. Behaviour and keys: docs/bandwidth.md."""
+
+from __future__ import annotations
+
+from cnimeta.errors import CheckFailed, CniError, InvalidNetworkConfig, PluginNotAvailable, joined, shown
+from cnimeta.plugin.base import Plugin
+from cnimeta.spec.version import ALL
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cnimeta.host.links import Link
+    from cnimeta.host.protocols import Links
+    from cnimeta.plugin.request import Attachment, Request
+    from cnimeta.spec.result import Result
+    from cnimeta_plugins.bandwidth.config import Settings
+    from cnimeta_plugins.bandwidth.shaper import Shaper
+
+
+class Bandwidth(Plugin):
+    """Limits how fast a container sends and receives."""
+
+    name = "bandwidth"
+    about = "limits a container's bandwidth with token bucket filters"
+    versions = tuple(version for version in ALL if version not in ("0.1.0", "0.2.0"))
+
+    def __init__(self, links: Links | None = None) -> None:
+        self._given = links
+
+    def add(self, request: Request) -> Result:
+        """Shape; the ifb, when there is one, is appended to the result's interfaces."""
+        settings = _settings(request)
+        result = request.conf.require_prev_result()
+        if not settings.limited:
+            return result
+        shaper = self._shaper()
+        host = self._host_end(shaper, request.attachment, result)
+        made = shaper.shape(request.attachment.key, host, settings)
+        return result if made is None else result.with_interface(made)
+
+    def check(self, request: Request) -> None:
+        """Compare the kernel's queues, filters and ifb with what ADD would make."""
+        settings = _settings(request)
+        result = request.conf.require_prev_result()
+        if settings.limited:
+            shaper = self._shaper()
+            try:
+                host = self._host_end(shaper, request.attachment, result)
+            except InvalidNetworkConfig as error:
+                raise CheckFailed(error.msg) from None
+            shaper.check(request.attachment.key, host, settings)
+
+    def delete(self, request: Request) -> None:
+        """Remove the ifb. The queues on the veth go with the veth, whose plugin comes next."""
+        self._shaper().unshape(request.attachment.key)
+
+    def gc(self, request: Request) -> None:
+        """Remove the ifbs of this network whose attachment is not listed; without a list, none."""
+        valid = request.conf.valid_attachments()
+        if valid is not None:
+            failure = joined(self._shaper().collect(request.conf.name, valid))
+            if failure is not None:
+                raise failure
+
+    def status(self, request: Request) -> None:  # noqa: ARG002 - the kernel alone decides
+        """Not ready (50) when the kernel has no ifb or no tbf."""
+        try:
+            self._shaper().probe()
+        except CniError as error:
+            raise PluginNotAvailable(f"bandwidth cannot shape: {error.msg}") from None
+
+    def _shaper(self) -> Shaper:
+        from cnimeta.host.links import RouteLinks, ticks_per_us
+        from cnimeta_plugins.bandwidth.shaper import Shaper
+
+        return Shaper(self._given or RouteLinks(), ticks_per_us())
+
+    @staticmethod
+    def _host_end(shaper: Shaper, attachment: Attachment, result: Result) -> Link:
+        """The host's end of the container's veth, which must be an interface of prevResult."""
+        if not result.interfaces:
+            raise InvalidNetworkConfig("$.prevResult.interfaces: no interfaces provided")
+        inside = shaper.links.in_container(attachment.netns, attachment.ifname)
+        if inside is None:
+            raise InvalidNetworkConfig(f"CNI_IFNAME: there is no interface {shown(attachment.ifname)} in CNI_NETNS")
+        if not inside.peer:
+            raise InvalidNetworkConfig(
+                f"container interface {attachment.ifname} has no veth peer: an interface of kind"
+                f" {inside.kind or 'physical'} has no end on the host that could be shaped"
+            )
+        host = shaper.links.get(index=inside.peer)
+        names = [interface.name for interface in result.interfaces if not interface.sandbox]
+        if host is None or host.name not in names:
+            raise InvalidNetworkConfig(
+                f"$.prevResult.interfaces: no veth peer of container interface found in host ns ({', '.join(names)})"
+            )
+        return host
+
+
+def _settings(request: Request) -> Settings:
+    from cnimeta_plugins.bandwidth.config import read_settings
+
+    return read_settings(request.conf)

@@ -1,0 +1,101 @@
+"""What shaping comes to, as data: numbers for the kernel, names, filters. Pure.
+
+Towards the container ("ingress") a queue on the host's end of the veth delays packets. From the container ("egress")
+packets arrive at that end; they are redirected to an interface of kind ifb, whose queue delays them.
+"""
+
+from __future__ import annotations
+
+from cnimeta._record import NamedTuple
+from cnimeta.host.digest import sha512_hex
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cnimeta.spec.ip import Cidr
+    from cnimeta_plugins.bandwidth.config import Limit, Settings
+
+IFB_PREFIX = "bwp"
+"""Never change, as upstream's: DEL finds interfaces of other versions by it."""
+ALIAS_PREFIX = "cnimeta:bandwidth:"
+_IFNAMSIZ = 15
+_ALIAS_MAX = 255
+_UINT32 = 2**32 - 1
+UNSPECIFIED_BURST_BITS = _UINT32
+"""containerd's burst for a Pod annotation, which has none: not to be taken literally (53 s at 10 Mbit/s)."""
+_DEFAULT_BURST_S = 0.05
+_DEFAULT_BURST_PACKETS = 2
+_SHORTEST_BURST = 1
+
+
+class Bucket(NamedTuple):
+    """A token bucket in the kernel's units: bytes per second, bytes, and how many bytes may wait."""
+
+    rate: int
+    burst: int
+    limit: int
+
+
+class Shape(NamedTuple):
+    """One queue: the bucket, and the subnets it is for (`only`) or not for."""
+
+    bucket: Bucket
+    side: str
+    """src: the peer's address is the packet's source (towards the container); dst: its destination."""
+    subnets: tuple[Cidr, ...] = ()
+    only: bool = False
+
+
+class Plan(NamedTuple):
+    """The queues of one attachment; None for a direction that is not limited."""
+
+    ingress: Shape | None
+    egress: Shape | None
+
+
+def plan_shaping(settings: Settings, mtu: int, ticks_per_us: float) -> Plan:
+    """The queues for `settings` on an interface with `mtu`."""
+    subnets = settings.shaped or settings.unshaped
+    only = bool(settings.shaped)
+
+    def shape(limit: Limit, side: str) -> Shape | None:
+        if not limit.rate_bps:
+            return None
+        return Shape(bucket(limit, settings.latency_ms, mtu, ticks_per_us), side, subnets, only)
+
+    return Plan(shape(settings.ingress, "src"), shape(settings.egress, "dst"))
+
+
+def bucket(limit: Limit, latency_ms: int, mtu: int, ticks_per_us: float) -> Bucket:
+    """Upstream's numbers for the same input, except where they would not fit or not limit:
+
+    - a rate above what the kernel's 32-bit field holds (34 Gbit/s) is that;
+    - containerd's burst for "none given" is 50 ms of the rate, two packets at least;
+    - a burst that takes longer than the kernel's field can say (275 s) is that long; upstream's number wraps around.
+    """
+    rate = min(limit.rate_bps // 8, _UINT32)
+    burst = limit.burst_bits // 8
+    if limit.burst_bits == UNSPECIFIED_BURST_BITS:
+        burst = max(int(rate * _DEFAULT_BURST_S), _DEFAULT_BURST_PACKETS * (mtu + 14))
+    longest = int(_UINT32 / ticks_per_us / 1e6 * rate)
+    burst = max(min(burst, longest), _SHORTEST_BURST)
+    waiting = min(int(rate * latency_ms / 1000 + burst), _UINT32)
+    return Bucket(rate, burst, waiting)
+
+
+def ifb_name(network: str, container_id: str, ifname: str = "") -> str:
+    """Upstream's name for the container; with `ifname`, the name for a further interface of the same container."""
+    text = f"{network}{container_id}" + (f"/{ifname}" if ifname else "")
+    return (IFB_PREFIX + sha512_hex(text))[:_IFNAMSIZ]
+
+
+def alias(network: str, container_id: str, ifname: str) -> str:
+    """The text on an ifb that tells whose it is: `cnimeta:bandwidth:IFNAME/ID/NETWORK`, cut to 255 bytes."""
+    return f"{ALIAS_PREFIX}{ifname}/{container_id}/{network}"[:_ALIAS_MAX]
+
+
+def owner_of(text: str) -> tuple[str, str, str] | None:
+    """(network, container ID, ifname) of an alias; None for another text or a cut one."""
+    parts = text.removeprefix(ALIAS_PREFIX).split("/")
+    if not text.startswith(ALIAS_PREFIX) or len(parts) != 3 or len(text) >= _ALIAS_MAX:
+        return None
+    return parts[2], parts[1], parts[0]

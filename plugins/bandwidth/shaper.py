@@ -1,0 +1,174 @@
+"""Bringing the kernel's queues in line with a plan, comparing them with it, and taking them away."""
+
+from __future__ import annotations
+
+from cnimeta.errors import CheckFailed, CniError
+from cnimeta.host.links import HANDLE, ROOT
+from cnimeta.spec.result import Interface
+from cnimeta_plugins.bandwidth.plan import ALIAS_PREFIX, IFB_PREFIX, alias, ifb_name, owner_of, plan_shaping
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from cnimeta.host.links import Link, Queue
+    from cnimeta.host.protocols import Links
+    from cnimeta_plugins.bandwidth.config import Settings
+    from cnimeta_plugins.bandwidth.plan import Shape
+
+    Key = tuple[str, str, str]
+    """(network, container ID, ifname)"""
+
+_PRIORITY = 1
+_LATE_PRIORITY = 49152  # after the filters of others, which keep theirs
+_TOLERANCE_TICKS = 1
+_PROBE = "bwpprobe"
+
+
+class Shaper:
+    """The work of every verb on the given links."""
+
+    def __init__(self, links: Links, ticks_per_us: float) -> None:
+        self.links = links
+        self.ticks_per_us = ticks_per_us
+
+    def shape(self, key: Key, host: Link, settings: Settings) -> Interface | None:
+        """Make it so, in place of what is there. Returns the ifb for the result, if the plan has one.
+
+        A failure leaves no ifb behind.
+        """
+        plan = plan_shaping(settings, host.mtu, self.ticks_per_us)
+        if plan.ingress is not None:
+            self._set(host.ifindex, plan.ingress)
+        elif self._ours(host.ifindex):
+            self.links.clear(host.ifindex)
+        if plan.egress is None:
+            self.unshape(key)
+            return None
+        name = self._name_for(key)
+        fresh = not self.links.index_of(name)
+        try:
+            ifb = self.links.add_ifb(name, host.mtu, alias(*key))
+            self._set(ifb.ifindex, plan.egress)
+            self._redirect(host.ifindex, ifb.ifindex)
+        except CniError:
+            if fresh:
+                self.links.remove(name)
+            raise
+        return Interface(ifb.name, ifb.mac)
+
+    def check(self, key: Key, host: Link, settings: Settings) -> None:
+        """Raise CheckFailed (code 101) for the first difference."""
+        plan = plan_shaping(settings, host.mtu, self.ticks_per_us)
+        if plan.ingress is not None:
+            self._compare(host.name, host.ifindex, plan.ingress)
+        if plan.egress is None:
+            return
+        name = self._name_for(key)
+        index = self.links.index_of(name)
+        if not index:
+            raise CheckFailed(f"the interface {name} that limits what the container sends is missing")
+        self._compare(name, index, plan.egress)
+        if not any(queue.kind in ("ingress", "clsact") for queue in self.links.queues(host.ifindex)):
+            raise CheckFailed(f"interface {host.name} has no ingress queueing discipline")
+        if not any(classifier.redirect == index for classifier in self.links.ingress_filters(host.ifindex)):
+            raise CheckFailed(f"interface {host.name} has no filter that redirects to {name}")
+
+    def unshape(self, key: Key) -> None:
+        """Remove the attachment's ifb; missing is fine."""
+        for name in (ifb_name(key[0], key[1], key[2]), ifb_name(key[0], key[1])):
+            index = self.links.index_of(name)
+            if not index:
+                continue
+            link = self.links.get(index=index)
+            if link is not None and _is_for(link, key):
+                self.links.remove(name)
+
+    def collect(self, network: str, valid: Collection[tuple[str, str]]) -> list[CniError]:
+        """Remove the network's ifbs that are not in `valid`; returns what failed."""
+        errors = []
+        for link in self.links.ifbs():
+            owner = owner_of(link.alias)
+            if owner is None or owner[0] != network or (owner[1], owner[2]) in valid:
+                continue
+            try:
+                self.links.remove(link.name)
+            except CniError as error:
+                errors.append(error)
+        return errors
+
+    def probe(self) -> None:
+        """Make and remove an ifb with a bucket. Raises IoFailure (code 5)."""
+        from os import getpid
+
+        name = f"{_PROBE}{getpid()}"[:15]
+        try:
+            link = self.links.add_ifb(name, 1500, f"{ALIAS_PREFIX}probe")
+            self.links.set_bucket(link.ifindex, 125_000, 3000, 6125)
+        finally:
+            self.links.remove(name)
+
+    def _name_for(self, key: Key) -> str:
+        """Upstream's name, unless another interface of the container has it."""
+        network, container_id, ifname = key
+        name = ifb_name(network, container_id)
+        index = self.links.index_of(name)
+        link = self.links.get(index=index) if index else None
+        return name if link is None or _is_for(link, key) else ifb_name(network, container_id, ifname)
+
+    def _set(self, index: int, shape: Shape) -> None:
+        bucket = shape.bucket
+        if shape.subnets:
+            subnets = [(net.address.family, net.address.packed, net.prefix) for net in shape.subnets]
+            self.links.set_classes(index, bucket.rate, bucket.burst, bucket.limit, shape.side, subnets, shape.only)
+            return
+        root = self._root(index)
+        if root is not None and root.kind != "tbf" and root.handle:
+            self.links.clear(index)
+        self.links.set_bucket(index, bucket.rate, bucket.burst, bucket.limit)
+
+    def _redirect(self, index: int, target: int) -> None:
+        """An ingress or clsact that is there stays, and so do its filters: eBPF network plugins have theirs there."""
+        if not any(queue.kind in ("ingress", "clsact") for queue in self.links.queues(index)):
+            self.links.add_ingress(index)
+            self.links.add_redirect(index, target, _PRIORITY)
+            return
+        classifiers = self.links.ingress_filters(index)
+        if any(classifier.redirect == target for classifier in classifiers):
+            return
+        for classifier in classifiers:
+            if classifier.redirect and self.links.get(index=classifier.redirect) is None:
+                self.links.remove_filters(index, classifier.priority)  # ours, to an ifb that is gone
+        others = [c for c in classifiers if not c.redirect or self.links.get(index=c.redirect) is not None]
+        priority = _LATE_PRIORITY if any(c.priority <= _PRIORITY for c in others) else _PRIORITY
+        self.links.add_redirect(index, target, priority)
+
+    def _ours(self, index: int) -> bool:
+        root = self._root(index)
+        return root is not None and root.handle == HANDLE and root.kind in ("tbf", "htb")
+
+    def _root(self, index: int) -> Queue | None:
+        return next((queue for queue in self.links.queues(index) if queue.parent == ROOT), None)
+
+    def _compare(self, name: str, index: int, shape: Shape) -> None:
+        wanted = "htb" if shape.subnets else "tbf"
+        root = self._root(index)
+        if root is None or root.kind != wanted:
+            raise CheckFailed(f"interface {name} has no {wanted} queueing discipline as its root")
+        if wanted == "htb":
+            return
+        bucket = shape.bucket
+        buffer = int(int(1e6 * bucket.burst / bucket.rate) * self.ticks_per_us)
+        same = (root.rate, root.limit) == (bucket.rate, bucket.limit)
+        if not same or abs(root.buffer - buffer) > _TOLERANCE_TICKS:
+            raise CheckFailed(
+                f"interface {name} is shaped to rate {root.rate}, limit {root.limit}, buffer {root.buffer};"
+                f" expected {bucket.rate}, {bucket.limit}, {buffer} (bytes per second, bytes, ticks)"
+            )
+
+
+def _is_for(link: Link, key: Key) -> bool:
+    """Whether an ifb is this attachment's. One without our alias is upstream's, which knows no interfaces."""
+    if link.kind != "ifb" or not link.name.startswith(IFB_PREFIX):
+        return False
+    return not link.alias.startswith(ALIAS_PREFIX) or link.alias == alias(*key)
