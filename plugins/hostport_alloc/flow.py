@@ -77,7 +77,8 @@ class Add:
 
     def run(self) -> Result:
         """Serve it."""
-        prev = None if self.settings.chain.wrapper else self.request.conf.require_prev_result()
+        conf = self.request.conf
+        prev = conf.prev_result if self.settings.chain.wrapper else conf.require_prev_result()
         publisher = publish.Publisher(self.host, self.request, self.settings, self.pod)
         wanted = wanted_by(self.request, self.settings, publisher.annotations())
         steps = chain.plan(self.request.conf, self.settings.chain, self.settings.portmap, self.settings.data_dir)

@@ -57,7 +57,13 @@ def status(host: Host, request: Request) -> None:
                 raise PluginNotAvailable(
                     f"range {shown(found.name)} ({found.text}, {found.size} ports) has no free {protocol} port left"
                 )
-    chain.status(host.delegates(request), planned(request))
+    delegates, steps = host.delegates(request), planned(request)
+    for step in steps:
+        try:
+            delegates.locate(step.type, delegates.folders)
+        except CniError as error:
+            raise PluginNotAvailable(f"ADD would fail: {error}") from error
+    chain.status(delegates, steps)
 
 
 def _protocols(settings: Settings, name: str) -> list[str]:

@@ -159,6 +159,13 @@ def test_status_is_what_a_delegate_says() -> None:
     assert caught.value.code == 50
 
 
+def test_status_is_50_when_a_plugin_is_missing() -> None:
+    node = Node()
+    with pytest.raises(CniError, match='failed to find plugin "ptp"') as caught:
+        node.call("STATUS", conf(**GC, delegates=[{"type": "ptp"}]))
+    assert caught.value.code == 50
+
+
 def test_status_is_50_when_the_data_dir_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     plugin = HostportAlloc()

@@ -8,6 +8,7 @@ import pytest
 from hostport_harness import POD_ARGS, Node, conf
 
 from cnimeta.errors import CniError, DelegateFailed, HostPortConflict, IoFailure
+from cnimeta.spec.version import ALL, at_least
 from cnimeta.testing.delegates import FakeDelegate, address_result
 
 pytestmark = pytest.mark.unit
@@ -368,6 +369,44 @@ def test_repeated_chained_add_maps_again_with_the_same_ports() -> None:
     node.call("ADD", chained())
     assert node.ports() == ports
     assert [one["hostPort"] for one in node.mappings()] == ports
+
+
+@pytest.mark.parametrize("version", ALL)
+def test_every_spec_version_is_served(version: str) -> None:
+    node = Node()
+    settings = conf(cniVersion=version)
+    result = node.call("ADD", settings)
+    assert result is not None
+    assert result.ips[0].address == "10.1.0.2/24"
+    assert {call.conf["cniVersion"] for call in node.executor.calls} == {version}
+    (port,) = node.ports()
+    assert node.mappings()[0]["hostPort"] == port
+    node.call("DEL", settings)
+    assert ("prevResult" in node.executor.sent("DEL")[0].conf) is at_least(version, "0.4.0")
+    assert node.bridge.attachments == node.portmap.attachments == {}
+    assert node.ports() == []
+
+
+def test_same_number_is_had_for_both_protocols_when_asked() -> None:
+    node = Node()
+    node.call("ADD", conf(expose=["53/tcp+udp"]))
+    assert {one["protocol"] for one in node.mappings()} == {"tcp", "udp"}
+    assert len({one["hostPort"] for one in node.mappings()}) == 1
+
+
+def test_block_is_consecutive_when_asked() -> None:
+    node = Node()
+    node.call("ADD", conf(expose=["games:9000-9003/udp"]))
+    found = sorted((one["containerPort"], one["hostPort"]) for one in node.mappings())
+    first = found[0][1]
+    assert found == [(9000 + offset, first + offset) for offset in range(4)]
+
+
+def test_wrapper_in_the_middle_of_a_chain_hands_prev_result_to_its_first_delegate() -> None:
+    node = Node(FakeDelegate("tuning"))
+    prev = {"cniVersion": "1.0.0", "ips": [{"address": "10.1.0.7/24"}]}
+    node.call("ADD", conf(delegates=[{"type": "tuning"}], prevResult=prev))
+    assert node.executor.sent("ADD", "tuning")[0].conf["prevResult"]["ips"] == prev["ips"]
 
 
 def test_range_is_refused_when_it_overlaps_node_ports_unless_forced() -> None:
