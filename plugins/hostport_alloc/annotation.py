@@ -34,7 +34,7 @@ _STATIC_UID_LENGTH = 32  # kubelet makes a static Pod's UID from an MD5 sum; the
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 1.0
 _UNANSWERED_ATTEMPTS = 2
-"""With policy `deferred`, an API server that does not answer at all is left alone after so many attempts."""
+"""With policy `deferred`, a server that does not answer, or refuses the credentials, is left alone after so many."""
 
 
 def is_static(uid: str, annotations: Fields) -> bool:
@@ -111,7 +111,7 @@ def attempt(pod: Pod, deadline: Deadline, *, static: bool, patient: bool, reques
                 raise PodMismatch(
                     f"Pod {shown(f'{pod.namespace}/{pod.name}')} is not the one of this ADD: {error}"
                 ) from error
-            unanswered += error.status == 0
+            unanswered += error.status in (0, 401)
             if not _may_pass(error) or (unanswered >= _UNANSWERED_ATTEMPTS and not patient):
                 return _explained(error)
             wait_s = max(wait_s, error.retry_after_s)

@@ -190,13 +190,14 @@ class Add:
         The ports stay reserved when the same ones are wanted, so ADD gives them again.
         """
         before = chain.decode_undo(existing.undo)
-        same = _asks_for(existing) == _asks_for_wanted(wanted) and self.store.is_alive(existing)
+        alive = self.store.is_alive(existing)
+        same = alive and _asks_for(existing) == _asks_for_wanted(wanted)
         if same and before is not None and existing.phase == "mapped" and self._in_place(existing, before, steps):
             return before.result
         run = before.steps if before is not None else steps
         errors, unmapped = chain.undo(self.delegates, run, chain.mappings_of(existing), before and before.result)
         failure = joined(errors)
-        if failure is not None and not unmapped:
+        if failure is not None and alive and not unmapped:
             raise failure
         if not same:
             self.store.release(existing.key, token=existing.token)

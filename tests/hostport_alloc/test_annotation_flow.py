@@ -164,6 +164,14 @@ def test_add_fails_and_takes_all_back_when_required_and_the_server_fails() -> No
     assert node.bridge.attachments == node.portmap.attachments == {}
 
 
+def test_deferred_add_does_not_insist_when_the_credentials_are_refused() -> None:
+    node = a_node()
+    node.pods.faults += [Fault(status=401)] * 100
+    node.call("ADD", conf(kubernetes=API), args=POD_ARGS)
+    assert len(node.pods.requests) == 2
+    assert state(node) == "pending"
+
+
 def test_missing_role_is_told_and_not_retried() -> None:
     node = a_node()
     node.pods.roles.clear()

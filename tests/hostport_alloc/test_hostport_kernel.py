@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from cnimeta.cli.install import install
 from cnimeta.testing.kube import Fault, PodServer
+from cnimeta_plugins.hostport_alloc import wrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -399,3 +401,62 @@ def test_check_finds_flushed_and_unrecorded_rules_and_repair_restores(node: Kern
     status, body = ports("check")
     assert status == 1
     assert any("is mapped and has no record" in problem["message"] for problem in body["problems"])
+
+
+def test_both_families_are_mapped_with_one_number_and_published(node: KernelNode, tmp_path: Path) -> None:
+    for namespace, device, address in ((node.node, "up0", "2001:db8::10"), (node.client, "eth0", "2001:db8::20")):
+        namespace.run("ip", "addr", "add", f"{address}/64", "dev", device, "nodad")
+    bridge = node.bridge()
+    bridge["ipam"]["ranges"].append([{"subnet": "fd00:88::/64"}])
+    bridge["ipam"]["routes"].append({"dst": "::/0"})
+    with node.node.entered():
+        server = PodServer(tmp_path / "api", address="2001:db8::10")
+    with server:
+        server.pods.create("default", "web", uid="0a-1b")
+        kubeconfig = server.kubeconfig(tmp_path / "kubeconfig", token=server.token("cnimeta"))
+        conf = node.conf(delegates=[bridge], kubernetes={"kubeconfig": kubeconfig, "policy": "required", "timeout": 10})
+        node.call("ADD", conf, args=POD_ARGS)
+        entries = json.loads(server.pods.annotations("default", "web")["cnimeta.io/hostports"])
+    (port,) = node.ports()
+    published = [(entry["hostIP"], entry["hostPort"]) for entry in entries]
+    assert published == [("192.0.2.10", port), ("2001:db8::10", port)]
+    node.serve("c1")
+    for address, _ in published:
+        answer, deadline = "", time.monotonic() + 10
+        while not answer and time.monotonic() < deadline:  # the bridge's IPv6 address is tentative for a while
+            answer = node.fetch(port, address=address)
+        assert answer == "hello from c1"
+    node.call("DEL", conf, args=POD_ARGS)
+    assert node.fetch(port, address="2001:db8::10") == ""
+    assert_nothing_left(node)
+
+
+def test_ptp_is_wrapped_from_its_file(node: KernelNode) -> None:
+    ipam = {**node.bridge()["ipam"]}
+    file = node.folder / "20-ptp.conf"
+    file.write_text(json.dumps({"cniVersion": "0.4.0", "name": "pods", "type": "ptp", "ipam": ipam}))
+    wrap.wrap_file(str(file), wrap.Options({"default": "20000-20099"}, ["80/tcp"], data_dir=str(node.folder / "state")))
+    conf = json.loads(file.read_text())
+    node.call("ADD", conf)
+    node.serve("c1")
+    assert node.fetch(node.ports()[0]) == "hello from c1"
+    node.call("DEL", conf)
+    assert_nothing_left(node)
+
+
+@pytest.mark.parametrize("node", ["ours"], indirect=True)
+def test_parallel_adds_never_share_a_port_and_all_are_undone(node: KernelNode) -> None:
+    """As many containers as fit, at once: bridge and host-local, portmap and the lock all work in parallel."""
+    names = [f"p{number}" for number in range(12)]
+    for name in names:
+        node.container(name)
+    conf = node.conf(ranges={"default": f"20000-{20000 + 2 * len(names) - 1}"}, expose=["80/tcp", "81/tcp"])
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(lambda name: node.call("ADD", conf, name), names))
+    given = sorted(port for name in names for port in node.ports(name))
+    assert given == list(range(20000, 20000 + 2 * len(names)))
+    with pytest.raises(Failed, match="exhausted"):
+        node.call("ADD", conf, "p99")
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(lambda name: node.call("DEL", conf, name), names))
+    assert_nothing_left(node)

@@ -222,6 +222,19 @@ def test_delete_succeeds_after_a_reboot_and_frees_delegates_leases() -> None:
     assert node.store.load(("pods", "c1", "eth0")) is None
 
 
+def test_same_container_gets_its_ports_again_after_a_reboot() -> None:
+    """Podman keeps container IDs: ADD comes again without a DEL, and the delegates may hold leases on disk."""
+    node = Node()
+    node.call("ADD", conf(), args=POD_ARGS)
+    ports = node.ports()
+    node.boot = "boot-2"
+    node.executor.calls.clear()
+    node.call("ADD", conf(), args=POD_ARGS)
+    assert node.ports() == ports
+    assert [call.verb for call in node.executor.calls] == ["DEL", "DEL", "ADD", "ADD"]
+    assert node.store.disagreements() == ()
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b"\0" * 100, b"garbage"])
 def test_delete_undoes_by_the_configuration_when_the_record_is_damaged(damage: bytes) -> None:
     node = Node()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,6 +154,17 @@ def test_request_ends_in_time_when_the_server_is_slow(server: PodServer, tmp_pat
         api.patch_status("default", "web", PATCH, 0.3)
     assert caught.value.status == 0
     assert clock.boottime() - began < 2.5
+
+
+def test_certificates_inside_the_kubeconfig_are_used(server: PodServer, tmp_path: Path) -> None:
+    path = Path(server.kubeconfig(tmp_path / "kubeconfig", client_of="system:node:node1"))
+    document = yaml.safe_load(path.read_text())
+    for section in (document["clusters"][0]["cluster"], document["users"][0]["user"]):
+        for key in [key for key in section if key != "server"]:
+            section[f"{key}-data"] = base64.b64encode(Path(section.pop(key)).read_bytes()).decode()
+    path.write_text(yaml.safe_dump(document))
+    KubernetesPodApi(str(path)).patch_status("default", "web", PATCH, 5)
+    assert server.pods.requests[0].user == "system:node:node1"
 
 
 def test_failure_names_the_file_when_there_is_no_kubeconfig(tmp_path: Path) -> None:
