@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _NAMES = {4: "/proc/net/ip_tables_names", 6: "/proc/net/ip6_tables_names"}
 _BUILT_IN = ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")
-_DONE, _REFUSED, _UNABLE = 0, 3, 4
+DONE, REFUSED, UNABLE = 0, 3, 4
 _LIBRARIES = {"ip4tc": "libip4tc.so.2", "ip6tc": "libip6tc.so.2", "xtables": "libxtables.so.12", "c": "libc.so.6"}
 _HEADS = {
     "-s": "src",
@@ -54,9 +54,15 @@ class LegacyIptables:
 
     variant = "legacy"
 
-    def __init__(self, path: str = "", lock: XtablesLock | None = None) -> None:
+    def __init__(
+        self,
+        path: str = "",
+        lock: XtablesLock | None = None,
+        in_child: Callable[[Callable[[], None]], tuple[int, str]] | None = None,
+    ) -> None:
         self.path = path
         self._lock = lock or XtablesLock()
+        self._in_child = in_child or run_in_child
         self._seen: dict[int, dict[str, list[str]]] | None = None
 
     def held(self) -> AbstractContextManager[None]:
@@ -107,12 +113,12 @@ class LegacyIptables:
     def _commit(self, family: int, changes: Sequence[Change]) -> None:
         try:
             steps = self._located(family, changes)
-            status, complaint = _in_child(lambda: _apply(family, steps))
+            status, complaint = self._in_child(lambda: _apply(family, steps))
         except (Inexpressible, ImportError, OSError):
-            status, complaint = _UNABLE, ""
-        if status == _DONE:
+            status, complaint = UNABLE, ""
+        if status == DONE:
             return
-        if status == _REFUSED:
+        if status == REFUSED:
             raise Refused(f"the legacy iptables refused: {complaint}")
         self._restore(family, changes)
 
@@ -157,8 +163,8 @@ def loaded_tables(family: int) -> list[str]:
         return []
 
 
-def _in_child(work: Callable[[], None]) -> tuple[int, str]:
-    """Run `work` in a forked child; its outcome and what it said. A child that libxtables ended was unable."""
+def run_in_child(work: Callable[[], None]) -> tuple[int, str]:
+    """Run `work` in a forked child; its outcome and what it said. A child that libxtables ended was UNABLE."""
     import_iptc()
     ours, theirs = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
@@ -169,23 +175,23 @@ def _in_child(work: Callable[[], None]) -> tuple[int, str]:
     with os.fdopen(ours, "rb") as pipe:
         said = pipe.read().decode("utf-8", "replace")
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return (code if code in (_DONE, _REFUSED) else _UNABLE), said
+    return (code if code in (DONE, REFUSED) else UNABLE), said
 
 
 def _be_child(work: Callable[[], None], report: int) -> None:
     """Never returns, never touches the parent's stdout."""
-    status = _UNABLE
+    status = UNABLE
     try:
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 1)
         os.dup2(null, 2)
         work()
-        status = _DONE
+        status = DONE
     except Refused as error:
-        status = _REFUSED
+        status = REFUSED
         os.write(report, error.msg.encode())
     except BaseException:  # noqa: BLE001 - whatever it was, the program will do what this child could not
-        status = _UNABLE
+        status = UNABLE
     finally:
         os._exit(status)
 
