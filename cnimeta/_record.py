@@ -2,7 +2,8 @@
 
 A CNI plugin is started once per Pod, and `typing` (with `collections` and `re` behind it) costs more
 than most plugins' work. Type checkers see the real `typing.NamedTuple`; at run time the small class below
-gives the same immutable, comparable, self-describing tuples. Only class syntax is supported:
+gives the same immutable, comparable, self-describing tuples. Only class syntax is supported, in modules that start
+with `from __future__ import annotations`:
 
     class Route(NamedTuple):
         dst: str
@@ -15,9 +16,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NamedTuple as NamedTuple
 else:
-    from _collections import _tuplegetter
+    try:
+        from _collections import _tuplegetter as _getter
+    except ImportError:  # not CPython
 
-    def _new(cls, *args, **kwargs):
+        def _getter(index, doc):
+            return property(lambda self: tuple.__getitem__(self, index), doc=doc)
+
+    def _new(cls, /, *args, **kwargs):
         fields, defaults = cls._fields, cls._field_defaults
         if len(args) > len(fields):
             raise TypeError(f"{cls.__name__} takes {len(fields)} values, got {len(args)}")
@@ -37,7 +43,10 @@ else:
         pairs = ", ".join(f"{name}={value!r}" for name, value in zip(self._fields, self, strict=True))
         return f"{type(self).__name__}({pairs})"
 
-    def _replace(self, **changes):
+    def _make(cls, iterable):
+        return cls(*iterable)
+
+    def _replace(self, /, **changes):
         # The list comes first: in `f(*generator, **changes)` the changes are copied before the generator runs.
         values = [changes.pop(name, value) for name, value in zip(self._fields, self, strict=True)]
         return type(self)(*values, **changes)
@@ -54,6 +63,8 @@ else:
                 return super().__new__(mcs, name, bases, namespace)
             fields = tuple(namespace.get("__annotations__", ()))
             defaults = {field: namespace.pop(field) for field in fields if field in namespace}
+            if fields[len(fields) - len(defaults) :] != tuple(defaults):
+                raise TypeError(f"{name}: a field without a default follows one with a default")
             namespace.update(
                 {
                     "__slots__": (),
@@ -63,9 +74,11 @@ else:
                     "__new__": _new,
                     "__repr__": _repr,
                     "__getnewargs__": _getnewargs,
+                    "_make": classmethod(_make),
                     "_replace": _replace,
+                    "__replace__": _replace,
                     "_asdict": _asdict,
-                    **{field: _tuplegetter(index, "") for index, field in enumerate(fields)},
+                    **{field: _getter(index, "") for index, field in enumerate(fields)},
                 }
             )
             return type(name, (tuple,), namespace)

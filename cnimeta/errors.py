@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 def shown(value: object, limit: int = 120) -> str:
     """A short, printable, one-line form of an untrusted value, for messages."""
-    text = f'"{value}"' if isinstance(value, str) else repr(value)
+    if isinstance(value, str) and len(value) >= limit:
+        text = f'"{value[:limit]}'  # a megabyte is not escaped to be cut off
+    else:
+        text = f'"{value}"' if isinstance(value, str) else repr(value)
     text = text.encode("unicode_escape", "backslashreplace").decode("ascii")
     return text if len(text) <= limit else text[: limit - 3] + "..."
 

@@ -2,22 +2,27 @@
 
 A delegate gets a complete network configuration on stdin and the caller's environment with only CNI_COMMAND (and, for
 a runtime, the attachment) changed. The configuration is passed on as received: keys unknown here reach the delegate.
+
+Errors: what the delegate reported keeps its code, message and details, with the delegate named in front; a delegate
+that cannot be found, started or finished is a DelegateFailed (105); an answer that is not what the spec says is a
+DecodingFailure (6). All are CniErrors, so a plugin may simply let them pass.
 """
 
 from __future__ import annotations
 
 from cnimeta.delegate.find import find
-from cnimeta.errors import CniError, DecodingFailure, DelegateFailed, shown
+from cnimeta.errors import CniError, DecodingFailure, DelegateFailed, InvalidNetworkConfig, shown
 from cnimeta.spec.convert import parse_result
 from cnimeta.spec.fields import Fields
-from cnimeta.spec.jsonio import dumps, loads_object
-from cnimeta.spec.version import IMPLIED
+from cnimeta.spec.jsonio import dumps, kind, loads_all
+from cnimeta.spec.version import CURRENT, IMPLIED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from cnimeta.host.protocols import PluginExec
+    from cnimeta.plugin.request import Request
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.result import Result
 
@@ -37,14 +42,27 @@ class Delegates:
         self.folders = folders
         self.locate = locate
 
-    def add(self, conf: Mapping[str, JSON]) -> Result:
-        """ADD. A failure is followed by DEL with the same configuration before the failure is raised."""
+    @classmethod
+    def of(cls, request: Request, executor: PluginExec | None = None) -> Delegates:
+        """The delegates of one invocation: same environment, same CNI_PATH, its log for what runs in this process."""
+        if executor is None:
+            from cnimeta.delegate.inprocess import InProcessExec
+            from cnimeta.delegate.spawn import ProcessExec
+
+            executor = InProcessExec(ProcessExec(), request.log)
+        return cls(executor, request.environ, request.cni_path)
+
+    def add(self, conf: Mapping[str, JSON], *, undo: bool = True) -> Result:
+        """ADD. With `undo`, a failure is followed by DEL with the same configuration before it is raised (spec §4).
+
+        A delegate that is not there at all has done nothing, and gets no DEL.
+        """
+        self.locate(Fields(conf).text("type"), self.folders)
         try:
-            answer = self._call("ADD", conf)
-            fields = Fields(answer, "$")
-            version = fields.text("cniVersion") or Fields(conf).text("cniVersion") or IMPLIED
-            return parse_result(answer, version)
+            return _result(self._call("ADD", conf), conf)
         except CniError as error:
+            if not undo:
+                raise
             try:
                 self.delete(conf)
             except CniError as cleanup:
@@ -68,9 +86,19 @@ class Delegates:
         self._call("STATUS", conf)
 
     def versions(self, plugin_type: str) -> tuple[str, ...]:
-        """VERSION: the spec versions a plugin supports."""
-        answer = self._call("VERSION", {"cniVersion": "1.0.0", "type": plugin_type})
-        return tuple(Fields(answer, "$").texts("supportedVersions"))
+        """VERSION: the spec versions a plugin supports. A plugin from before that verb supports 0.1.0."""
+        try:
+            answer = self._call("VERSION", {"cniVersion": CURRENT, "type": plugin_type})
+            found = tuple(Fields(answer).texts("supportedVersions"))
+        except InvalidNetworkConfig as error:
+            raise DecodingFailure(f"the answer of plugin {shown(plugin_type)} to VERSION: {error.msg}") from None
+        except CniError as error:
+            if error.msg.endswith("unknown CNI_COMMAND: VERSION"):
+                return (IMPLIED,)
+            raise
+        if not found:
+            raise DecodingFailure(f"plugin {shown(plugin_type)} answered VERSION without supportedVersions")
+        return found
 
     def _call(self, verb: str, conf: Mapping[str, JSON]) -> dict[str, JSON]:
         """Run one verb; its stdout as an object, empty when there is none. Raises what the delegate reported."""
@@ -79,22 +107,17 @@ class Delegates:
         done = self.executor.run(path, {**self.environ, "CNI_COMMAND": verb}, dumps(conf).encode())
         if done.status != 0:
             raise _reported(name, verb, done.status, done.stdout)
-        if not done.stdout.strip():
-            if verb in ("ADD", "VERSION"):
-                raise DelegateFailed(f"plugin {shown(name)} answered {verb} with nothing on stdout")
-            return {}
-        try:
-            return loads_object(done.stdout, f"the answer of plugin {shown(name)} to {verb}")
-        except DecodingFailure:
-            if verb in ("ADD", "VERSION"):
-                raise
+        if verb not in ("ADD", "VERSION"):
             return {}  # these verbs have no answer; what a plugin prints all the same is not an error
+        return _only_object(done.stdout, f"the answer of plugin {shown(name)} to {verb}")
 
 
 def _reported(name: str, verb: str, status: int, stdout: bytes) -> CniError:
     """The delegate's own error, its code kept, or a DelegateFailed when it printed none that can be read."""
     try:
-        fields = Fields(loads_object(_first_document(stdout), "error"), "$")
+        # The reference prints a result and then an error with code 8: the last document is what it means.
+        last = loads_all(stdout)[-1:]
+        fields = Fields(last[0] if last and isinstance(last[0], dict) else {})
         code = fields.integer("code", 1, 2**32 - 1)
         if code is not None:
             return CniError(f"plugin {name} failed {verb}: {fields.text('msg')}", fields.text("details"), code=code)
@@ -104,9 +127,19 @@ def _reported(name: str, verb: str, status: int, stdout: bytes) -> CniError:
     return DelegateFailed(f"plugin {shown(name)} failed {verb} with exit status {status} and {said} on stdout")
 
 
-def _first_document(stdout: bytes) -> bytes:
-    """The reference prints two documents with code 8: the last line is the error."""
-    lines = stdout.strip().splitlines()
-    if len(lines) > 1 and lines[-1].lstrip().startswith(b"{") and lines[-1].rstrip().endswith(b"}"):
-        return lines[-1]
-    return stdout
+def _only_object(stdout: bytes, what: str) -> dict[str, JSON]:
+    found = loads_all(stdout, what)
+    if len(found) == 1 and isinstance(found[0], dict):
+        return found[0]
+    said = "nothing" if not found else f"{len(found)} documents" if len(found) > 1 else kind(found[0])
+    raise DecodingFailure(f"{what} must be one JSON object, got {said}")
+
+
+def _result(answer: Mapping[str, JSON], conf: Mapping[str, JSON]) -> Result:
+    """ADD's answer. Without a cniVersion of its own it is taken to be in the configuration's."""
+    try:
+        version = Fields(answer).text("cniVersion") or Fields(conf).text("cniVersion") or IMPLIED
+        return parse_result(answer, version)
+    except CniError as error:
+        name = shown(Fields(conf).text("type"))
+        raise DecodingFailure(f"the result of plugin {name} cannot be read: {error.msg}") from None

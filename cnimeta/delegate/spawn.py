@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _BUSY_RETRIES = 5
+_MAX_STDOUT_BYTES = 16 << 20  # a plugin that babbles must not take the node's memory
 _BUSY_WAIT_S = 0.2  # a plugin being replaced: "text file busy" passes when the copy is done
 
 
@@ -41,6 +42,8 @@ class ProcessExec:
                 if error.errno != errno.ETXTBSY or attempt == _BUSY_RETRIES:
                     raise DelegateFailed(f"failed to run plugin {shown(path)}: {error.strerror or error}") from None
                 time.sleep(_BUSY_WAIT_S)
+            except ValueError as error:  # a NUL byte in a path or a variable
+                raise DelegateFailed(f"failed to run plugin {shown(path)}: {error}") from None
         raise AssertionError("unreachable")
 
 
@@ -78,7 +81,7 @@ def _converse(our_in: int, our_out: int, stdin: bytes, timeout_s: float | None, 
     """Feed and read at once, so that neither side can block the other. Closes both descriptors."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     poller = select.poll()
-    pending, chunks, open_fds = memoryview(stdin), [], {our_in, our_out}
+    pending, chunks, received, open_fds = memoryview(stdin), [], 0, {our_in, our_out}
     os.set_blocking(our_in, False)
     poller.register(our_in, select.POLLOUT)
     poller.register(our_out, select.POLLIN)
@@ -86,12 +89,15 @@ def _converse(our_in: int, our_out: int, stdin: bytes, timeout_s: float | None, 
         while our_out in open_fds:
             left_ms = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000))
             events = poller.poll(left_ms)
-            if not events and left_ms is not None:
+            if left_ms == 0 or (not events and left_ms is not None):
                 raise DelegateFailed(f"plugin {shown(path)} did not answer within {timeout_s} s")
             for fd, _ in events:
                 if fd == our_out:
                     chunk = os.read(our_out, 65536)
                     chunks.append(chunk)
+                    received += len(chunk)
+                    if received > _MAX_STDOUT_BYTES:
+                        raise DelegateFailed(f"plugin {shown(path)} wrote more than {_MAX_STDOUT_BYTES} bytes")
                     done = not chunk
                 else:
                     try:

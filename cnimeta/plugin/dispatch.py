@@ -1,7 +1,8 @@
 """The protocol between a runtime and a plugin: environment and stdin in, one JSON document and a status out.
 
 `run` is the whole of it as a function of its arguments (host access: one stat of CNI_NETNS); `main` binds it to
-the process. Spec: https://www.cni.dev/docs/spec/#section-2-execution-protocol
+the process. The order of the checks: environment, document, version, verb, name, namespace; nothing acts before all
+of them have passed. Spec: https://www.cni.dev/docs/spec/#section-2-execution-protocol
 """
 
 from __future__ import annotations
@@ -10,10 +11,20 @@ import os
 import sys
 
 from cnimeta._record import NamedTuple
-from cnimeta.errors import CniError, InternalError, InvalidEnvironment, InvalidNetns, IoFailure, shown
+from cnimeta.errors import (
+    CniError,
+    DecodingFailure,
+    InternalError,
+    InvalidEnvironment,
+    InvalidNetns,
+    InvalidNetworkConfig,
+    IoFailure,
+    shown,
+)
 from cnimeta.plugin.request import Attachment, Request
 from cnimeta.spec import cniargs, validate, version
 from cnimeta.spec.convert import render_result
+from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import dumps, loads_object
 from cnimeta.spec.netconf import NetConf
 
@@ -32,6 +43,8 @@ REQUIRED = {
     "STATUS": (),
 }
 _OWN_NETNS = "/proc/self/ns/net"
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
+_INTERRUPTED = 130  # what a shell reports for SIGINT
 
 
 class Outcome(NamedTuple):
@@ -60,26 +73,69 @@ def run(plugin: Plugin, environ: Mapping[str, str], stdin: bytes, log: Callable[
         return Outcome(0, _serve(plugin, _request(verb, conf, environ, log)))
     except CniError as error:
         failure = error
-    except OSError as error:
+    except OSError as error:  # what the host refused, and the plugin did not translate
         where = f"{error.filename}: " if error.filename else ""
         failure = IoFailure(f"{verb} failed: {where}{error.strerror or error}")
-    except Exception as error:  # noqa: BLE001 - the protocol has no room for a traceback
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the protocol has no room for a traceback
         failure = InternalError(
             f"internal error in {plugin.name} {verb}: {type(error).__name__}: {error}", _origin(error)
         )
-    return Outcome(1, dumps(failure.as_json(spoken)) + "\n")
+    return _failed(failure, spoken)
 
 
 def main(plugin: Plugin) -> None:
     """Serve this process's invocation and exit. The only code that touches the process's environment and streams."""
-    stdin = b"" if not os.environ.get("CNI_COMMAND") else sys.stdin.buffer.read()
-    outcome = run(plugin, os.environ, stdin, _to_stderr)
+    answer_fd = _claim_stdout()
     try:
-        sys.stdout.write(outcome.stdout)
-        sys.stdout.flush()
+        stdin = _read_stdin() if os.environ.get("CNI_COMMAND") else b""
+        outcome = run(plugin, os.environ, stdin, _to_stderr)
+    except OSError as error:
+        outcome = _failed(IoFailure(f"cannot read the network configuration on stdin: {error.strerror}"))
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    try:
+        _write_all(answer_fd, outcome.stdout.encode())
     except OSError:  # nobody reads: the status still tells
-        os._exit(outcome.status or 1)
+        sys.exit(outcome.status or 1)
     sys.exit(outcome.status)
+
+
+def _claim_stdout() -> int:
+    """Where the answer goes. The rest of the process, and what it starts, gets stderr as its stdout from here on.
+
+    So a stray print, or the chatter of a program started on the way, cannot spoil the one JSON document. Descriptors
+    that are closed are opened on /dev/null first: a state file that got number 1 would receive the answer.
+    """
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        while os.open("/dev/null", os.O_RDWR) < _STDERR:
+            pass
+        for fd in (_STDIN, _STDOUT, _STDERR):
+            os.set_inheritable(fd, True)
+    answer_fd = os.dup(_STDOUT)
+    os.dup2(_STDERR, _STDOUT)
+    return answer_fd
+
+
+def _read_stdin() -> bytes:
+    chunks = []
+    while chunk := os.read(_STDIN, 65536):
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(fd, rest) :]
+        except BlockingIOError:  # a pipe that the reader made non-blocking
+            import select
+
+            select.select((), (fd,), ())
+
+
+def _failed(error: CniError, cni_version: str = version.CURRENT) -> Outcome:
+    return Outcome(1, dumps(error.as_json(cni_version)) + "\n")
 
 
 def _serve(plugin: Plugin, request: Request) -> str:
@@ -113,10 +169,9 @@ def _request(verb: str, conf: NetConf, environ: Mapping[str, str], log: Callable
     if "CNI_CONTAINERID" in REQUIRED[verb]:
         netns = environ.get("CNI_NETNS", "")
         _refuse_own_netns(netns, environ)
-        args = cniargs.parse(environ.get("CNI_ARGS", ""))
+        args = cniargs.parse(environ.get("CNI_ARGS", ""), strict=verb != "DEL")
         target = Attachment(conf.name, environ["CNI_CONTAINERID"], environ["CNI_IFNAME"], netns, args)
-    kept = {name: value for name, value in environ.items() if name.startswith("CNI_") or name == "PATH"}
-    return Request(verb, conf, target, kept, log)
+    return Request(verb, conf, target, dict(environ), log)
 
 
 def _refuse_own_netns(netns: str, environ: Mapping[str, str]) -> None:
@@ -132,9 +187,14 @@ def _refuse_own_netns(netns: str, environ: Mapping[str, str]) -> None:
 
 
 def _version_info(plugin: Plugin, stdin: bytes) -> dict[str, JSON]:
+    """The answer to VERSION. It echoes the version of the query; without one on stdin it speaks the current."""
     spoken = version.CURRENT
     if stdin.strip():
-        spoken = NetConf(loads_object(stdin, "the version query on stdin")).cni_version
+        what = "the version query on stdin"
+        try:
+            spoken = Fields(loads_object(stdin, what)).text("cniVersion") or version.IMPLIED
+        except InvalidNetworkConfig as error:
+            raise DecodingFailure(f"{what}: {error.msg}") from None
     return {"cniVersion": spoken, "supportedVersions": list(plugin.versions)}
 
 
@@ -154,6 +214,6 @@ def _origin(error: BaseException) -> str:
 
 def _to_stderr(line: str) -> None:
     try:
-        sys.stderr.write(line + "\n")
+        os.write(_STDERR, (line + "\n").encode("utf-8", "backslashreplace"))
     except OSError:
         pass

@@ -38,7 +38,7 @@ class Request(NamedTuple):
     conf: NetConf
     target: Attachment | None
     environ: Mapping[str, str]
-    """The CNI_* variables and PATH as received, for delegates."""
+    """The whole environment as received, for delegates: they must see the same (spec §4)."""
     log: Callable[[str], None]
     """Writes one line to stderr."""
 

@@ -15,12 +15,14 @@ KUBERNETES = ("K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID", "K8S_POD_INFRA
 """The keys kubelet's runtimes send."""
 
 
-def parse(text: str) -> dict[str, str]:
-    """Read CNI_ARGS. Raises InvalidEnvironment (code 4) for a pair without `=`."""
+def parse(text: str, *, strict: bool = True) -> dict[str, str]:
+    """Read CNI_ARGS. A pair without `=` is InvalidEnvironment (code 4), or skipped when not `strict` (for DEL)."""
     pairs: dict[str, str] = {}
     for pair in text.split(";") if text else ():
         key, equals, value = pair.partition("=")
         if not equals or not key:
+            if not strict:
+                continue
             raise InvalidEnvironment(f"CNI_ARGS: invalid pair {shown(pair)}, expected KEY=VALUE")
         pairs[key] = value
     return pairs

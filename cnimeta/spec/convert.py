@@ -4,8 +4,8 @@
 |---------------|-------------------------------------------------------------------------------------|
 | 0.1.0, 0.2.0  | ip4 / ip6 {ip, gateway, routes}, dns; no interfaces; the first address of each family |
 | 0.3.0 - 0.4.0 | interfaces, ips with "version", routes, dns always present                            |
-| 1.0.0         | ips without "version"; empty dns left out                                             |
-| 1.1.0         | and interface mtu/socketPath/pciID, route mtu/advmss/priority/table/scope             |
+| 1.0.0, 1.1.0  | ips without "version"; empty dns left out; interface mtu/socketPath/pciID and route   |
+|               | mtu/advmss/priority/table/scope: new in 1.1.0, passed through under 1.0.0 as in Go    |
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def parse_result(raw: Mapping[str, JSON], version: str, path: str = "$") -> Resu
         if version in _FAMILIES[0]:
             return _parse_020(fields)
         if version in _FAMILIES[1] or version in _FAMILIES[2]:
-            return _parse_current(fields, extended=version == "1.1.0")
+            return _parse_current(fields, extended=version in _FAMILIES[2])
     except InvalidNetworkConfig as error:
         raise DecodingFailure(error.msg) from None
     raise IncompatibleVersion(f"{path}.cniVersion: unsupported result version {shown(version)}")
@@ -54,7 +54,10 @@ def parse_result(raw: Mapping[str, JSON], version: str, path: str = "$") -> Resu
 def parse_prev_result(raw: Mapping[str, JSON], config_version: str) -> Result:
     """Read prevResult: it inherits the configuration's version and may not come from another shape's family."""
     path = "$.prevResult"
-    version = Fields(raw, path).text("cniVersion") or config_version
+    try:
+        version = Fields(raw, path).text("cniVersion") or config_version
+    except InvalidNetworkConfig as error:
+        raise DecodingFailure(error.msg) from None
     if not same_family(version, config_version):
         raise DecodingFailure(
             f"{path}.cniVersion is {shown(version)}, which a {config_version} configuration cannot carry"
@@ -165,8 +168,8 @@ def _render_020(result: Result, version: str) -> dict[str, JSON]:
 
 
 def _render_current(result: Result, version: str) -> dict[str, JSON]:
-    extended = version == "1.1.0"
     with_family = version in _FAMILIES[1]
+    extended = not with_family
     dns = _render_dns(result.dns)
     body: dict[str, JSON] = {"cniVersion": version}
     body.update(_some("interfaces", [_render_interface(interface, extended) for interface in result.interfaces]))

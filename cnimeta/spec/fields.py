@@ -1,7 +1,10 @@
 """Typed reading of a JSON object with Go's rules: keys match in any case, null means unset, integers are integers.
 
 containerd sends `HostPort` where the documents say `hostPort`; a case-sensitive reader would silently map nothing.
-Every failure is an InvalidNetworkConfig (code 7) that names the JSON path and the value.
+Every failure is an InvalidNetworkConfig (code 7) that names the JSON path and the value. (What the spec itself lays
+down, the document, cniVersion, name, type, prevResult, results and GC's list, fails with code 6 instead: see
+`cnimeta.spec.netconf` and `cnimeta.spec.convert`.) Stricter than Go in one point: a null inside an array of strings is
+refused, not read as "".
 """
 
 from __future__ import annotations
@@ -24,8 +27,11 @@ class Fields:
     def __init__(self, raw: Mapping[str, JSON], path: str = "$") -> None:
         self.raw = raw
         self.path = path
-        # Of two spellings the later one wins, as in encoding/json.
-        self._values = {key.lower(): value for key, value in raw.items()}
+        # Of two spellings the later one wins unless it is null, as in encoding/json.
+        self._values: dict[str, JSON] = {}
+        for key, value in raw.items():
+            if value is not None:
+                self._values[key.lower()] = value
 
     def at(self, key: str) -> str:
         """The JSON path of `key`, for messages."""

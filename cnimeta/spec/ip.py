@@ -7,6 +7,8 @@ from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from cnimeta._record import NamedTuple
 
 _MAPPED = b"\0" * 10 + b"\xff\xff"
+_ZEROS = b"\0" * 12
+_MAPPED_BITS = 96
 
 
 class Address(NamedTuple):
@@ -17,7 +19,10 @@ class Address(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The canonical spelling."""
+        """The canonical spelling (RFC 5952)."""
+        if self.family == 6 and self.packed.startswith(_ZEROS) and any(self.packed[12:14]):
+            # The C library writes ::1.2.3.4, a form long given up; Go and RFC 5952 write ::102:304.
+            return f"::{int.from_bytes(self.packed[12:14], 'big'):x}:{int.from_bytes(self.packed[14:], 'big'):x}"
         return inet_ntop(AF_INET if self.family == 4 else AF_INET6, self.packed)
 
     @property
@@ -72,11 +77,13 @@ def parse_ip(text: str) -> Address:
 
 
 def parse_cidr(text: str) -> Cidr:
-    """Read `address/prefix`. Raises ValueError."""
+    """Read `address/prefix`; `::ffff:10.0.0.2/120` is `10.0.0.2/24`, as in Go. Raises ValueError."""
     head, slash, tail = text.partition("/")
     if not slash or not (tail.isascii() and tail.isdigit() and len(tail) <= 3):
         raise ValueError(f"not an address with a prefix length: {text!r}")
     address, prefix = parse_ip(head), int(tail)
-    if prefix > len(address.packed) * 8:
+    if address.family == 4 and ":" in head:
+        prefix -= _MAPPED_BITS
+    if not 0 <= prefix <= len(address.packed) * 8:
         raise ValueError(f"prefix length out of range: {text!r}")
     return Cidr(address, prefix)

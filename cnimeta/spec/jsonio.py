@@ -3,7 +3,8 @@
 `json` pulls in `re`, which doubles the start-up of a small plugin; its C accelerator `_json` does not need it.
 On an interpreter without that accelerator the standard module does the same work.
 
-Read: NaN and Infinity refused, the last of two equal keys wins, text must be UTF-8.
+Read: NaN, Infinity and numbers too large for a float refused, the last of two equal keys wins, half a surrogate pair
+becomes U+FFFD, text must be UTF-8, at most MAX_DEPTH levels (so that whatever was read can be written again).
 Written: ASCII only, keys in insertion order, one line.
 """
 
@@ -18,11 +19,22 @@ if TYPE_CHECKING:
 
     JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
+MAX_DEPTH = 100
+"""Levels of nesting that are read. Go allows 10,000; a network configuration has about ten."""
+
 _WHITESPACE = " \t\n\r"
+_INFINITY = float("inf")
 
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if abs(value) == _INFINITY:
+        raise ValueError(f"{shown(text)} is out of range")
+    return value
 
 
 def _unknown(value: object) -> JSON:
@@ -35,7 +47,7 @@ class _Rules:
     strict = True
     object_hook = None
     object_pairs_hook = None
-    parse_float = float
+    parse_float = staticmethod(_finite)
     parse_int = int
     parse_constant = staticmethod(_refuse_constant)
     memo: dict[str, str] = {}  # noqa: RUF012 - the scanner wants this very attribute
@@ -44,7 +56,7 @@ class _Rules:
 def _stdlib_scan(text: str, start: int) -> tuple[JSON, int]:
     import json
 
-    return json.JSONDecoder(parse_constant=_refuse_constant).raw_decode(text, start)
+    return json.JSONDecoder(parse_float=_finite, parse_constant=_refuse_constant).raw_decode(text, start)
 
 
 def _stdlib_encode(value: JSON) -> str:
@@ -71,22 +83,23 @@ _scan, _encode = _accelerated()
 
 def loads(data: bytes | str, what: str = "document") -> JSON:
     """Read one JSON document. Raises DecodingFailure (code 6) naming `what`."""
-    try:
-        text = data.decode("utf-8") if isinstance(data, bytes) else data
-    except UnicodeDecodeError as error:
-        raise DecodingFailure(f"{what} is not UTF-8 text: byte {error.start}") from None
-    body = text.strip(_WHITESPACE)
+    body = _text(data, what)
     if not body:
         raise DecodingFailure(f"{what} is empty, expected a JSON object")
-    try:
-        value, end = _scan(body, 0)
-    except StopIteration as error:
-        raise DecodingFailure(f"{what} is not valid JSON: unexpected text at character {error.value}") from None
-    except (ValueError, RecursionError) as error:
-        raise DecodingFailure(f"{what} is not valid JSON: {error}") from None
+    value, end = _document(body, 0, what)
     if end != len(body):
         raise DecodingFailure(f"{what} is not valid JSON: extra text at character {end}: {shown(body[end : end + 20])}")
     return value
+
+
+def loads_all(data: bytes | str, what: str = "document") -> list[JSON]:
+    """Read any number of documents, one after the other. Raises DecodingFailure (code 6) naming `what`."""
+    body, position, found = _text(data, what), 0, []
+    while position < len(body):
+        value, position = _document(body, position, what)
+        found.append(value)
+        position = len(body) - len(body[position:].lstrip(_WHITESPACE))
+    return found
 
 
 def loads_object(data: bytes | str, what: str = "document") -> dict[str, JSON]:
@@ -94,6 +107,56 @@ def loads_object(data: bytes | str, what: str = "document") -> dict[str, JSON]:
     value = loads(data, what)
     if not isinstance(value, dict):
         raise DecodingFailure(f"{what} must be a JSON object, got {kind(value)}")
+    return value
+
+
+def _text(data: bytes | str, what: str) -> str:
+    try:
+        text = data.decode("utf-8") if isinstance(data, bytes) else data
+    except UnicodeDecodeError as error:
+        raise DecodingFailure(f"{what} is not UTF-8 text: byte {error.start}") from None
+    return text.strip(_WHITESPACE)
+
+
+def _document(body: str, start: int, what: str) -> tuple[JSON, int]:
+    try:
+        value, end = _scan(body, start)
+    except StopIteration as error:
+        raise DecodingFailure(f"{what} is not valid JSON: unexpected text at character {error.value}") from None
+    except RecursionError:
+        raise DecodingFailure(f"{what} is nested deeper than {MAX_DEPTH} levels") from None
+    except ValueError as error:
+        raise DecodingFailure(f"{what} is not valid JSON: {error}") from None
+    if body.count("{") + body.count("[") > MAX_DEPTH and not _is_shallow(value):
+        raise DecodingFailure(f"{what} is nested deeper than {MAX_DEPTH} levels")
+    if "\\ud" in body or "\\uD" in body:
+        value = _mended(value)
+    return value, end
+
+
+def _is_shallow(value: JSON) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner: list[JSON] = []
+        for node in level:
+            if isinstance(node, dict):
+                inner += node.values()
+            elif isinstance(node, list):
+                inner += node
+        level = [node for node in inner if isinstance(node, dict | list)]
+        if not level:
+            return True
+    return False
+
+
+def _mended(value: JSON) -> JSON:
+    """A copy without halves of surrogate pairs, which no UTF-8 text, file name or program argument can hold."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_mended(item) for item in value]
+    if isinstance(value, dict):
+        return {str(_mended(key)): _mended(item) for key, item in value.items()}
     return value
 
 

@@ -1,4 +1,9 @@
-"""A network configuration as one plugin receives it on stdin (spec §1 and §3)."""
+"""A network configuration as one plugin receives it on stdin (spec §1 and §3).
+
+Codes: what the spec lays down for every plugin (the document itself, cniVersion, name, type, prevResult, GC's list) is
+a DecodingFailure (6) when it has the wrong type; a missing or malformed network name, and every key of a plugin's own
+including runtimeConfig, is an InvalidNetworkConfig (7); a cniVersion that no plugin knows is IncompatibleVersion (1).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ from cnimeta.spec import validate
 from cnimeta.spec.convert import parse_prev_result
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import loads_object
-from cnimeta.spec.version import IMPLIED, parse
+from cnimeta.spec.version import IMPLIED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +20,7 @@ if TYPE_CHECKING:
     from cnimeta.spec.result import Result
 
 VALID_ATTACHMENTS = ("cni.dev/valid-attachments", "cni.dev/attachments")
-"""GC's list; libcni sends both, the second for plugins written before the key was named."""
+"""GC's list; libcni sends both, the second because the spec first named it so. Null is as good as absent."""
 
 
 class NetConf:
@@ -28,11 +33,10 @@ class NetConf:
         self.fields = Fields(raw)
         try:
             self.cni_version = self.fields.text("cniVersion") or IMPLIED
-            parse(self.cni_version)
-        except ValueError:
-            raise DecodingFailure(self.fields.wrong("cniVersion", "a version such as 1.1.0").msg) from None
-        self.name = self.fields.text("name")
-        self.type = self.fields.text("type")
+            self.name = self.fields.text("name")
+            self.type = self.fields.text("type")
+        except InvalidNetworkConfig as error:
+            raise DecodingFailure(error.msg) from None
 
     @classmethod
     def decode(cls, stdin: bytes) -> NetConf:
@@ -68,10 +72,23 @@ class NetConf:
         return result
 
     def valid_attachments(self) -> frozenset[tuple[str, str]] | None:
-        """GC's list of (container ID, ifname) to keep; None when the key is absent, which frees nothing."""
+        """GC's list of (container ID, ifname) to keep; None when the key is absent, which frees nothing.
+
+        Raises DecodingFailure (code 6) for a list of another shape: nothing may be freed on the word of half a list.
+        """
         for key in VALID_ATTACHMENTS:
             if self.fields.has(key):
-                return frozenset(
-                    (entry.text("containerID"), entry.text("ifname")) for entry in self.fields.objects(key)
-                )
+                return self._attachments(key)
         return None
+
+    def _attachments(self, key: str) -> frozenset[tuple[str, str]]:
+        kept = set()
+        try:
+            for entry in self.fields.objects(key):
+                for part in ("containerID", "ifname"):
+                    if not entry.text(part):
+                        raise entry.wrong(part, "a non-empty string")
+                kept.add((entry.text("containerID"), entry.text("ifname")))
+        except InvalidNetworkConfig as error:
+            raise DecodingFailure(error.msg) from None
+        return frozenset(kept)

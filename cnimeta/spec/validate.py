@@ -27,10 +27,10 @@ def ifname(text: str) -> str:
     """A valid CNI_IFNAME, or InvalidEnvironment (code 4): 1-15 bytes, not '.' or '..', no '/', ':' or space."""
     if not text:
         raise InvalidEnvironment("CNI_IFNAME is empty")
-    if len(text.encode("utf-8", "surrogateescape")) > _IFNAME_MAX_BYTES:
-        raise InvalidEnvironment(f"CNI_IFNAME {shown(text)} is longer than {_IFNAME_MAX_BYTES} bytes")
     if text in (".", "..") or any(char in "/:" or char.isspace() or not char.isprintable() for char in text):
         raise InvalidEnvironment(f"CNI_IFNAME {shown(text)} is not a valid interface name")
+    if len(text.encode()) > _IFNAME_MAX_BYTES:
+        raise InvalidEnvironment(f"CNI_IFNAME {shown(text)} is longer than {_IFNAME_MAX_BYTES} bytes")
     return text
 
 
