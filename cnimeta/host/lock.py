@@ -1,7 +1,7 @@
 """The lock between all processes of the node that change the state: `filelock` on a file of its own.
 
 The lock file is never written, renamed or removed, so every process locks the same inode; the kernel drops the lock
-when its holder dies, however it dies. Waiting polls (filelock cannot block with a deadline), from 1 ms up to 16 ms with
+when its holder dies, however it dies. Waiting polls (filelock cannot block with a deadline), from 1 ms up to 50 ms with
 jitter, so that hundreds of waiting processes neither wake together nor use the processor up.
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 _FIRST_WAIT_S = 0.001
-_LONGEST_WAIT_S = 0.016
+_LONGEST_WAIT_S = 0.05
 
 
 class NodeLock:
