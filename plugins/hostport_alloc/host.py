@@ -113,11 +113,12 @@ class Host:
         """The ports the node itself or somebody's rules use."""
         from cnimeta_plugins.hostport_alloc.eligibility import blocked_ports
 
-        if self._scan is None:
+        scan = self._scan
+        if scan is None:
             from cnimeta.host.portscan import RulesetScan
 
-            self._scan = RulesetScan(log)
-        return blocked_ports(self.sockets, self._scan)
+            scan = RulesetScan(log)
+        return blocked_ports(self.sockets, scan)
 
     def primary_addresses(self) -> tuple[str, ...]:
         """The node's own addresses, at most one per family."""

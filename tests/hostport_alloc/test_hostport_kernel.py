@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from kernel_node import POD_ARGS, SERVER, Failed, KernelNode, assert_nothing_left
 
-from cnimeta.cli.install import install
 from cnimeta.testing.kube import Fault, PodServer
 from cnimeta_plugins.hostport_alloc import wrap
 
@@ -24,151 +22,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-DEBIAN = "/usr/lib/cni"
-SERVER = """
-import socket, sys
-family = socket.AF_INET6
-with socket.create_server(("::", int(sys.argv[1])), family=family, dualstack_ipv6=True) as server:
-    print("ready", flush=True)
-    while True:
-        connection, _ = server.accept()
-        connection.sendall(sys.argv[2].encode())
-        connection.close()
-"""
-CLIENT = """
-import socket, sys
-try:
-    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1) as connection:
-        print(connection.recv(100).decode())
-except OSError:
-    print("")
-"""
-POD_ARGS = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID=0a-1b"
-
-
-class Failed(Exception):
-    """The plugin answered with an error."""
-
-    def __init__(self, error: dict[str, Any]) -> None:
-        super().__init__(error["msg"])
-        self.code = error["code"]
-        self.details = error.get("details", "")
-
-
-class KernelNode:
-    """A node with a client beside it, both namespaces; the plugin runs as a runtime would start it."""
-
-    def __init__(self, make: Callable[[str], Namespace], folder: Path, plugins: tuple[str, ...]) -> None:
-        self.make = make
-        self.folder = folder
-        self.bin = folder / "bin"
-        self.bin.mkdir()
-        install(str(self.bin), plugins)
-        self.node, self.client = make("node"), make("client")
-        self.node.veth("up0", self.client, "eth0")
-        self.node.run("ip", "addr", "add", "192.0.2.10/24", "dev", "up0")
-        self.client.run("ip", "addr", "add", "192.0.2.20/24", "dev", "eth0")
-        self.containers: dict[str, Namespace] = {}
-        self.processes: list[subprocess.Popen[str]] = []
-
-    def conf(self, **keys: Any) -> dict[str, Any]:
-        return {
-            "cniVersion": "1.0.0",
-            "name": "pods",
-            "type": "hostport_alloc",
-            "ranges": {"default": "20000-20099"},
-            "expose": ["80/tcp"],
-            "delegates": [self.bridge()],
-            "dataDir": str(self.folder / "state"),
-            **keys,
-        }
-
-    def bridge(self) -> dict[str, Any]:
-        return {
-            "type": "bridge",
-            "bridge": "cni0",
-            "isGateway": True,
-            "ipMasq": False,
-            "hairpinMode": True,
-            "ipam": {
-                "type": "host-local",
-                "ranges": [[{"subnet": "10.88.0.0/16"}]],
-                "routes": [{"dst": "0.0.0.0/0"}],
-                "dataDir": str(self.folder / "leases"),
-            },
-        }
-
-    def container(self, name: str) -> Namespace:
-        if name not in self.containers:
-            self.containers[name] = self.make(name)
-        return self.containers[name]
-
-    def call(
-        self, verb: str, conf: dict[str, Any], name: str = "c1", *, netns: str | None = None, args: str = ""
-    ) -> dict[str, Any]:
-        environ = {
-            "CNI_COMMAND": verb,
-            "CNI_CONTAINERID": name,
-            "CNI_IFNAME": "eth0",
-            "CNI_NETNS": self.container(name).path if netns is None else netns,
-            "CNI_ARGS": args,
-            "CNI_PATH": f"{self.bin}:{DEBIAN}",
-            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-        }
-        done = subprocess.run(
-            [
-                "ip",
-                "netns",
-                "exec",
-                self.node.name,
-                "env",
-                "-i",
-                *(f"{key}={value}" for key, value in environ.items()),
-                str(self.bin / "hostport_alloc"),
-            ],
-            input=json.dumps(conf),
-            capture_output=True,
-            text=True,
-            cwd="/",
-            check=False,
-        )
-        assert "Traceback" not in done.stderr
-        answer = json.loads(done.stdout) if done.stdout.strip() else {}
-        if done.returncode != 0:
-            raise Failed(answer)
-        return answer
-
-    def serve(self, name: str, port: int = 80) -> None:
-        process = self.container(name).start(sys.executable, "-c", SERVER, str(port), f"hello from {name}")
-        self.processes.append(process)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-
-    def fetch(self, port: int, *, source: Namespace | None = None, address: str = "192.0.2.10") -> str:
-        done = (source or self.client).run(sys.executable, "-c", CLIENT, address, str(port))
-        return done.stdout.strip()
-
-    def record(self, name: str = "c1") -> dict[str, Any] | None:
-        path = self.folder / "state" / "records" / f"{name}:eth0:pods.json"
-        return json.loads(path.read_text())["record"] if path.exists() else None
-
-    def ports(self, name: str = "c1") -> list[int]:
-        record = self.record(name)
-        return [port["hostPort"] for port in record["ports"]] if record is not None else []
-
-    def rules(self) -> str:
-        """Every rule, map element and chain that belongs to a container."""
-        text = self.node.run("nft", "list", "ruleset", check=False).stdout
-        return "\n".join(line for line in text.splitlines() if re.search(r"CNI-DN-|10\.88\.\d+\.[1-9]", line))
-
-    def leases(self) -> list[str]:
-        return sorted(path.name for path in (self.folder / "leases").rglob("10.88.*"))
-
-    def close(self) -> None:
-        for process in self.processes:
-            process.terminate()
-            process.communicate()
-
 
 @pytest.fixture(params=["ours", "debian"])
 def node(
@@ -178,12 +31,6 @@ def node(
     made = KernelNode(make_netns, tmp_path, plugins)
     yield made
     made.close()
-
-
-def assert_nothing_left(node: KernelNode) -> None:
-    assert node.rules() == ""
-    assert node.leases() == []
-    assert list((node.folder / "state" / "records").iterdir()) == []
 
 
 def test_two_containers_are_reached_through_their_random_ports(node: KernelNode) -> None:
