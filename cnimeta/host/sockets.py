@@ -29,7 +29,6 @@ from _socket import (
     SOL_SOCKET,
     socket,
 )
-from array import array
 from struct import pack
 
 from cnimeta.errors import IoFailure, shown
@@ -118,6 +117,8 @@ class NodeSockets:
 
 
 def _probe(family: int, protocol: str, port: int) -> bool:
+    from array import array  # brings `collections` along; by the time of a probe filelock has done so too
+
     kind = SOCK_DGRAM if protocol == "udp" else SOCK_STREAM
     number = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP, "sctp": _IPPROTO_SCTP}[protocol]
     try:
