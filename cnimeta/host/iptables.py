@@ -187,8 +187,9 @@ class XtablesLock:
         self._fd = fd
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
-        self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:  # not when it could not be had again after a program used it
+            os.close(fd)
 
 
 # --- programs --------------------------------------------------------------------------------------------

@@ -132,6 +132,15 @@ def test_chains_are_absent_when_nothing_was_ever_written(tables):
     assert all(not rules for rules in tables.read(4).values())
 
 
+def test_only_rules_with_one_of_the_words_are_read_when_words_are_given(tables, backend):
+    for number, target in enumerate((C1, C2)):
+        backend.add(target, [part(single(8080 + number))])
+    assert tables.used(4)
+    assert [rule.rpartition(" ")[2] for rule in tables.chain(4, DNAT, (C2.chain, "no-such"))] == [C2.chain]
+    assert tables.chain(4, DNAT, ("no-such",)) == []
+    assert len(tables.chain(4, DNAT)) == 2
+
+
 # --- the backend --------------------------------------------------------------------------------------------
 
 

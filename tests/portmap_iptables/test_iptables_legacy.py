@@ -85,6 +85,25 @@ def test_the_lock_is_free_again_when_the_program_wrote(make_netns, tmp_path):
 
 
 @pytest.mark.kernel
+def test_code_11_is_answered_when_the_lock_is_not_had_again_after_the_program(make_netns, tmp_path):
+    path = str(tmp_path / "lock")
+    other = XtablesLock(path)
+
+    class Contended(XtablesLock):
+        def __exit__(self, *error):
+            super().__exit__(*error)
+            if other._fd < 0:
+                other.__enter__()
+
+    tables = LegacyIptables(lock=Contended(path, timeout_s=0.02), in_child=lambda _: (UNABLE, ""))
+    with make_netns("host").entered():
+        with pytest.raises(TryAgainLater), tables.held():
+            tables.commit(4, [Change("new", "A")])
+        assert tables.has_chain(4, "A")
+    other.__exit__()
+
+
+@pytest.mark.kernel
 def test_the_program_does_the_work_when_libxtables_ends_the_child(make_netns, tmp_path):
     tables = LegacyIptables(
         lock=XtablesLock(str(tmp_path / "lock")), in_child=lambda _: run_in_child(lambda: os.kill(os.getpid(), 9))
