@@ -2,106 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from typing import TYPE_CHECKING, Any
 
 from cnimeta.spec.result import Result
+from cnimeta.testing.addresses import FakeAddresses
+from cnimeta.testing.clock import FakeClock
 from cnimeta.testing.delegates import FakeDelegate, FakeExec, address_result
+from cnimeta.testing.files import MemoryFiles
 from cnimeta.testing.kube import FakePods
+from cnimeta.testing.lock import FakeLock
 from cnimeta.testing.memory import call
+from cnimeta.testing.sockets import FakePortScan, FakeSockets
 from cnimeta_plugins.hostport_alloc.host import Host
 from cnimeta_plugins.hostport_alloc.main import HostportAlloc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from cnimeta_plugins.hostport_alloc.store import Store
 
 DATA_DIR = "/data"
-
-
-class Clock:
-    """Time that passes only when somebody sleeps."""
-
-    def __init__(self) -> None:
-        self.time = 1000.0
-
-    def now(self) -> float:
-        return self.time
-
-    def boottime(self) -> float:
-        return self.time
-
-    def sleep(self, seconds: float) -> None:
-        self.time += seconds
-
-
-class Files:
-    """Durable files in a dictionary."""
-
-    def __init__(self) -> None:
-        self.contents: dict[str, bytes] = {}
-        self.error: OSError | None = None
-
-    def read(self, path: str) -> bytes | None:
-        return self.contents.get(path)
-
-    def write(self, path: str, data: bytes) -> None:
-        if self.error is not None:
-            raise self.error
-        self.contents[path] = data
-
-    def remove(self, path: str) -> None:
-        self.contents.pop(path, None)
-
-    def names(self, folder: str) -> list[str]:
-        return sorted(os.path.basename(path) for path in self.contents if os.path.dirname(path) == folder)
-
-
-class Lock:
-    """Counts how often it is held; nothing may be executed or sent meanwhile."""
-
-    def __init__(self) -> None:
-        self.depth = 0
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        self.depth += 1
-        try:
-            yield
-        finally:
-            self.depth -= 1
-
-
-class Sockets:
-    def __init__(self) -> None:
-        self.used: set[tuple[str, int]] = set()
-
-    def in_use(self) -> set[tuple[str, int]]:
-        return self.used
-
-    def reserved(self) -> tuple[tuple[int, int], ...]:
-        return ()
-
-    def ephemeral(self) -> tuple[int, int]:
-        return 32768, 60999
-
-    def can_listen(self, protocol: str, port: int) -> bool:
-        return (protocol, port) not in self.used
-
-
-class NoRules:
-    def redirected(self) -> tuple[()]:
-        return ()
-
-
-class Addresses:
-    def __init__(self, *addresses: str) -> None:
-        self.addresses = addresses
-
-    def primary(self) -> tuple[str, ...]:
-        return self.addresses
 
 
 class Node:
@@ -111,13 +29,13 @@ class Node:
         self.bridge = FakeDelegate("bridge", result=result or address_result("10.1.0.2/24"))
         self.portmap = FakeDelegate("portmap")
         self.executor = FakeExec(self.bridge, self.portmap, *plugins)
-        self.clock = Clock()
-        self.sockets = Sockets()
+        self.clock = FakeClock()
+        self.sockets = FakeSockets()
         self.pods = FakePods()
         self.kubeconfigs: list[str] = []
-        self.addresses = Addresses("192.0.2.10", "2001:db8::10")
-        self.files = Files()
-        self.lock = Lock()
+        self.addresses = FakeAddresses("192.0.2.10", "2001:db8::10")
+        self.files = MemoryFiles()
+        self.lock = FakeLock()
         self.boot = "boot-1"
         self.log: list[str] = []
         self.executor.hook = lambda *_: self.unlocked()
@@ -131,7 +49,7 @@ class Node:
             lock=self.lock,
             clock=self.clock,
             sockets=self.sockets,
-            scan=NoRules(),
+            scan=FakePortScan(),
             addresses=self.addresses,
             pods=self._pods,
             boot_id=self.boot,
@@ -143,7 +61,7 @@ class Node:
 
     def unlocked(self) -> None:
         """Nothing is executed or sent while the node's lock is held."""
-        assert self.lock.depth == 0
+        assert not self.lock.is_held
 
     def _pods(self, kubeconfig: str) -> FakePods:
         self.unlocked()

@@ -1,7 +1,7 @@
 """Killed or refused at every single effect of ADD, DEL and GC; the next command restores *rule => record => bit*.
 
-An effect is a file written or removed, a plugin started, a request sent: the process dies just before or just after it,
-or the effect fails. Whatever it was, DEL must then leave nothing, and the only port of the range be had again.
+An effect is a step of writing or removing a file, a plugin started, a request sent: the process dies just before or just
+after it, or the effect fails, or the power does and what was not synchronised is lost. Whatever it was, DEL must then leave nothing, and the only port of the range be had again.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Fate:
         self.how = how
         self.count = 0
         self.struck = False
-        node.files.write = self._around(node.files.write, OSError(errno.EIO, "Input/output error"))
-        node.files.remove = self._around(node.files.remove, OSError(errno.EIO, "Input/output error"))
+        # Every step of a write counts: create, fsync, rename, fsync of the folder.
+        node.files._step = self._around(node.files._step, OSError(errno.EIO, "Input/output error"))
         node.executor.run = self._around(node.executor.run, IoFailure("cannot start"))
         node.pods.patch_status = self._around(node.pods.patch_status, None)
 
@@ -74,10 +74,14 @@ def a_node() -> Node:
     return node
 
 
-def revived(node: Node) -> Node:
-    """The same node, seen by a new process."""
+def revived(node: Node, how: str) -> Node:
+    """The same node, seen by a new process; after a loss of power, in a new boot without rules."""
     after = Node()
-    after.files.contents = dict(node.files.contents)
+    if how == "power":
+        node.files.power_loss()
+        node.portmap.attachments.clear()
+        after.boot = "boot-2"
+    after.files.content = dict(node.files.content)
     after.executor.plugins = node.executor.plugins
     after.bridge, after.portmap = node.bridge, node.portmap
     after.pods.objects = node.pods.objects
@@ -103,7 +107,7 @@ def all_gone(node: Node) -> None:
     assert node.store.disagreements() == ()
 
 
-@pytest.mark.parametrize("how", ["before", "after", "refused"])
+@pytest.mark.parametrize("how", ["before", "after", "refused", "power"])
 @pytest.mark.parametrize("verb", ["ADD", "DEL", "GC"])
 def test_nothing_is_left_when_the_next_command_comes(verb: str, how: str) -> None:
     reached = 0
@@ -119,7 +123,7 @@ def test_nothing_is_left_when_the_next_command_comes(verb: str, how: str) -> Non
         if fate.count < at:
             break
         reached = at
-        after = revived(node)
+        after = revived(node, how)
         holds(after)
         after.call("DEL", SETTINGS, args=POD_ARGS, netns="")
         all_gone(after)
@@ -136,7 +140,7 @@ def test_add_again_after_a_kill_serves_as_if_nothing_had_happened() -> None:
             pass
         if fate.count < at:
             break
-        after = revived(node)
+        after = revived(node, "after")
         after.call("ADD", SETTINGS, args=POD_ARGS)
         assert after.ports() == [20000]
         holds(after)

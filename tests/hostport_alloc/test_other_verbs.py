@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -145,7 +144,7 @@ def test_status_is_50_when_a_range_is_exhausted() -> None:
 
 def test_status_counts_ports_in_use_on_the_node() -> None:
     node = Node()
-    node.sockets.used = {("tcp", 20000)}
+    node.sockets.busy = {("tcp", 20000)}
     with pytest.raises(CniError) as caught:
         node.call("STATUS", conf(**GC, ranges={"default": "20000"}))
     assert caught.value.code == 50
@@ -177,9 +176,9 @@ def test_status_is_50_when_the_data_dir_is_a_file(tmp_path: Path) -> None:
 def test_status_is_50_when_a_later_version_wrote_the_state() -> None:
     node = Node()
     node.call("ADD", conf())
-    for path in list(node.files.contents):
+    for path in list(node.files.content):
         if path.startswith("/data/hostports."):
-            node.files.contents[path] = node.files.contents[path].replace(b"hostports 1", b"hostports 99")
+            node.files.content[path] = node.files.content[path].replace(b"hostports 1", b"hostports 99")
     with pytest.raises(CniError) as caught:
         node.call("STATUS", conf(**GC))
     assert caught.value.code == 50
@@ -187,7 +186,7 @@ def test_status_is_50_when_a_later_version_wrote_the_state() -> None:
 
 def test_add_fails_clean_when_the_disk_is_full() -> None:
     node = Node()
-    node.files.error = OSError(errno.ENOSPC, "No space left on device")
+    node.files.fail_at(1, lasting=True)
     with pytest.raises(CniError) as caught:
         node.call("ADD", conf())
     assert caught.value.code == 104
@@ -199,7 +198,7 @@ def test_add_takes_all_back_when_the_disk_fills_up_meanwhile() -> None:
 
     def hook(name: str, *_: Any) -> None:
         if name == "portmap":
-            node.files.error = OSError(errno.ENOSPC, "No space left on device")
+            node.files.fail_at(1, lasting=True)
 
     node.executor.hook = hook
     with pytest.raises(CniError) as caught:
@@ -207,7 +206,7 @@ def test_add_takes_all_back_when_the_disk_fills_up_meanwhile() -> None:
     assert caught.value.code == 104
     assert node.portmap.attachments == node.bridge.attachments == {}
     node.executor.hook = None
-    node.files.error = None
+    node.files.heal()
     node.call("DEL", conf())
     assert node.ports() == []
 
@@ -239,8 +238,8 @@ def test_same_container_gets_its_ports_again_after_a_reboot() -> None:
 def test_delete_undoes_by_the_configuration_when_the_record_is_damaged(damage: bytes) -> None:
     node = Node()
     node.call("ADD", conf())
-    (path,) = (path for path in node.files.contents if "c1" in path or path.endswith(".json"))
-    node.files.contents[path] = damage
+    (path,) = (path for path in node.files.content if "c1" in path or path.endswith(".json"))
+    node.files.content[path] = damage
     node.executor.calls.clear()
     node.call("DEL", conf(), netns="")
     node.call("DEL", conf(), netns="")

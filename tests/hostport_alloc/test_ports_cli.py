@@ -57,7 +57,7 @@ def shell(node: Node, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> She
 def test_list_has_a_line_for_every_port(node: Node, shell: Shell) -> None:
     given = [{"hostPort": 8080, "containerPort": 80}]
     node.call("ADD", conf(kubernetes=API, runtimeConfig={"portMappings": given}), args=POD_ARGS)
-    node.clock.time += 600
+    node.clock.advance(600)
     status, text = shell()
     assert status == 0
     heads, *lines = text.splitlines()
@@ -100,7 +100,7 @@ def test_show_draws_the_range(node: Node, shell: Shell) -> None:
         node.call("ADD", conf(), container_id=container_id)
     released = node.ports("c3")[0]
     node.call("DEL", conf(), container_id="c3")
-    node.sockets.used = {("tcp", port) for port in range(20000, 20100) if port not in (node.ports("c1")[0], released)}
+    node.sockets.busy = {("tcp", port) for port in range(20000, 20100) if port not in (node.ports("c1")[0], released)}
     status, text = shell("show", "default")
     assert status == 0
     assert text.startswith("default: 20000-20099, size 100, used 2, quarantined 1, blocked 97")
@@ -138,7 +138,7 @@ def test_check_finds_missing_rules_and_repair_puts_them_back(node: Node, shell: 
 
 def test_check_finds_a_process_that_took_a_port(node: Node, shell: Shell) -> None:
     node.call("ADD", conf())
-    node.sockets.used = {("tcp", node.ports()[0])}
+    node.sockets.busy = {("tcp", node.ports()[0])}
     (problem,) = shell.json("check")["problems"]
     assert problem["kind"] == "socket"
 
@@ -146,7 +146,7 @@ def test_check_finds_a_process_that_took_a_port(node: Node, shell: Shell) -> Non
 def test_check_finds_damaged_files_and_repair_rebuilds_them(node: Node, shell: Shell) -> None:
     node.call("ADD", conf())
     for slot in ("hostports.0", "hostports.1"):
-        node.files.contents[f"{DATA_DIR}/{slot}"] = b"garbage"
+        node.files.content[f"{DATA_DIR}/{slot}"] = b"garbage"
     assert {problem["kind"] for problem in shell.json("check")["problems"]} == {"state"}
     assert shell("repair")[0] == 0
     assert shell.json("check") == {"ok": True, "problems": []}
