@@ -120,7 +120,10 @@ def _text(data: bytes | str, what: str) -> str:
 
 def _document(body: str, start: int, what: str) -> tuple[JSON, int]:
     try:
-        value, end = _scan(body, start)
+        try:
+            value, end = _scan(body, start)
+        except SystemError:  # up to Python 3.11 the accelerator cannot raise its own error unless json is imported
+            value, end = _stdlib_scan(body, start)
     except StopIteration as error:
         raise DecodingFailure(f"{what} is not valid JSON: unexpected text at character {error.value}") from None
     except RecursionError:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cnimeta
 from cnimeta.errors import DecodingFailure
 from cnimeta.spec import jsonio
 from cnimeta.spec.jsonio import MAX_DEPTH, dumps, loads, loads_all, loads_object
@@ -158,3 +162,20 @@ def test_the_fallback_refuses_what_the_accelerator_refuses():
 
 def test_the_accelerator_is_in_use_on_cpython():
     assert jsonio._scan is not jsonio._stdlib_scan
+
+
+@pytest.mark.parametrize("text", ["{", "{'a':1}", '{"a":1,}', '"\\ud8"', '["\x01"]', "[1e999]", "nul", '{"a" 1}'])
+def test_text_is_refused_with_code_6_when_json_was_never_imported(text):
+    """A plugin's process has no `json`; the accelerator of Python 3.11 then has no exception class to raise."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from cnimeta.spec.jsonio import loads\n"
+        "from cnimeta.errors import CniError\n"
+        "assert 'json' not in sys.modules\n"
+        "try:\n    loads(sys.stdin.read())\nexcept CniError as error:\n    print(error.code, error.msg)\n"
+    )
+    root = os.path.dirname(os.path.dirname(cnimeta.__file__))
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, root], input=text, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("6 document is not valid JSON"), done

@@ -1,0 +1,50 @@
+"""`cnimeta conformance PATH --conf FILE`: judge a CNI plugin executable, in any language, by the specification."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+from cnimeta.errors import IoFailure
+from cnimeta.spec.jsonio import loads_object
+
+if TYPE_CHECKING:
+    import argparse
+
+    from cnimeta.testing.conformance import Finding
+
+
+def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `conformance`."""
+    parser = subparsers.add_parser("conformance", help="test a CNI plugin executable against the specification")
+    parser.add_argument("path", metavar="PATH", help="the plugin executable")
+    parser.add_argument("--conf", required=True, metavar="FILE", help="its configuration, without prevResult")
+    parser.add_argument("--netns", default="", metavar="PATH", help="a container's namespace (default: one is made)")
+    parser.add_argument("--interface-plugin", action="store_true", help="not chained: gets no prevResult")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the findings; 1 when a rule is broken."""
+    from cnimeta.testing.conformance import FAIL, examine
+    from cnimeta.testing.conformance_subject import sandbox
+
+    if os.geteuid() != 0:
+        raise IoFailure("conformance runs the plugin in network namespaces of its own and needs root")
+    with open(args.conf, "rb") as file:
+        conf = loads_object(file.read(), args.conf)
+    with sandbox(args.path, conf, netns=args.netns, chained=not args.interface_plugin) as subject:
+        findings = examine(subject)
+    if args.json:
+        print(json.dumps([finding._asdict() for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            print(_line(finding))
+    return 1 if any(finding.outcome == FAIL for finding in findings) else 0
+
+
+def _line(finding: Finding) -> str:
+    line = f"{finding.outcome:4}  {finding.rule} ({finding.clause})"
+    return f"{line}\n      {finding.detail}" if finding.detail else line

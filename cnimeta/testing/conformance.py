@@ -1,0 +1,359 @@
+"""A conformance suite for any CNI plugin executable, in any language, against the CNI specification 1.1.0.
+
+    cnimeta conformance /opt/cni/bin/portmap --conf portmap.json
+
+runs the plugin in throw-away network namespaces and judges what it prints and returns; CHECK is the observer of what
+ADD, DEL and GC really did, so a GC that frees nothing is found. As a library: `with sandbox(path, conf) as subject:
+findings = examine(subject)`. Every rule names its clause; docs/conformance.md shows reports.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cnimeta._record import NamedTuple
+from cnimeta.errors import CniError
+from cnimeta.spec.convert import parse_result
+from cnimeta.spec.version import ALL, at_least
+from cnimeta.testing.conformance_subject import CONTAINER, IFNAME
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cnimeta.spec.jsonio import JSON
+    from cnimeta.testing.conformance_subject import Ran, Subject
+
+PASS, FAIL, NOT_APPLICABLE = "pass", "FAIL", "n/a"
+
+
+class Finding(NamedTuple):
+    """The outcome of one rule."""
+
+    rule: str
+    clause: str
+    outcome: str
+    detail: str = ""
+
+
+class _Deviation(Exception):
+    """A rule is broken; the text says what was seen."""
+
+
+class _NotApplicable(Exception):
+    """The rule does not bind this plugin; the text says why."""
+
+
+class Rules:
+    """The rules, one method each; a method returns when the plugin keeps the rule."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.versions = self._supported()
+        self.newest = self.versions[-1] if self.versions else "1.0.0"
+
+    # --- VERSION and the environment ---
+
+    def version_answers(self) -> None:
+        done = self.subject.call("VERSION", {"cniVersion": "1.0.0"}, change={"CNI_PATH": None})
+        if done.status != 0 or not self.versions:
+            raise _Deviation(f"VERSION: {done}")
+
+    def version_echoes(self) -> None:
+        done = self.subject.call("VERSION", {"cniVersion": "0.4.0"})
+        if (_object(done) or {}).get("cniVersion") != "0.4.0":
+            raise _Deviation(f"asked in 0.4.0: {done}")
+
+    def command_unknown(self) -> None:
+        self._code(4, self.subject.call("FROB", self._conf()), "CNI_COMMAND=FROB")
+
+    def environment_missing(self) -> None:
+        for verb, names in (
+            ("ADD", ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME")),
+            ("DEL", ("CNI_CONTAINERID", "CNI_IFNAME")),
+            ("CHECK", ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME")),
+        ):
+            for name in names:
+                done = self.subject.call(verb, self._conf(), change={name: None})
+                self._code(4, done, f"{verb} without {name}")
+
+    def environment_invalid(self) -> None:
+        for name, value in (
+            ("CNI_CONTAINERID", "-x"),
+            ("CNI_CONTAINERID", "a/b"),
+            ("CNI_CONTAINERID", "abc\n"),
+            ("CNI_IFNAME", "sixteen-bytes-01"),
+            ("CNI_IFNAME", "a/b"),
+            ("CNI_IFNAME", "a:b"),
+            ("CNI_IFNAME", ".."),
+            ("CNI_IFNAME", "a b"),
+        ):
+            done = self.subject.call("DEL", self._conf(), change={name: value})
+            self._code(4, done, f"DEL with {name}={value!r}")
+
+    def path_is_optional(self) -> None:
+        done = self.subject.call("ADD", self._conf(), change={"CNI_PATH": None})
+        self.clean()
+        if done.status != 0 and done.code != 4 and "CNI_PATH" in done.stdout:
+            raise _NotApplicable("it delegates, and finds its delegates in CNI_PATH")
+        self._success(done, "ADD without CNI_PATH")
+
+    def own_namespace(self) -> None:
+        done = self.subject.call("ADD", self._conf(), change={"CNI_NETNS": f"/run/netns/{self.subject.host}"})
+        self.clean()
+        if done.documents is None or len(done.documents) != 1:
+            raise _Deviation(f"not one document: {done}")
+        if done.status == 0:
+            raise _Deviation("ADD into the plugin's own network namespace succeeded")
+
+    # --- the document on stdin ---
+
+    def stdin_undecodable(self) -> None:
+        for text in ("", "{", "[]", '{"cniVersion": 5, "name": "x", "type": "x"}'):
+            self._code(6, self.subject.call("ADD", text), f"ADD with {text!r} on stdin")
+
+    def name_required(self) -> None:
+        for name in (None, "", "-x", "a/b", "net\n"):
+            done = self.subject.call("ADD", self.subject.conf_for(self.newest, name=name))
+            self._code(7, done, f"ADD with name {name!r}")
+
+    def version_unknown(self) -> None:
+        for version in ("0.0.9", "99.0.0", "banana"):
+            body = {**self._conf(), "cniVersion": version, "prevResult": None}
+            self._code(1, self.subject.call("ADD", body), f"ADD with cniVersion {version}")
+
+    def prev_result_required(self) -> None:
+        if not self.subject.chained:
+            raise _NotApplicable("not a chained plugin")
+        done = self.subject.call("ADD", self.subject.conf_for(self.newest, prevResult=None))
+        self.clean()
+        if done.code is None or done.code == 999:
+            raise _Deviation(f"ADD without prevResult: wanted an error with a specific code, got {done}")
+
+    def keys_in_any_case(self) -> None:
+        after = []
+        for body in (self._conf(), _shouted(self._conf())):
+            done = self.subject.call("ADD", body)
+            after.append((done.status, _interfaces(done), self._observed()))
+            self.clean()
+        if after[0] != after[1]:
+            raise _Deviation(f"ADD (status, interfaces) and CHECK differ: {after[0]} plain, {after[1]} with capitals")
+
+    # --- ADD, CHECK, DEL ---
+
+    def add_in_every_version(self) -> None:
+        for version in self.versions:
+            done = self.subject.call("ADD", self.subject.conf_for(version))
+            self.clean()
+            self._success(done, f"ADD in {version}")
+            body = _object(done)
+            if body is None:
+                raise _Deviation(f"ADD in {version}: not one JSON object: {done}")
+            if body.get("cniVersion") != version:
+                raise _Deviation(f"ADD in {version} answered in {body.get('cniVersion')}")
+            try:
+                parse_result(body, version)
+            except CniError as error:
+                raise _Deviation(f"ADD in {version}: {error}") from None
+
+    def check_sees(self) -> None:
+        self._since("0.4.0")
+        self._success(self._add(), "ADD")
+        done = self._check()
+        self.clean()
+        self._silent(done, "CHECK after ADD")
+
+    def check_misses(self) -> None:
+        self._since("0.4.0")
+        self.clean()
+        done = self._check()
+        if done.status == 0:
+            raise _Deviation("CHECK succeeds although ADD never ran")
+        if done.code is None or done.code == 999:
+            raise _Deviation(f"CHECK after DEL: wanted an error with a specific code, got {done}")
+
+    def verbs_by_version(self) -> None:
+        for verb, version in (("CHECK", "0.3.1"), ("GC", "1.0.0"), ("STATUS", "1.0.0")):
+            if verb != "CHECK" and "1.1.0" not in self.versions:
+                continue
+            if version in self.versions:
+                self._code(1, self.subject.call(verb, self.subject.conf_for(version)), f"{verb} in {version}")
+
+    def delete_repeats(self) -> None:
+        self._success(self._add(), "ADD")
+        for attempt in ("first", "second", "third"):
+            self._silent(self.subject.call("DEL", self._conf()), f"the {attempt} DEL")
+        self.clean()
+
+    def delete_without_prev_result(self) -> None:
+        self._deletes("DEL without prevResult", self.subject.conf_for(self.newest, prevResult=None), {})
+
+    def delete_without_netns(self) -> None:
+        conf = self.subject.conf_for(self.newest, prevResult=None)
+        self._deletes("DEL without CNI_NETNS", conf, {"CNI_NETNS": None})
+        self._deletes("DEL with a CNI_NETNS that is gone", conf, {"CNI_NETNS": "/run/netns/long-gone"})
+
+    def delete_without_runtime_config(self) -> None:
+        if not any(key.lower() == "runtimeconfig" for key in self.subject.conf):
+            raise _NotApplicable("the configuration has no runtimeConfig")
+        body = {key: value for key, value in self._conf().items() if key.lower() != "runtimeconfig"}
+        self._deletes("DEL without runtimeConfig", body, {})
+
+    # --- GC and STATUS ---
+
+    def gc_frees(self) -> None:
+        self._since("1.1.0")
+        for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):
+            self._success(self._add(), "ADD")
+            done, after = self._gc({key: []}), self._check()
+            self.clean()
+            self._silent(done, f"GC with an empty {key}")
+            if after.status == 0:
+                raise _Deviation(f"GC with an empty {key} freed nothing: CHECK still succeeds")
+
+    def gc_keeps(self) -> None:
+        self._since("1.1.0")
+        listed: JSON = [{"containerID": CONTAINER, "ifname": IFNAME}]
+        cases: tuple[dict[str, JSON], ...] = ({"cni.dev/valid-attachments": listed}, {})
+        for more in cases:
+            self._success(self._add(), "ADD")
+            done, after = self._gc(more), self._check()
+            self.clean()
+            self._silent(done, "GC")
+            if after.status != 0:
+                raise _Deviation(f"GC {'of others' if more else 'without a list'} freed the attachment: CHECK {after}")
+
+    def status_answers(self) -> None:
+        self._since("1.1.0")
+        done = self.subject.call("STATUS", self.subject.conf_for(self.newest, prevResult=None))
+        if done.status == 0:
+            self._silent(done, "STATUS")
+        elif done.code not in (50, 51):
+            raise _Deviation(f"STATUS: neither ready nor 50 or 51: {done}")
+
+    # --- what the rules are made of ---
+
+    def _supported(self) -> list[str]:
+        body = _object(self.subject.call("VERSION", {"cniVersion": "1.0.0"})) or {}
+        listed = body.get("supportedVersions")
+        return [version for version in ALL if isinstance(listed, list) and version in listed]
+
+    def _conf(self) -> dict[str, JSON]:
+        return self.subject.conf_for(self.newest)
+
+    def _add(self) -> Ran:
+        return self.subject.call("ADD", self._conf())
+
+    def _check(self) -> Ran:
+        return self.subject.call("CHECK", self._conf())
+
+    def _observed(self) -> int | None:
+        """CHECK's exit status, where there is a CHECK."""
+        return self._check().status if at_least(self.newest, "0.4.0") else None
+
+    def _gc(self, more: Mapping[str, JSON]) -> Ran:
+        return self.subject.call("GC", {**self.subject.conf_for(self.newest, prevResult=None), **more})
+
+    def clean(self) -> None:
+        """Delete the attachment and put the container's link back as new."""
+        self.subject.call("DEL", self._conf())
+        self.subject.renew()
+
+    def _since(self, version: str) -> None:
+        if not at_least(self.newest, version):
+            raise _NotApplicable(f"supports up to {self.newest}, and this came with {version}")
+
+    def _deletes(self, what: str, conf: Mapping[str, JSON], change: Mapping[str, str | None]) -> None:
+        self._success(self._add(), "ADD")
+        done = self.subject.call("DEL", conf, change=change)
+        left = self._observed()
+        self.clean()
+        self._silent(done, what)
+        if left == 0:
+            raise _Deviation(f"{what} removed nothing: CHECK still succeeds")
+
+    @staticmethod
+    def _success(done: Ran, what: str) -> None:
+        if done.status != 0:
+            raise _Deviation(f"{what}: {done}")
+
+    def _silent(self, done: Ran, what: str) -> None:
+        self._success(done, what)
+        if done.stdout.strip():
+            raise _Deviation(f"{what} must print nothing: {done}")
+
+    @staticmethod
+    def _code(wanted: int, done: Ran, what: str) -> None:
+        if done.code != wanted:
+            raise _Deviation(f"{what}: wanted one error object with code {wanted}, got {done}")
+
+
+RULES: tuple[tuple[str, str, Callable[[Rules], None]], ...] = (
+    ("VERSION answers with the supported versions, needing no other variable", "§2 VERSION", Rules.version_answers),
+    ("VERSION echoes the cniVersion it is asked in", "§2 VERSION", Rules.version_echoes),
+    ("an unknown CNI_COMMAND is error 4", "§5 Error", Rules.command_unknown),
+    ("a missing variable is error 4", "§2 Parameters", Rules.environment_missing),
+    ("an invalid container ID or ifname is error 4", "§2 Parameters", Rules.environment_invalid),
+    ("CNI_PATH is not required for ADD", "§2 ADD", Rules.path_is_optional),
+    ("ADD into the plugin's own namespace fails with one document", "§5 Error", Rules.own_namespace),
+    ("an undecodable configuration is error 6", "§5 Error", Rules.stdin_undecodable),
+    ("a missing or invalid network name is error 7", "§1, §5 Error", Rules.name_required),
+    ("a cniVersion that is not supported is error 1", "§5 Error", Rules.version_unknown),
+    ("ADD of a chained plugin without prevResult has a specific code", "§5 Error", Rules.prev_result_required),
+    ("keys match in any case, as containerd sends them", "Go's JSON rules", Rules.keys_in_any_case),
+    ("ADD works in every supported version and answers in it", "§5 Success", Rules.add_in_every_version),
+    ("CHECK succeeds after ADD and prints nothing", "§2 CHECK", Rules.check_sees),
+    ("CHECK fails, with a specific code, when nothing is there", "§2 CHECK", Rules.check_misses),
+    ("a verb newer than the configuration's version is error 1", "§2", Rules.verbs_by_version),
+    ("DEL can be repeated and prints nothing", "§2 DEL", Rules.delete_repeats),
+    ("DEL works without prevResult", "§2 DEL", Rules.delete_without_prev_result),
+    ("DEL works without the namespace", "§2 DEL", Rules.delete_without_netns),
+    ("DEL works without runtimeConfig", "§2 DEL", Rules.delete_without_runtime_config),
+    ("GC frees what is not listed", "§2 GC", Rules.gc_frees),
+    ("GC keeps what is listed, and everything without a list", "§2 GC", Rules.gc_keeps),
+    ("STATUS is silent, or fails with 50 or 51", "§2 STATUS", Rules.status_answers),
+)
+"""What is tested: the rule in words, where it comes from, how."""
+
+
+def examine(subject: Subject) -> list[Finding]:
+    """Test every rule, in order. A rule that fails leaves the attachment deleted, so later rules stand alone."""
+    rules = Rules(subject)
+    findings = []
+    for words, clause, rule in RULES:
+        try:
+            rule(rules)
+        except _NotApplicable as reason:
+            findings.append(Finding(words, clause, NOT_APPLICABLE, str(reason)))
+        except _Deviation as seen:
+            rules.clean()
+            findings.append(Finding(words, clause, FAIL, str(seen)))
+        else:
+            findings.append(Finding(words, clause, PASS))
+    return findings
+
+
+def _object(done: Ran) -> Mapping[str, JSON] | None:
+    if done.status == 0 and done.documents is not None and len(done.documents) == 1:
+        body = done.documents[0]
+        return body if isinstance(body, dict) else None
+    return None
+
+
+def _interfaces(done: Ran) -> list[JSON]:
+    listed = (_object(done) or {}).get("interfaces")
+    return [entry.get("name") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+
+
+def _shouted(value: JSON) -> dict[str, JSON]:
+    """Every key with a capital first letter, as a Go struct without tags is written; data under a key stays."""
+    if not isinstance(value, dict):
+        raise TypeError("an object is expected")
+    return {key[:1].upper() + key[1:]: _shouted_value(item) for key, item in value.items()}
+
+
+def _shouted_value(value: JSON) -> JSON:
+    if isinstance(value, dict):
+        return _shouted(value)
+    if isinstance(value, list):
+        return [_shouted_value(item) for item in value]
+    return value

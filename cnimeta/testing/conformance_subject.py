@@ -1,0 +1,134 @@
+"""The plugin under test and the place it runs in: two throw-away network namespaces joined by a veth pair.
+
+The plugin runs in the one that stands for the host, so nothing it does touches the machine's own. Needs root and
+`ip` (iproute2); it does not matter what language the plugin is written in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+from cnimeta._record import NamedTuple
+from cnimeta.errors import DecodingFailure
+from cnimeta.spec.convert import render_result
+from cnimeta.spec.jsonio import dumps, loads_all
+from cnimeta.spec.result import Interface, IPConfig, Result, Route
+from cnimeta.testing.netns import namespaces
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from cnimeta.spec.jsonio import JSON
+
+CONTAINER = "conformance1"
+IFNAME = "eth0"
+HOST_IFNAME = "vethconf0"
+TIMEOUT_S = 60.0
+
+
+class Ran(NamedTuple):
+    """How one call ended. `documents` is None when stdout is not a sequence of JSON documents."""
+
+    status: int
+    stdout: str
+    stderr: str
+    documents: list[JSON] | None
+
+    @property
+    def code(self) -> int | None:
+        """The error code, when stdout is exactly one error object."""
+        if self.status == 0 or self.documents is None or len(self.documents) != 1:
+            return None
+        body = self.documents[0]
+        code = body.get("code") if isinstance(body, dict) else None
+        return code if isinstance(code, int) else None
+
+    def __str__(self) -> str:
+        said = " ".join(self.stdout.split())
+        return f"exit status {self.status}, stdout {said[:160] or 'empty'}"
+
+
+class Subject:
+    """One plugin executable with one configuration. `chained` decides whether it is given a prevResult."""
+
+    def __init__(
+        self,
+        path: str,
+        conf: Mapping[str, JSON],
+        *,
+        host: str,
+        netns: str,
+        chained: bool,
+        renew: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.path = os.path.abspath(path)
+        self.conf = conf
+        self.host = host
+        self.netns = netns
+        self.chained = chained
+        self.renew = renew
+        """Replaces the veth pair, as the interface plugin's DEL and the next ADD do between two attachments."""
+
+    def call(
+        self,
+        verb: str | None,
+        stdin: str | Mapping[str, JSON],
+        *,
+        change: Mapping[str, str | None] | None = None,
+    ) -> Ran:
+        """Run the plugin in the host's namespace. `change` sets variables of the environment, None removes one."""
+        environ: dict[str, str | None] = {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")}
+        environ |= {"CNI_COMMAND": verb, "CNI_PATH": os.path.dirname(self.path)}
+        if verb in ("ADD", "DEL", "CHECK"):
+            environ |= {"CNI_CONTAINERID": CONTAINER, "CNI_IFNAME": IFNAME, "CNI_NETNS": self.netns}
+        environ |= change or {}
+        text = stdin if isinstance(stdin, str) else dumps(stdin)
+        done = subprocess.run(
+            ["ip", "netns", "exec", self.host, self.path],
+            input=text.encode(),
+            env={name: value for name, value in environ.items() if value is not None},
+            capture_output=True,
+            check=False,
+            timeout=TIMEOUT_S,
+        )
+        stdout = done.stdout.decode("utf-8", "replace")
+        try:
+            documents: list[JSON] | None = loads_all(done.stdout)
+        except DecodingFailure:
+            documents = None
+        return Ran(done.returncode, stdout, done.stderr.decode("utf-8", "replace"), documents)
+
+    def conf_for(self, version: str, **more: JSON) -> dict[str, JSON]:
+        """The configuration in `version`, with a prevResult of that version for a chained plugin."""
+        body: dict[str, JSON] = {"name": "conformance", **self.conf, "cniVersion": version, **more}
+        if self.chained and "prevResult" not in more:
+            body["prevResult"] = render_result(self.prev_result(), version)
+        return {key: value for key, value in body.items() if value is not None}
+
+    def prev_result(self) -> Result:
+        """What the interface plugin before it would have answered."""
+        return Result(
+            (Interface(HOST_IFNAME, "02:00:00:00:00:01"), Interface(IFNAME, "02:00:00:00:00:02", sandbox=self.netns)),
+            (IPConfig("10.99.0.2/24", "10.99.0.1", 1),),
+            (Route("0.0.0.0/0", "10.99.0.1"),),
+        )
+
+
+@contextlib.contextmanager
+def sandbox(path: str, conf: Mapping[str, JSON], *, netns: str = "", chained: bool = True) -> Iterator[Subject]:
+    """A subject in fresh namespaces; `netns` takes a container's namespace of your own instead of the made one."""
+    with namespaces("host", "pod") as (host, pod):
+
+        def renew() -> None:
+            if not chained or netns:
+                return
+            host.run("ip", "link", "del", HOST_IFNAME, check=False)
+            host.veth(HOST_IFNAME, pod, IFNAME)
+            host.run("ip", "addr", "add", "10.99.0.1/24", "dev", HOST_IFNAME)
+            pod.run("ip", "addr", "add", "10.99.0.2/24", "dev", IFNAME)
+
+        renew()
+        yield Subject(path, conf, host=host.name, netns=netns or pod.path, chained=chained, renew=renew)
