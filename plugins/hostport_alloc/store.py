@@ -187,15 +187,17 @@ class Store:
         except OSError as error:
             raise self._disk.unusable(error) from None
 
-    def _rebuild_if_damaged(self, name: str) -> None:
-        """Find out what a damaged record held. When that fails, what is known of it must do."""
+    def _rebuild_if_damaged(self, name: str) -> bool:
+        """Find out what a damaged record held; False when it is sound. When that fails, what is known must do."""
         try:
-            if self._disk.is_damaged(name):
-                self.rebuild()
+            if not self._disk.is_damaged(name):
+                return False
+            self.rebuild()
         except OSError as error:
             raise self._disk.unusable(error) from None
         except CniError as error:
             self._log(f"state: {error}")
+        return True
 
     def is_alive(self, record: Record) -> bool:
         """Whether the record is of this boot, so that its ports are held and its rules may exist."""
@@ -269,6 +271,8 @@ class Store:
         try:
             for name in record_names(self._disk.files.names(self._disk.layout.records)):
                 record = self._disk.read(name, key_of(name))
+                if record is not None and record.salvaged and self._rebuild_if_damaged(name):
+                    record = self._disk.read(name, key_of(name))
                 if record is not None:
                     yield record
         except OSError as error:

@@ -460,6 +460,14 @@ def test_damaged_record_keeps_its_ports_until_its_del(node, how, kernel):
     node.assert_whole()
 
 
+def test_records_tell_the_ports_of_a_damaged_one_so_that_gc_can_undo_it(node):
+    records = populated(node)
+    damage(node, node.layout.record(name_of(records[0].key)), "cut off")
+    found = {record.key: record for record in node.again().records()}
+    assert found[records[0].key].held == records[0].held
+    assert [found[record.key] for record in records[1:]] == records[1:]
+
+
 def test_damaged_record_is_released_whole_when_nobody_looked_at_it_before(node):
     records = populated(node)
     damage(node, node.layout.record(name_of(records[0].key)), "empty")

@@ -39,7 +39,10 @@ def holder(tmp_path):
 
 def test_lock_is_refused_after_the_deadline_when_another_process_holds_it(tmp_path, holder):
     start = time.monotonic()
-    with pytest.raises(TryAgainLater, match=r"not had within 0\.2 s") as raised, NodeLock(f"{tmp_path}/lock", 0.2).held():
+    with (
+        pytest.raises(TryAgainLater, match=r"not had within 0\.2 s") as raised,
+        NodeLock(f"{tmp_path}/lock", 0.2).held(),
+    ):
         pytest.fail("held twice")
     assert raised.value.code == 11
     assert 0.2 <= time.monotonic() - start < 5
