@@ -100,14 +100,14 @@ class Host:
         return portmap_rules(folder, self.files, self.boot_id, log)
 
     def refuses_writing(self, folder: str) -> str:
-        """Why nothing can be written under `folder`; empty when it can. Looks, and writes nothing."""
-        if self._files is not None:
-            return ""
-        while not os.path.lexists(folder) and folder != "/":
-            folder = os.path.dirname(folder)
-        if not os.path.isdir(folder):
-            return f"{folder} is not a folder"
-        return "" if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written: check its file system"
+        """Why nothing can be written under `folder`; empty when it can. Tries it: permissions alone do not tell."""
+        probe = os.path.join(folder, f"probe-{os.getpid()}")
+        try:
+            self.files.write(probe, b"")
+            self.files.remove(probe)
+        except OSError as error:
+            return f"{folder} cannot be written: {error.strerror or error}; check $.dataDir and its file system"
+        return ""
 
     def blocked(self, log: Callable[[str], None]) -> dict[str, PortSet]:
         """The ports the node itself or somebody's rules use."""

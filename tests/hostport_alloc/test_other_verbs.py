@@ -168,8 +168,23 @@ def test_status_is_50_when_a_plugin_is_missing() -> None:
 def test_status_is_50_when_the_data_dir_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     plugin = HostportAlloc()
-    with pytest.raises(CniError, match=r"data is not a folder|Not a directory") as caught:
+    with pytest.raises(CniError, match="Not a directory") as caught:
         call(plugin, "STATUS", conf(**GC, dataDir=str(tmp_path / "data")))
+    assert caught.value.code == 50
+
+
+@pytest.mark.parametrize("folder", ["/proc/cnimeta", "/sys/cnimeta"])
+def test_status_is_50_when_the_data_dir_cannot_be_written(folder: str) -> None:
+    with pytest.raises(CniError, match="cannot be written") as caught:
+        call(HostportAlloc(), "STATUS", conf(**GC, dataDir=folder))
+    assert caught.value.code == 50
+
+
+def test_status_is_50_when_the_disk_is_full() -> None:
+    node = Node()
+    node.files.fail_at(1, lasting=True)
+    with pytest.raises(CniError, match="No space left") as caught:
+        node.call("STATUS", conf(**GC))
     assert caught.value.code == 50
 
 
