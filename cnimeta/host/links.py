@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ROOT, INGRESS_PARENT = 0xFFFFFFFF, 0xFFFF0000
 HANDLE, DEFAULT_CLASS = 0x10000, 0x10
 _SHAPED_CLASS = HANDLE | DEFAULT_CLASS
+_FEWEST_WAITING, _PACKET, _QUEUE_LENGTH = 10, 1514, 1000
 _ETH_P_ALL, _ETH_P_IP, _ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
 _OFFSETS = {(4, "src"): 12, (4, "dst"): 16, (6, "src"): 8, (6, "dst"): 24}
 
@@ -147,6 +148,8 @@ class RouteLinks:
         """
         route = self._open()
         self.clear(index)
+        # htb's queue for unlimited traffic is as long as the interface's; 0 would drop it (plugins#1097).
+        self._do("shape", str(index), lambda: route.link("set", index=index, txqlen=_QUEUE_LENGTH))
         default = 0 if only else DEFAULT_CLASS
         shaped = {"rate": rate, "ceil": rate, "burst": burst, "cburst": burst, "mtu": 1600, "quantum": 60000}
         self._do("shape", str(index), lambda: route.tc("add", "htb", index=index, handle=HANDLE, default=default))
@@ -155,11 +158,11 @@ class RouteLinks:
             str(index),
             lambda: route.tc("add-class", "htb", index=index, handle=_SHAPED_CLASS, parent=HANDLE, **shaped),
         )
+        waiting = max(_FEWEST_WAITING, limit // _PACKET)
         self._do(
             "shape",
             str(index),
-            lambda: route.tc("add", "bfifo", index=index, handle=0x100000, parent=_SHAPED_CLASS, limit=limit),
-            ignore=(errno.ENOENT,),
+            lambda: route.tc("add", "pfifo", index=index, handle=0x100000, parent=_SHAPED_CLASS, limit=waiting),
         )
         target = _SHAPED_CLASS if only else HANDLE
         for family, network, prefix in subnets:
