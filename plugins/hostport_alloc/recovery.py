@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cnimeta.host.protocols import Files
     from cnimeta_plugins.hostport_alloc.layout import Layout
     from cnimeta_plugins.hostport_alloc.record import Key
+    from cnimeta_plugins.hostport_alloc.state import Sealed
 
 STICKY_AFTER_REBOOT_S = 3600.0
 
@@ -57,23 +58,33 @@ class Found(NamedTuple):
 
 
 def read_index(files: Files, layout: Layout) -> Found:
-    """Read both generations. Raises NewerIndex for a file of a later version, OSError."""
-    best, place = None, 1
+    """Look at both generations and read the newer one. Raises NewerIndex for a file of a later version, OSError."""
+    sound: list[tuple[int, int, Sealed]] = []
     problems: list[str] = []
     there = 0
     for slot, path in enumerate(layout.slots):
         data = files.read(path)
+        if data is None:
+            problems.append(f"{path}: it is missing")
+            continue
+        there += 1
         try:
-            if data is None:
-                raise DamagedIndex("it is missing")
-            there += 1
-            index = state.decode(data)
+            sealed = state.verify(data)
         except DamagedIndex as error:
             problems.append(f"{path}: {error}")
-            continue
-        if best is None or index.generation > best.generation:
-            best, place = index, slot
-    return Found(best, place, tuple(problems), there == 0)
+        else:
+            sound.append((sealed.generation, slot, sealed))
+    while sound:
+        _, slot, sealed = sound.pop(sound.index(max(sound, key=_first)))
+        try:
+            return Found(state.unseal(sealed), slot, tuple(problems))
+        except DamagedIndex as error:
+            problems.append(f"{layout.slots[slot]}: {error}")
+    return Found(None, 1, tuple(problems), there == 0)
+
+
+def _first(entry: tuple[int, int, Sealed]) -> int:
+    return entry[0]
 
 
 def read_record(files: Files, layout: Layout, name: str) -> Record | None:

@@ -7,14 +7,14 @@ between the two writes is seen by the next command, which looks at that one reco
     reserve   index (bits set, last = reserve R), then record R    R missing: the bits are taken back
     release   index (bits cleared, last = release R), then R goes  R present: its removal is completed
 
-File: `cnimeta-hostports VERSION`, one line of JSON, 8 KiB of bits per protocol, the quarantine (12 bytes an entry), the
+File: `cnimeta-hostports VERSION`, one line of JSON, 8 KiB of bits per protocol, the quarantine (20 bytes an entry), the
 remembered ports of Pods (a JSON line each), and the CRC-32 of all before it.
 """
 
 from __future__ import annotations
 
+import struct
 from binascii import crc32
-from struct import Struct
 
 from cnimeta._record import NamedTuple
 from cnimeta.errors import CniError, HostPortConflict, shown
@@ -36,11 +36,12 @@ if TYPE_CHECKING:
 VERSION = 1
 MAGIC = b"cnimeta-hostports "
 _BITS_BYTES = 8192
-_ENTRY = Struct("<dHBx")  # time of release, port, protocol; the end of the quarantine follows as seconds
-_ENTRY_UNTIL = Struct("<d")
+_ENTRY = struct.Struct("<ddHBx")  # time of release, end of quarantine, port, protocol
 _CRC_BYTES = 9
-QUARANTINE_MAX = 8192
-"""Entries kept; the oldest are let go first. At a release per millisecond that is still eight seconds' worth."""
+QUARANTINE_MAX = 2048
+"""Entries kept, so that the file stays small; the oldest are let go first. It takes 68 released ports a second, every
+second, to shorten a quarantine of 30 seconds.
+"""
 STICKY_MAX_BYTES = 128 * 1024
 """Room for the ports of about a thousand Pods; the oldest are forgotten first."""
 
@@ -99,8 +100,7 @@ class Index(NamedTuple):
 def encode(index: Index) -> bytes:
     """The file's content."""
     quarantine = b"".join(
-        _ENTRY.pack(held.released, held.port, PROTOCOLS.index(held.protocol)) + _ENTRY_UNTIL.pack(held.until)
-        for held in index.quarantine
+        _ENTRY.pack(held.released, held.until, held.port, PROTOCOLS.index(held.protocol)) for held in index.quarantine
     )
     head = dumps(
         {
@@ -123,8 +123,16 @@ def encode(index: Index) -> bytes:
     return body + b"%08x\n" % crc32(body)
 
 
-def decode(data: bytes) -> Index:
-    """Read a file's content. Raises DamagedIndex or NewerIndex."""
+class Sealed(NamedTuple):
+    """A file's content with its checksum verified, not yet read in full."""
+
+    generation: int
+    head: Fields
+    tail: bytes
+
+
+def verify(data: bytes) -> Sealed:
+    """Check a file's content. Raises DamagedIndex or NewerIndex."""
     first, _, rest = data.partition(b"\n")
     version = first.removeprefix(MAGIC)
     if first == version or not version.isdigit() or len(version) > 9:
@@ -135,12 +143,27 @@ def decode(data: bytes) -> Index:
         raise DamagedIndex("its checksum does not match")
     head, _, tail = rest[:-_CRC_BYTES].partition(b"\n")
     try:
-        return _read(Fields(loads_object(head, "the index")), tail)
-    except (CniError, ValueError, IndexError, TypeError) as error:
+        fields = Fields(loads_object(head, "the index"))
+        return Sealed(fields.integer("generation", 0, 2**63) or 0, fields, tail)
+    except CniError as error:
+        raise DamagedIndex(error.msg) from None
+
+
+def decode(data: bytes) -> Index:
+    """Read a file's content. Raises DamagedIndex or NewerIndex."""
+    return unseal(verify(data))
+
+
+def unseal(sealed: Sealed) -> Index:
+    """Read the rest of a verified file. Raises DamagedIndex."""
+    try:
+        return _read(sealed)
+    except (CniError, ValueError, IndexError, TypeError, struct.error) as error:
         raise DamagedIndex(str(error)) from None
 
 
-def _read(head: Fields, tail: bytes) -> Index:
+def _read(sealed: Sealed) -> Index:
+    head, tail = sealed.head, sealed.tail
     start = _BITS_BYTES * len(PROTOCOLS)
     middle = start + (head.integer("quarantineBytes", 0, len(tail)) or 0)
     end = middle + (head.integer("stickyBytes", 0, len(tail)) or 0)
@@ -148,14 +171,17 @@ def _read(head: Fields, tail: bytes) -> Index:
         raise ValueError("its parts are not as long as it says")
     last = head.object("last")
     return Index(
-        generation=head.integer("generation", 0, 2**63) or 0,
+        generation=sealed.generation,
         boot_id=head.text("bootID"),
         bits={
             protocol: int.from_bytes(tail[place * _BITS_BYTES : (place + 1) * _BITS_BYTES], "little")
             for place, protocol in enumerate(PROTOCOLS)
         },
         pins=tuple(Pin(*pin) for pin in head.items("pins") if isinstance(pin, list)),
-        quarantine=_read_quarantine(tail[start:middle]),
+        quarantine=tuple(
+            Held(PROTOCOLS[protocol], port, released, until)
+            for released, until, port, protocol in _ENTRY.iter_unpack(tail[start:middle])
+        ),
         sticky=tail[middle:end],
         last=Last(
             last.text("verb"),
@@ -166,16 +192,6 @@ def _read(head: Fields, tail: bytes) -> Index:
         if head.has("last")
         else None,
     )
-
-
-def _read_quarantine(data: bytes) -> tuple[Held, ...]:
-    size = _ENTRY.size + _ENTRY_UNTIL.size
-    found = []
-    for place in range(0, len(data), size):
-        released, port, protocol = _ENTRY.unpack_from(data, place)
-        (until,) = _ENTRY_UNTIL.unpack_from(data, place + _ENTRY.size)
-        found.append(Held(PROTOCOLS[protocol], port, released, until))
-    return tuple(found)
 
 
 # --- holding and freeing ---------------------------------------------------------------------------------
@@ -191,9 +207,10 @@ def pins_of(record: Record, holder: str) -> tuple[Pin, ...]:
 
 def hold(index: Index, record: Record, holder: str) -> Index:
     """With the record's ports held."""
-    return _with_bits(index, record.held)._replace(
+    own = record.held
+    return _with_bits(index, own)._replace(
         pins=(*(pin for pin in index.pins if pin.holder != holder), *pins_of(record, holder)),
-        quarantine=tuple(held for held in index.quarantine if (held.protocol, held.port) not in record.held),
+        quarantine=tuple(held for held in index.quarantine if (held.protocol, held.port) not in own),
     )
 
 
