@@ -270,10 +270,10 @@ class _Room:
 
 
 def _set_of(ports: Iterable[int]) -> PortSet:
-    members = 0
+    found = bytearray((PORT_MAX + 1) // 8)
     for port in ports:
-        members |= 1 << port
-    return members
+        found[port >> 3] |= 1 << (port & 7)
+    return int.from_bytes(found, "little")
 
 
 def runs(ports: PortSet, length: int) -> PortSet:

@@ -208,9 +208,12 @@ def pins_of(record: Record, holder: str) -> tuple[Pin, ...]:
 def hold(index: Index, record: Record, holder: str) -> Index:
     """With the record's ports held."""
     own = record.held
+    numbers = {port for _, port in own}
     return _with_bits(index, own)._replace(
         pins=(*(pin for pin in index.pins if pin.holder != holder), *pins_of(record, holder)),
-        quarantine=tuple(held for held in index.quarantine if (held.protocol, held.port) not in own),
+        quarantine=tuple(
+            held for held in index.quarantine if held.port not in numbers or (held.protocol, held.port) not in own
+        ),
     )
 
 
