@@ -1,0 +1,148 @@
+"""Numbers, names and keys: what the configuration comes to before the kernel is asked anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cnimeta.errors import CniError, InvalidNetworkConfig, UnsupportedField
+from cnimeta.spec.netconf import NetConf
+from cnimeta_plugins.bandwidth.config import Limit, read_settings
+from cnimeta_plugins.bandwidth.plan import Bucket, alias, bucket, ifb_name, owner_of, plan_shaping
+
+pytestmark = pytest.mark.unit
+
+TICKS = 15.625
+UNSPECIFIED = 2**32 - 1
+
+
+def settings_of(**keys: Any) -> Any:
+    return read_settings(NetConf({"cniVersion": "1.0.0", "name": "net", "type": "bandwidth", **keys}))
+
+
+def runtime(**keys: Any) -> dict[str, Any]:
+    return {"runtimeConfig": {"bandwidth": keys}}
+
+
+def test_ifb_has_upstreams_name_when_it_is_the_containers_first() -> None:
+    assert ifb_name("cni-plugin-bandwidth-test", "dummy") == "bwpa8eda89404b7"
+
+
+def test_ifb_names_differ_when_the_interface_does() -> None:
+    assert len({ifb_name("n", "c"), ifb_name("n", "c", "eth0"), ifb_name("n", "c", "eth1")}) == 3
+    assert all(len(ifb_name("n", "c", one)) == 15 for one in ("", "eth0", "e" * 15))
+
+
+@pytest.mark.parametrize(
+    ("rate", "burst", "expected"),
+    [
+        (8_000, 8_000, Bucket(1_000, 1_000, 1_025)),
+        (10_000_000, 1_000_000, Bucket(1_250_000, 125_000, 156_250)),
+        (1_000_000_000, 80_000_000, Bucket(125_000_000, 10_000_000, 13_125_000)),
+    ],
+)
+def test_bucket_has_upstreams_numbers_when_they_fit(rate: int, burst: int, expected: Bucket) -> None:
+    assert bucket(Limit(rate, burst), 25, 1500, TICKS) == expected
+
+
+@pytest.mark.parametrize("rate", [1_000, 64_000, 1_000_000, 10_000_000, 100_000_000, 10**9, 10**10])
+@pytest.mark.parametrize("burst", [UNSPECIFIED, UNSPECIFIED - 8])
+def test_bucket_fits_the_kernels_fields_and_holds_a_packet_when_burst_is_huge(rate: int, burst: int) -> None:
+    made = bucket(Limit(rate, burst), 25, 1500, TICKS)
+    assert made.rate == rate // 8
+    assert int(1e6 * made.burst / made.rate) * TICKS < 2**32
+    assert made.limit < 2**32
+    assert made.burst >= 1514
+
+
+@pytest.mark.parametrize("rate", [1_000_000, 10_000_000, 10**9, 10**10])
+def test_burst_is_50_ms_of_the_rate_when_containerd_had_none_to_give(rate: int) -> None:
+    made = bucket(Limit(rate, UNSPECIFIED), 25, 1500, TICKS)
+    assert made.burst == max(int(rate / 8 * 0.05), 2 * 1514)
+
+
+def test_limit_grows_with_the_latency_when_it_is_configured() -> None:
+    assert bucket(Limit(8_000_000, 80_000), 100, 1500, TICKS).limit == 100_000 + 10_000
+
+
+def test_runtime_rates_are_read_when_keys_are_capitalised_as_containerd_sends_them() -> None:
+    found = settings_of(RuntimeConfig={"bandWidth": {"IngressRate": 8000, "INGRESSBURST": 9000, "EgressRate": 0}})
+    assert (found.ingress, found.egress) == (Limit(8000, 9000), Limit())
+
+
+def test_static_rates_win_when_both_are_given() -> None:
+    found = settings_of(ingressRate=8, ingressBurst=8, **runtime(egressRate=9000, egressBurst=9000))
+    assert (found.ingress, found.egress) == (Limit(8, 8), Limit())
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"ingressRate": 8000}, "$.ingressBurst"),
+        ({"egressBurst": 8000}, "$.egressRate"),
+        (runtime(ingressBurst=8000), "$.runtimeConfig.bandwidth.ingressRate"),
+        ({"ingressRate": -1, "ingressBurst": 1}, "-1"),
+        ({"ingressRate": 1.5, "ingressBurst": 1}, "1.5"),
+        ({"ingressRate": "10M", "ingressBurst": 1}, "10M"),
+        ({"ingressRate": True, "ingressBurst": 1}, "$.ingressRate"),
+        ({"ingressRate": 7, "ingressBurst": 8}, "at least 8"),
+        ({"ingressRate": 8000, "ingressBurst": 8 * (2**32 - 1)}, "burst cannot be more than 4GB"),
+        ({"ingressRate": 8000, "ingressBurst": 8000, "latency": 0}, "$.latency"),
+        ({"shapedSubnets": ["10.0.0.0/33"]}, "$.shapedSubnets[0]"),
+        ({"unshapedSubnets": "10.0.0.0/8"}, "$.unshapedSubnets"),
+        ({"runtimeConfig": {"bandwidth": 5}}, "$.runtimeConfig.bandwidth"),
+    ],
+)
+def test_settings_are_refused_with_path_and_value_when_wrong(keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidNetworkConfig) as caught:
+        settings_of(**keys)
+    assert words in caught.value.msg
+    assert caught.value.code == 7
+
+
+def test_shaped_and_unshaped_are_refused_when_both_are_given() -> None:
+    with pytest.raises(UnsupportedField):
+        settings_of(shapedSubnets=["10.0.0.0/8"], unshapedSubnets=["fd00::/8"])
+
+
+def test_largest_allowed_burst_is_taken_when_one_less_than_the_limit() -> None:
+    assert settings_of(ingressRate=8000, ingressBurst=8 * (2**32 - 1) - 1).ingress.burst_bits == 8 * (2**32 - 1) - 1
+
+
+def test_subnets_are_matched_on_the_peers_address_when_planned() -> None:
+    plan = plan_shaping(
+        settings_of(
+            ingressRate=8000,
+            ingressBurst=8000,
+            egressRate=8000,
+            egressBurst=8000,
+            unshapedSubnets=["10.1.2.3/8", "fd00::1/64"],
+        ),
+        1500,
+        TICKS,
+    )
+    assert plan.ingress is not None
+    assert plan.egress is not None
+    assert (plan.ingress.side, plan.egress.side) == ("src", "dst")
+    assert [net.text for net in plan.egress.subnets] == ["10.0.0.0/8", "fd00::/64"]
+    assert not plan.egress.only
+
+
+@pytest.mark.parametrize(
+    ("text", "owner"),
+    [
+        (alias("net", "c1", "eth0"), ("net", "c1", "eth0")),
+        ("somebody's interface", None),
+        ("", None),
+        (alias("n" * 300, "c1", "eth0"), None),
+        ("cnimeta:bandwidth:probe", None),
+    ],
+)
+def test_owner_is_read_from_the_alias_when_it_is_ours_and_whole(text: str, owner: object) -> None:
+    assert owner_of(text) == owner
+
+
+def test_error_is_a_cni_error_when_a_subnet_is_not_text() -> None:
+    with pytest.raises(CniError):
+        settings_of(shapedSubnets=[5])
