@@ -9,6 +9,7 @@ from cnimeta.plugin.dispatch import run
 from cnimeta.spec.convert import parse_result
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import dumps, loads_object
+from cnimeta.spec.version import IMPLIED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,4 +48,4 @@ def call(
     if verb != "ADD":
         assert outcome.stdout == "", f"{verb} must print nothing, printed {outcome.stdout!r}"
         return None
-    return parse_result(loads_object(outcome.stdout), Fields(conf).text("cniVersion"))
+    return parse_result(loads_object(outcome.stdout), Fields(conf).text("cniVersion") or IMPLIED)
