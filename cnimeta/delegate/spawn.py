@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-import signal
 import time
 
 from cnimeta._record import NamedTuple
@@ -15,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_SIGKILL, _SIGPIPE = 9, 13  # Linux's numbers; `import signal` brings enum and collections along
 _BUSY_RETRIES = 5
 _MAX_STDOUT_BYTES = 16 << 20  # a plugin that babbles must not take the node's memory
 _BUSY_WAIT_S = 0.2  # a plugin being replaced: "text file busy" passes when the copy is done
@@ -56,7 +56,7 @@ def _run(path: str, environ: Mapping[str, str], stdin: bytes, timeout_s: float |
             [path],
             dict(environ),
             file_actions=[(os.POSIX_SPAWN_DUP2, child_in, 0), (os.POSIX_SPAWN_DUP2, child_out, 1)],
-            setsigdef=[signal.SIGPIPE],
+            setsigdef=[_SIGPIPE],
         )
     except BaseException:
         os.close(our_in)
@@ -72,7 +72,7 @@ def _run(path: str, environ: Mapping[str, str], stdin: bytes, timeout_s: float |
         reaped = True
     finally:
         if not reaped:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, _SIGKILL)
             os.waitpid(pid, 0)
     return Completed(status, stdout)
 

@@ -1,0 +1,67 @@
+"""What a plugin's process imports before it touches the host, pinned: start-up time is paid once per Pod."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cnimeta import launcher
+
+pytestmark = pytest.mark.unit
+
+FORBIDDEN = {
+    "typing", "re", "json", "enum", "dataclasses", "collections", "logging", "argparse", "pathlib", "tempfile",
+    "subprocess", "ipaddress", "hashlib", "socket", "inspect", "functools", "contextlib", "shutil", "threading",
+    "importlib.metadata", "tomllib", "ctypes", "random", "datetime", "pyroute2", "kubernetes", "iptc", "filelock",
+    "cnimeta.host.protocols", "cnimeta.testing",
+}  # fmt: skip
+PROBE = "\nimport atexit, sys\natexit.register(lambda: sys.stderr.write('MODULES ' + ' '.join(sys.modules) + '\\n'))\n"
+PREV = {
+    "interfaces": [{"name": "veth1"}, {"name": "eth0", "sandbox": "/run/netns/none"}],
+    "ips": [{"address": "10.1.0.2/24", "interface": 1}],
+}
+
+
+def modules(tmp_path, plugin, verb, conf):
+    import cnimeta_plugins
+
+    folder = os.path.dirname(os.path.abspath(cnimeta_plugins.__file__))
+    head, body = launcher.render(launcher.PLUGINS[plugin], sys.executable, folder, []).split("import sys\n", 1)
+    path = tmp_path / plugin
+    path.write_text(head + "import sys" + PROBE + body)
+    environ = {
+        "CNI_COMMAND": verb, "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": "/run/netns/none",
+        "CNI_PATH": str(tmp_path / "none"),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(path)],
+        input=json.dumps({"cniVersion": "1.1.0", "name": "n", "type": plugin, "dataDir": str(tmp_path / "d"), **conf}),
+        env=environ, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    line = next(line for line in done.stderr.splitlines() if line.startswith("MODULES "))
+    return done, set(line.split()[1:])
+
+
+@pytest.mark.parametrize("plugin", list(launcher.PLUGINS))
+def test_version_imports_nothing_heavy(tmp_path, plugin):
+    done, loaded = modules(tmp_path, plugin, "VERSION", {})
+    assert done.returncode == 0
+    assert loaded & FORBIDDEN == set()
+
+
+@pytest.mark.parametrize("plugin", list(launcher.PLUGINS))
+def test_an_add_that_fails_in_the_configuration_imports_nothing_heavy(tmp_path, plugin):
+    done, loaded = modules(tmp_path, plugin, "ADD", {"runtimeConfig": {"portMappings": 5, "bandwidth": 5}})
+    assert done.returncode == 1
+    assert loaded & FORBIDDEN == set()
+
+
+@pytest.mark.parametrize("plugin", ["portmap", "bandwidth"])
+def test_an_add_with_nothing_to_do_imports_nothing_heavy(tmp_path, plugin):
+    done, loaded = modules(tmp_path, plugin, "ADD", {"prevResult": PREV})
+    assert done.returncode == 0, done.stdout
+    assert loaded & FORBIDDEN == set()
