@@ -48,8 +48,12 @@ class Queue(NamedTuple):
     buffer: int = 0
 
 
+GONE = -1
+"""Where a filter redirects to whose interface was removed: the kernel drops every packet it matches."""
+
+
 class Classifier(NamedTuple):
-    """A filter: its kind, priority, and the ifindex it redirects to (0: nowhere)."""
+    """A filter: its kind, priority, and the ifindex it redirects to (0: it does not redirect; GONE)."""
 
     kind: str
     priority: int
@@ -199,6 +203,8 @@ class RouteLinks:
         found = {}
         for item in self._open().get_filters(index=index, parent=INGRESS_PARENT | 0xFFF2):
             classifier = _classifier(item)
+            if classifier is None:
+                continue
             found[classifier.priority, classifier.redirect] = classifier
         return list(found.values())
 
@@ -315,15 +321,20 @@ def _queue(message: Any) -> Queue:
     return Queue(kind, message["handle"], message["parent"], numbers["rate"], numbers["limit"], numbers["buffer"])
 
 
-def _classifier(message: Any) -> Classifier:
+def _classifier(message: Any) -> Classifier | None:
+    """None for what only holds filters: the entry of a priority, and u32's hash tables."""
     kind = message.get_attr("TCA_KIND") or ""
     target = 0
-    options = message.get_attr("TCA_OPTIONS") if kind == "u32" else None
-    actions = options.get_attr("TCA_U32_ACT") if options else None
+    options = message.get_attr("TCA_OPTIONS")
+    if options is None or (kind == "u32" and options.get_attr("TCA_U32_SEL") is None):
+        return None
+    if kind != "u32":
+        return Classifier(kind, message["info"] >> 16)
+    actions = options.get_attr("TCA_U32_ACT")
     action = actions.get_attr("TCA_ACT_PRIO_1") if actions else None
     if action is not None and action.get_attr("TCA_ACT_KIND") == "mirred":
         numbers = action.get_attr("TCA_ACT_OPTIONS").get_attr("TCA_MIRRED_PARMS")
-        target = numbers["ifindex"]
+        target = numbers["ifindex"] or GONE
     return Classifier(kind, message["info"] >> 16, target)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cnimeta.errors import IoFailure
-from cnimeta.host.links import HANDLE, INGRESS_PARENT, ROOT, Classifier, Link, Queue
+from cnimeta.host.links import GONE, HANDLE, INGRESS_PARENT, ROOT, Classifier, Link, Queue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,12 +81,14 @@ class FakeLinks:
         return self.links[index]
 
     def remove(self, name: str) -> None:
-        """Remove it with its queues; the kernel removes filters that redirect to it with their last use, not now."""
+        """Remove it with its queues. As in the kernel, filters that redirect to it stay and redirect to GONE."""
         index = self.index_of(name)
         if index:
             self._change(f"remove {name}")
             for table in (self.links, self.waiting, self.filters, self.classes):
-                table.pop(index, None)  # type: ignore[attr-defined]
+                table.pop(index, None)
+            for other, filters in self.filters.items():
+                self.filters[other] = [c._replace(redirect=GONE) if c.redirect == index else c for c in filters]
 
     def queues(self, index: int) -> list[Queue]:
         """The queueing disciplines."""

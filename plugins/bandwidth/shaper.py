@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cnimeta.errors import CheckFailed, CniError
-from cnimeta.host.links import HANDLE, ROOT
+from cnimeta.host.links import GONE, HANDLE, ROOT
 from cnimeta.spec.result import Interface
 from cnimeta_plugins.bandwidth.plan import ALIAS_PREFIX, IFB_PREFIX, alias, ifb_name, owner_of, plan_shaping
 
@@ -42,10 +42,11 @@ class Shaper:
             self._set(host.ifindex, plan.ingress)
         elif self._ours(host.ifindex):
             self.links.clear(host.ifindex)
+        name = self._name_for(key)
         if plan.egress is None:
+            self._release(host.ifindex, self.links.index_of(name))
             self.unshape(key)
             return None
-        name = self._name_for(key)
         fresh = not self.links.index_of(name)
         try:
             ifb = self.links.add_ifb(name, host.mtu, alias(*key))
@@ -111,10 +112,13 @@ class Shaper:
     def _name_for(self, key: Key) -> str:
         """Upstream's name, unless another interface of the container has it."""
         network, container_id, ifname = key
+        own = ifb_name(network, container_id, ifname)
+        if self.links.index_of(own):
+            return own
         name = ifb_name(network, container_id)
         index = self.links.index_of(name)
         link = self.links.get(index=index) if index else None
-        return name if link is None or _is_for(link, key) else ifb_name(network, container_id, ifname)
+        return name if link is None or _is_for(link, key) else own
 
     def _set(self, index: int, shape: Shape) -> None:
         bucket = shape.bucket
@@ -136,12 +140,22 @@ class Shaper:
         classifiers = self.links.ingress_filters(index)
         if any(classifier.redirect == target for classifier in classifiers):
             return
-        for classifier in classifiers:
-            if classifier.redirect and self.links.get(index=classifier.redirect) is None:
-                self.links.remove_filters(index, classifier.priority)  # ours, to an ifb that is gone
-        others = [c for c in classifiers if not c.redirect or self.links.get(index=c.redirect) is not None]
+        self._release(index, 0)
+        others = [classifier for classifier in classifiers if classifier.redirect != GONE]
         priority = _LATE_PRIORITY if any(c.priority <= _PRIORITY for c in others) else _PRIORITY
         self.links.add_redirect(index, target, priority)
+
+    def _release(self, index: int, ifb: int) -> None:
+        """Remove the filters that redirect to `ifb` (0: to none) or to an ifb that is gone.
+
+        The latter drop whatever arrives, so what a DEL left must go before the next ADD. A priority that somebody else
+        uses too stays.
+        """
+        classifiers = self.links.ingress_filters(index)
+        for priority in {classifier.priority for classifier in classifiers}:
+            targets = [classifier.redirect for classifier in classifiers if classifier.priority == priority]
+            if all(target == GONE or (ifb and target == ifb) for target in targets):
+                self.links.remove_filters(index, priority)
 
     def _ours(self, index: int) -> bool:
         root = self._root(index)

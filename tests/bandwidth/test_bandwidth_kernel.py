@@ -1,0 +1,280 @@
+"""The plugin on a real kernel, beside Debian's own where both must agree."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cnimeta.errors import CheckFailed, InvalidNetworkConfig
+from cnimeta.testing import call
+from cnimeta_plugins.bandwidth.main import Bandwidth
+from cnimeta_plugins.bandwidth.plan import ifb_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cnimeta.testing.netns import Namespace
+
+pytestmark = pytest.mark.kernel
+
+REFERENCE = "/usr/lib/cni/bandwidth"
+RATES = {"ingressRate": 8_000_000, "ingressBurst": 800_000, "egressRate": 4_000_000, "egressBurst": 400_000}
+IFB = ifb_name("net", "c1")
+
+
+class Pair:
+    """A container joined to a host, both namespaces of the test."""
+
+    def __init__(self, host: Namespace, container: Namespace) -> None:
+        self.host, self.container = host, container
+        host.veth("vhost", container, "eth0")
+        for namespace, device, end in ((host, "vhost", 1), (container, "eth0", 2)):
+            namespace.run("ip", "addr", "add", f"10.9.0.{end}/24", "dev", device)
+            namespace.run("ip", "addr", "add", f"fd09::{end}/64", "dev", device, "nodad")
+
+    def conf(self, **keys: Any) -> dict[str, Any]:
+        interfaces = [{"name": "vhost"}, {"name": "eth0", "sandbox": self.container.path}]
+        result = {"cniVersion": "1.0.0", "interfaces": interfaces, "ips": [], "dns": {}}
+        return {"cniVersion": "1.0.0", "name": "net", "type": "bandwidth", "prevResult": result, **keys}
+
+    def call(self, verb: str, conf: dict[str, Any], **keys: Any) -> Any:
+        with self.host.entered():
+            return call(Bandwidth(), verb, conf, **{"netns": self.container.path, **keys})
+
+    def reference(self, verb: str, conf: dict[str, Any]) -> None:
+        environ = {"CNI_COMMAND": verb, "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_PATH": "/usr/lib/cni"}
+        environ |= {"CNI_NETNS": self.container.path, "PATH": os.environ["PATH"]}
+        command = ["ip", "netns", "exec", self.host.name, REFERENCE]
+        subprocess.run(command, input=json.dumps(conf).encode(), env=environ, check=True, capture_output=True)
+
+    def tc(self, *words: str) -> Any:
+        return json.loads(self.host.run("tc", "-j", *words).stdout or "[]")
+
+    def state(self) -> Any:
+        """What the reference and this plugin must agree on."""
+        qdiscs = {
+            device: [(q["kind"], q.get("root"), q.get("options")) for q in self.tc("qdisc", "show", "dev", device)]
+            for device in ("vhost", IFB)
+            if device in self.names()
+        }
+        filters = [
+            (one["protocol"], one["kind"], one.get("options", {}).get("actions", [{}])[0].get("to_dev"))
+            for one in self.tc("filter", "show", "dev", "vhost", "parent", "ffff:")
+        ]
+        links = json.loads(self.host.run("ip", "-j", "link", "show").stdout)
+        shape = [(one["mtu"], one.get("txqlen"), "UP" in one["flags"]) for one in links if one["ifname"] == IFB]
+        return qdiscs, filters, shape
+
+    def names(self) -> list[str]:
+        return [one["ifname"] for one in json.loads(self.host.run("ip", "-j", "link", "show").stdout)]
+
+    def seconds_for(self, count: int, *, towards_container: bool, host: str = "10.9.0.1") -> float:
+        """How long `count` bytes take over one TCP connection between container and host."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with self.host.entered():
+            listener = socket.create_server((host, 0), family=family)
+        with self.container.entered():
+            client = socket.create_connection(listener.getsockname()[:2], timeout=5)
+        served, _ = listener.accept()
+        sender, receiver = (served, client) if towards_container else (client, served)
+        receiver.settimeout(30)
+        thread = threading.Thread(target=lambda: (sender.sendall(b"x" * count), sender.shutdown(socket.SHUT_WR)))
+        began = time.monotonic()
+        thread.start()
+        received = 0
+        while data := receiver.recv(1 << 16):
+            received += len(data)
+        took = time.monotonic() - began
+        thread.join()
+        for one in (listener, client, served):
+            one.close()
+        assert received == count
+        return took
+
+
+@pytest.fixture
+def pair(make_netns: Callable[[str], Namespace]) -> Pair:
+    return Pair(make_netns("bwhost"), make_netns("bwcont"))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        RATES,
+        {"ingressRate": 8_000, "ingressBurst": 16_000},
+        {"egressRate": 1_000_000_000, "egressBurst": 80_000_000},
+        {"ingressRate": 16_000_000_000, "ingressBurst": 1_600_000_000},
+        {"runtimeConfig": {"bandwidth": {"IngressRate": 64_000_000, "IngressBurst": 2**32 - 8}}},
+    ],
+    ids=["both", "slow", "egress", "fast", "runtime"],
+)
+def test_kernel_state_equals_the_references_when_nothing_is_clamped(pair: Pair, keys: dict[str, Any]) -> None:
+    conf = pair.conf(**keys)
+    pair.reference("ADD", conf)
+    theirs = pair.state()
+    pair.reference("DEL", conf)
+    pair.host.run("tc", "qdisc", "del", "dev", "vhost", "root", check=False)
+    pair.host.run("tc", "qdisc", "del", "dev", "vhost", "ingress", check=False)
+    pair.call("ADD", conf)
+    assert pair.state() == theirs
+    assert theirs[0]["vhost"]
+
+
+def test_ifb_is_in_the_result_and_gone_after_del_when_egress_is_limited(pair: Pair) -> None:
+    result = pair.call("ADD", pair.conf(**RATES))
+    assert [one.name for one in result.interfaces] == ["vhost", "eth0", IFB]
+    pair.call("CHECK", pair.conf(**RATES))
+    for _ in range(2):
+        pair.call("DEL", pair.conf(**RATES), netns="")
+        assert IFB not in pair.names()
+
+
+def test_del_removes_the_ifb_the_reference_made(pair: Pair) -> None:
+    pair.reference("ADD", pair.conf(**RATES))
+    pair.call("DEL", {"cniVersion": "1.0.0", "name": "net", "type": "bandwidth", "ingressRate": "nonsense"})
+    assert IFB not in pair.names()
+
+
+def test_reference_deletes_what_this_plugin_made(pair: Pair) -> None:
+    pair.call("ADD", pair.conf(**RATES))
+    pair.reference("DEL", pair.conf(**RATES))
+    assert IFB not in pair.names()
+
+
+def test_del_succeeds_when_veth_and_namespace_are_gone(pair: Pair) -> None:
+    pair.call("ADD", pair.conf(**RATES))
+    pair.host.run("ip", "link", "del", "vhost")
+    pair.call("DEL", pair.conf(**RATES), netns="/run/netns/no-such-namespace")
+    assert IFB not in pair.names()
+
+
+def test_rates_change_in_place_when_added_again(pair: Pair) -> None:
+    pair.call("ADD", pair.conf(**RATES))
+    before = pair.names()
+    pair.call("ADD", pair.conf(**{**RATES, "ingressRate": 16_000_000}))
+    pair.call("CHECK", pair.conf(**{**RATES, "ingressRate": 16_000_000}))
+    with pytest.raises(Exception, match="expected") as caught:
+        pair.call("CHECK", pair.conf(**RATES))
+    assert caught.value.code == CheckFailed.code
+    assert pair.names() == before
+    assert len(pair.tc("filter", "show", "dev", "vhost", "parent", "ffff:")) == len(pair.state()[1])
+
+
+def test_container_still_sends_when_its_egress_limit_is_taken_away(pair: Pair) -> None:
+    pair.call("ADD", pair.conf(**RATES))
+    pair.call("ADD", pair.conf(ingressRate=8_000_000, ingressBurst=800_000))
+    assert IFB not in pair.names()
+    pair.seconds_for(1000, towards_container=False)
+
+
+def test_container_still_sends_when_it_is_added_again_after_del(pair: Pair) -> None:
+    for verb in ("ADD", "DEL", "ADD"):
+        pair.call(verb, pair.conf(**RATES))
+    pair.seconds_for(1000, towards_container=False)
+    pair.call("CHECK", pair.conf(**RATES))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ("tc", "qdisc", "del", "dev", "vhost", "root"),
+        ("tc", "qdisc", "del", "dev", "vhost", "ingress"),
+        ("tc", "filter", "del", "dev", "vhost", "parent", "ffff:"),
+        ("tc", "qdisc", "del", "dev", IFB, "root"),
+        ("tc", "qdisc", "replace", "dev", IFB, "root", "tbf", "rate", "1gbit", "burst", "1mb", "latency", "25ms"),
+        ("ip", "link", "del", IFB),
+    ],
+    ids=["no tbf", "no ingress", "no filter", "no tbf on ifb", "other rate", "no ifb"],
+)
+def test_check_fails_when_something_is_missing_or_changed(pair: Pair, damage: tuple[str, ...]) -> None:
+    pair.call("ADD", pair.conf(**RATES))
+    pair.call("CHECK", pair.conf(**RATES))
+    pair.host.run(*damage)
+    with pytest.raises(Exception, match=r"vhost|bwp") as caught:
+        pair.call("CHECK", pair.conf(**RATES))
+    assert caught.value.code == CheckFailed.code
+
+
+@pytest.mark.parametrize("kind", ["ingress", "clsact"])
+def test_qdisc_of_others_and_its_filter_stay_when_there_is_one(pair: Pair, kind: str) -> None:
+    pair.host.run("tc", "qdisc", "add", "dev", "vhost", kind)
+    theirs = "protocol ip prio 1 u32 match ip dst 10.77.0.0/16 flowid 1:7"
+    pair.host.run(
+        "tc", "filter", "add", "dev", "vhost", "parent", "ffff:fff2" if kind == "clsact" else "ffff:", *theirs.split()
+    )
+    pair.call("ADD", pair.conf(**RATES))
+    pair.call("CHECK", pair.conf(**RATES))
+    kept = pair.host.run("tc", "filter", "show", "dev", "vhost", "ingress").stdout
+    assert "0a4d0000/ffff0000" in kept
+    assert "flowid 1:7" in kept or "flowid ffff:7" in kept
+    assert kind in pair.host.run("tc", "qdisc", "show", "dev", "vhost").stdout
+
+
+def test_gc_removes_only_orphans_of_this_network(pair: Pair) -> None:
+    pair.call("ADD", pair.conf(**RATES))
+    pair.host.run("ip", "link", "add", "bwpforeign", "type", "ifb")
+    empty = {"cniVersion": "1.1.0", "type": "bandwidth", "cni.dev/valid-attachments": []}
+    pair.call("GC", {**empty, "name": "another"})
+    assert IFB in pair.names()
+    valid = [{"containerID": "c1", "ifname": "eth0"}]
+    pair.call("GC", {**empty, "name": "net", "cni.dev/valid-attachments": valid})
+    assert IFB in pair.names()
+    pair.call("GC", {**empty, "name": "net"})
+    assert IFB not in pair.names()
+    assert "bwpforeign" in pair.names()
+
+
+def test_two_interfaces_of_a_container_have_an_ifb_each(pair: Pair) -> None:
+    pair.host.veth("vtwo", pair.container, "eth1")
+    conf = pair.conf(**RATES)
+    conf["prevResult"]["interfaces"].insert(1, {"name": "vtwo"})
+    first = pair.call("ADD", conf).interfaces[-1].name
+    second = pair.call("ADD", conf, ifname="eth1").interfaces[-1].name
+    assert (first, second) == (IFB, ifb_name("net", "c1", "eth1"))
+    pair.call("DEL", conf)
+    assert [name for name in pair.names() if name.startswith("bwp")] == [second]
+    pair.call("CHECK", conf, ifname="eth1")
+    pair.call("DEL", conf, ifname="eth1")
+    assert not [name for name in pair.names() if name.startswith("bwp")]
+
+
+def test_interface_without_a_veth_peer_is_refused_clearly(pair: Pair) -> None:
+    pair.host.run("ip", "link", "add", "mv0", "link", "vhost", "type", "macvlan")
+    pair.host.run("ip", "link", "set", "mv0", "netns", pair.container.name)
+    with pytest.raises(Exception, match="macvlan") as caught:
+        pair.call("ADD", pair.conf(**RATES), ifname="mv0")
+    assert caught.value.code == InvalidNetworkConfig.code
+
+
+def test_status_is_served_and_leaves_nothing(pair: Pair) -> None:
+    before = pair.names()
+    pair.call("STATUS", {"cniVersion": "1.1.0", "name": "net", "type": "bandwidth"})
+    assert pair.names() == before
+
+
+@pytest.mark.parametrize("towards_container", [True, False])
+def test_traffic_has_the_asked_rate_when_containerd_gives_no_burst(pair: Pair, towards_container: bool) -> None:
+    burst = 2**32 - 1
+    pair.call("ADD", pair.conf(ingressRate=8_000_000, ingressBurst=burst, egressRate=8_000_000, egressBurst=burst))
+    took = pair.seconds_for(2_000_000, towards_container=towards_container)
+    assert 1.8 < took < 3.0, took  # 2 s at 1 MB/s, 50 ms of it at once; slower on a busy machine
+
+
+@pytest.mark.parametrize("towards_container", [True, False])
+@pytest.mark.parametrize("host", ["10.9.0.1", "fd09::1"])
+@pytest.mark.parametrize(("key", "limited"), [("shapedSubnets", True), ("unshapedSubnets", False)])
+def test_only_the_right_subnets_are_limited(
+    pair: Pair, towards_container: bool, host: str, key: str, limited: bool
+) -> None:
+    conf = pair.conf(**RATES, **{key: ["10.9.0.1/32", "fd09::1/128"]})
+    pair.call("ADD", conf)
+    pair.call("CHECK", conf)
+    took = pair.seconds_for(500_000, towards_container=towards_container, host=host)
+    assert (took > 0.3) == limited, took  # 0.5 s or more when limited
