@@ -30,7 +30,7 @@ STAND_IN = """#!/usr/bin/python3 -I
 # Behaves as {name} does towards a runtime: it writes a configuration and lets {type} do the work.
 import json, subprocess, sys
 conf = json.load(sys.stdin)
-inner = {{"type": "{type}", **{extra}, "ipam": {{"type": "host-local", "subnet": "10.90.0.0/24", "dataDir": "{leases}"}}}}
+inner = {{"type": "{type}", **{extra}, "ipam": {{"type": "host-local", "subnet": "10.90.0.0/24", "dataDir": "{leases}"{routes}}}}}
 inner.update({{key: conf[key] for key in ("cniVersion", "name", "prevResult") if key in conf}})
 sys.exit(subprocess.run(["/usr/lib/cni/{type}"], input=json.dumps(inner).encode()).returncode)
 """
@@ -81,13 +81,20 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     made = Stage(tmp_path)
     try:
         made.install()
-        for name, kind, extra in (
-            ("flannel", "bridge", {"bridge": "cni0", "isGateway": True, "isDefaultGateway": True, "hairpinMode": True}),
-            ("calico", "ptp", {}),
+        for name, kind, extra, routes in (
+            (
+                "flannel",
+                "bridge",
+                {"bridge": "cni0", "isGateway": True, "isDefaultGateway": True, "hairpinMode": True},
+                "",
+            ),
+            ("calico", "ptp", {}, ', "routes": [{"dst": "0.0.0.0/0"}]'),
         ):
             program = made.bin / name
             leases = tmp_path / "state" / "host-local"
-            program.write_text(STAND_IN.format(name=name, type=kind, extra=extra, leases=leases), encoding="utf-8")
+            program.write_text(
+                STAND_IN.format(name=name, type=kind, extra=extra, leases=leases, routes=routes), encoding="utf-8"
+            )
             os.chmod(program, 0o755)
         yield made
     finally:
