@@ -1,0 +1,152 @@
+"""The verbs on links in memory: faults at every change, repetition, recorded calls, and what is not imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnimeta.errors import CniError
+from cnimeta.testing import call
+from cnimeta.testing.links import FakeLinks
+from cnimeta_plugins.bandwidth.main import Bandwidth
+from cnimeta_plugins.bandwidth.plan import ifb_name
+
+pytestmark = pytest.mark.unit
+
+NETNS = "/run/netns/c1"
+RATES = {"ingressRate": 8_000_000, "ingressBurst": 800_000, "egressRate": 4_000_000, "egressBurst": 400_000}
+CALLS = [
+    one
+    for one in map(
+        json.loads, (Path(__file__).parent / "data" / "kubelet_containerd_calls.jsonl").read_text().splitlines()
+    )
+    if one["plugin"] == "bandwidth"
+]
+
+
+def conf(version: str = "1.0.0", **keys: Any) -> dict[str, Any]:
+    interfaces = [{"name": "vhost"}, {"name": "eth0", "sandbox": NETNS}]
+    result = {"cniVersion": version, "interfaces": interfaces, "dns": {}}
+    return {"cniVersion": version, "name": "net", "type": "bandwidth", "prevResult": result, **keys}
+
+
+@pytest.fixture
+def links() -> FakeLinks:
+    made = FakeLinks()
+    made.veth(NETNS, "eth0", "vhost")
+    return made
+
+
+@pytest.mark.parametrize("version", ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
+def test_both_directions_are_shaped_in_every_version(links: FakeLinks, version: str) -> None:
+    plugin = Bandwidth(links)
+    result = call(plugin, "ADD", conf(version, **RATES))
+    assert result is not None
+    ifb = ifb_name("net", "c1")
+    assert [one.name for one in result.interfaces] == ["vhost", "eth0", ifb]
+    assert links.dump() == {
+        "vhost": (
+            "tbf rate 1000000 limit 125000 buffer 1562500",
+            "ingress rate 0 limit 0 buffer 0",
+            f"prio 1 redirect {ifb}",
+        ),
+        ifb: ("tbf rate 500000 limit 62500 buffer 1562500",),
+    }
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "0.2.0"])
+def test_version_is_refused_when_it_has_no_interfaces(links: FakeLinks, version: str) -> None:
+    with pytest.raises(CniError) as caught:
+        call(Bandwidth(links), "ADD", conf(version, **RATES))
+    assert caught.value.code == 1
+
+
+def test_nothing_changes_when_added_twice(links: FakeLinks) -> None:
+    plugin = Bandwidth(links)
+    first = call(plugin, "ADD", conf(**RATES))
+    before = links.dump()
+    assert call(plugin, "ADD", conf(**RATES)) == first
+    assert links.dump() == before
+
+
+@pytest.mark.parametrize("change", range(1, 6))
+def test_no_ifb_is_left_when_a_change_fails(links: FakeLinks, change: int) -> None:
+    links.fail_at = change
+    plugin = Bandwidth(links)
+    with pytest.raises(CniError) as caught:
+        call(plugin, "ADD", conf(**RATES))
+    assert caught.value.code == 5
+    assert links.ifbs() == []
+    links.fail_at = 0
+    call(plugin, "ADD", conf(**RATES))
+    call(plugin, "CHECK", conf(**RATES))
+    call(plugin, "DEL", conf(**RATES))
+    assert links.ifbs() == []
+
+
+def test_recorded_calls_are_served(links: FakeLinks) -> None:
+    plugin = Bandwidth(links)
+    for one in CALLS:
+        env, stdin = one["env"], one["stdin"]
+        for interface in stdin.get("prevResult", {}).get("interfaces", []):
+            if not interface.get("sandbox") and interface["name"].startswith("veth"):
+                links.veth(env["CNI_NETNS"], env["CNI_IFNAME"], interface["name"])
+        call(
+            plugin,
+            env["CNI_COMMAND"],
+            stdin,
+            container_id=env["CNI_CONTAINERID"],
+            ifname=env["CNI_IFNAME"],
+            netns=env["CNI_NETNS"],
+            args=env["CNI_ARGS"],
+        )
+        if env["CNI_COMMAND"] == "ADD":
+            assert any(words and words[0].startswith("tbf") for words in links.dump().values())
+    assert links.ifbs() == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"interfaces": []}, "no interfaces provided"),
+        ({"interfaces": [{"name": "other"}, {"name": "eth0", "sandbox": NETNS}]}, "no veth peer"),
+        ({"interfaces": [{"name": "vhost", "sandbox": NETNS}]}, "no veth peer"),
+    ],
+)
+def test_add_is_refused_when_prev_result_lacks_the_veth(links: FakeLinks, keys: dict[str, Any], words: str) -> None:
+    document = conf(**RATES)
+    document["prevResult"] |= keys
+    with pytest.raises(CniError, match=words) as caught:
+        call(Bandwidth(links), "ADD", document)
+    assert caught.value.code == 7
+    assert links.calls == []
+
+
+def test_another_containers_gone_ifb_does_not_cost_a_foreign_filter(links: FakeLinks) -> None:
+    from cnimeta.host.links import INGRESS_PARENT, Classifier, Queue
+
+    host = links.index_of("vhost")
+    links.waiting[host] = [Queue("clsact", INGRESS_PARENT, 0xFFFFFFF1)]
+    links.filters[host] = [Classifier("bpf", 1)]
+    call(Bandwidth(links), "ADD", conf(**RATES))
+    assert links.dump()["vhost"][2:] == ("prio 1 bpf", f"prio 49152 redirect {ifb_name('net', 'c1')}")
+
+
+def test_pyroute2_is_not_imported_when_there_is_nothing_to_do() -> None:
+    program = """
+import sys
+from cnimeta.testing import call
+from cnimeta_plugins.bandwidth.main import Bandwidth
+conf = {"cniVersion": "1.0.0", "name": "no-such-network", "type": "bandwidth", "prevResult": {"cniVersion": "1.0.0"}}
+call(Bandwidth(), "ADD", conf)
+call(Bandwidth(), "CHECK", conf)
+call(Bandwidth(), "DEL", conf, netns="")
+print("pyroute2" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("False", "")
