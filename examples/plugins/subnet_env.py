@@ -65,10 +65,11 @@ class SubnetEnv(Plugin):
         for key in ("FLANNEL_NETWORK", "FLANNEL_SUBNET", "FLANNEL_MTU"):
             if key not in values:
                 raise InvalidNetworkConfig(f"{path} has no {key}")
+        gateway = parse_cidr(values["FLANNEL_SUBNET"]).address.text  # said outright: bridge's CHECK looks for it
         ipam: JSON = {
             "type": "host-local",
             "ranges": [[{"subnet": parse_cidr(values["FLANNEL_SUBNET"]).network.text}]],
-            "routes": [{"dst": values["FLANNEL_NETWORK"]}],
+            "routes": [{"dst": values["FLANNEL_NETWORK"], "gw": gateway}],
             "dataDir": os.path.join(self._folder(request), "ipam"),
         }
         given = dict(request.conf.fields.object("delegate").raw)
