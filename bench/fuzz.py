@@ -25,7 +25,8 @@ from cnimeta_plugins.portmap.config import read_settings as read_portmap
 from cnimeta_plugins.portmap.main import Portmap
 
 ODD = [
-    None, True, False, 0, 1, -1, 65535, 65536, 2**32, 2**63, 2**64, 1.5, 1e300, "", "x", "0", "80", "tcp", "TCP", "sctp",
+    None, True, False, 0, 1, -1, 65535, 65536, 2**32, 2**63, 2**64, 1.5, 1e300, "", "x", "0", "80",
+    "tcp", "TCP", "sctp",
     "10.0.0.2", "10.0.0.2/24", "::1", "fe80::1/64", "::ffff:1.2.3.4", "a\nb", "\x00", "\ufffd", "\ud800", "é" * 9, "-x",
     "../../etc", "a" * 5000, [], {}, [[]], [None], {"": ""}, {"a": {"b": []}}, "1.1.0", "0.1.0", "9.9.9", "20000-20010",
 ]  # fmt: skip
