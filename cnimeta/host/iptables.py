@@ -17,7 +17,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cnimeta.host.protocols import Iptables
 
 FAMILIES = (4, 6)
 PROGRAM_TIMEOUT_S = 30.0
@@ -228,22 +227,3 @@ def command_variant(path: str = "") -> str:
     if "-legacy" in real:
         return "legacy"
     return "nft" if "nf_tables" in run([command, "-V"]) else "legacy"
-
-
-def installed(path: str = "") -> Iptables | None:
-    """The adapter for the variant this host uses, or None when no iptables is installed."""
-    from cnimeta.host.iptables_variant import detect
-
-    variant = detect(path)
-    return open_variant(variant, path) if variant else None
-
-
-def open_variant(variant: str, path: str = "") -> Iptables:
-    """The adapter of one variant."""
-    if variant == "legacy":
-        from cnimeta.host.iptables_legacy import LegacyIptables
-
-        return LegacyIptables(path)
-    from cnimeta.host.iptables_restore import NftIptables
-
-    return NftIptables(path)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import ModuleType
 
-_NAMES = {4: "/proc/net/ip_tables_names", 6: "/proc/net/ip6_tables_names"}
 _BUILT_IN = ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")
 DONE, REFUSED, UNABLE = 0, 3, 4
 _LIBRARIES = {"ip4tc": "libip4tc.so.2", "ip6tc": "libip6tc.so.2", "xtables": "libxtables.so.12", "c": "libc.so.6"}
@@ -152,15 +151,6 @@ class _Held:
 
     def __exit__(self, *_: object) -> None:
         self._tables.enter(holding=False)
-
-
-def loaded_tables(family: int) -> list[str]:
-    """The legacy tables registered in this network namespace; none when the module is not loaded."""
-    try:
-        with open(_NAMES[family], encoding="ascii") as file:
-            return file.read().split()
-    except OSError:
-        return []
 
 
 def run_in_child(work: Callable[[], None]) -> tuple[int, str]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from cnimeta._record import NamedTuple
 from cnimeta.host.iptables import FAMILIES, Refused, command_variant, program, run
-from cnimeta.host.iptables_legacy import loaded_tables
 from cnimeta.host.iptables_netlink import has_rules, table_names
 from cnimeta.host.program import SYSTEM_PATH, find_program, run_program
 
@@ -25,6 +24,8 @@ _OURS = ("CNI-HOSTPORT-", "CNI-DN-")
 _ENTRY = "-A CNI-HOSTPORT-DNAT "
 _ENTRY_CHAIN = "CNI-HOSTPORT-DNAT"
 
+_NAMES = {4: "/proc/net/ip_tables_names", 6: "/proc/net/ip6_tables_names"}
+
 
 class Evidence(NamedTuple):
     """What one variant holds: container mappings, kubelet's hint, other rules."""
@@ -32,6 +33,15 @@ class Evidence(NamedTuple):
     mappings: bool = False
     hint: bool = False
     rules: int = 0
+
+
+def loaded_tables(family: int) -> list[str]:
+    """The legacy tables registered in this network namespace; none when the module is not loaded."""
+    try:
+        with open(_NAMES[family], encoding="ascii") as file:
+            return file.read().split()
+    except OSError:
+        return []
 
 
 def detect(path: str = "") -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from cnimeta._record import NamedTuple
 from cnimeta.errors import CheckFailed, CniError, HostPortConflict, IoFailure, joined, shown
-from cnimeta.host.iptables import FAMILIES, Change, Refused, installed, open_variant
+from cnimeta.host.iptables import FAMILIES, Change, Refused
+from cnimeta.host.iptables_adapters import installed, open_variant
 from cnimeta.spec.ip import parse_cidr
 from cnimeta_plugins.portmap import iptables_plan as plan
 from cnimeta_plugins.portmap.iptables_rules import (
