@@ -17,6 +17,7 @@ import os
 import sys
 
 from cnimeta.host.iptables import Change, NatTable, Refused, XtablesLock, filtered, program, render, run, split
+from cnimeta.host.iptables_variant import holds, loaded_tables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -123,8 +124,6 @@ class LegacyIptables:
 
     def has_rule(self, family: int, chain: str, rule: str) -> bool:
         """What `iptables -C` says; not under `held()`, the program takes the lock itself."""
-        from cnimeta.host.iptables_variant import holds
-
         return holds(family, self.variant, self.path, chain, rule)
 
     def _located(self, family: int, changes: Sequence[Change]) -> list[tuple[Change, int]]:
