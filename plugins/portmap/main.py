@@ -60,6 +60,6 @@ class Portmap(Plugin):
     def _mapper(self, request: Request) -> Mapper:
         if self._make_mapper is not None:
             return self._make_mapper(request)
-        from cnimeta_plugins.portmap.mapper import host_mapper
+        from cnimeta_plugins.portmap.wiring import host_mapper
 
         return host_mapper(request)

@@ -10,10 +10,10 @@ import os
 
 from cnimeta.errors import CniError, InvalidNetworkConfig, IoFailure, joined
 from cnimeta.spec.ip import parse_ip
-from cnimeta_plugins.portmap.config import BACKENDS, DATA_DIR, read_data_dir, read_mappings, read_settings
+from cnimeta_plugins.portmap.config import DATA_DIR, read_data_dir, read_mappings, read_settings
 from cnimeta_plugins.portmap.forward import plan_forward
 from cnimeta_plugins.portmap.nft_backend import NftBackend, unknown_owner
-from cnimeta_plugins.portmap.nft_rules import TABLE, Plan, owner_id, plan_rules
+from cnimeta_plugins.portmap.nft_rules import Plan, owner_id, plan_rules
 from cnimeta_plugins.portmap.records import Record, Records
 
 TYPE_CHECKING = False
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from cnimeta.host.nft import Change
     from cnimeta.host.protocols import Conntrack, Files, Nft, Sysctl
-    from cnimeta.plugin.request import Attachment, Request
+    from cnimeta.plugin.request import Attachment
     from cnimeta.spec.netconf import NetConf
     from cnimeta.spec.result import Result
     from cnimeta_plugins.portmap.config import PortMapping, Settings
@@ -46,7 +46,7 @@ class Mapper:
         route: Callable[..., str],
         node: Callable[[], tuple[str, str]] = lambda: ("", ""),
         iptables: Callable[[], IptablesBackend] | None = None,
-        remove_foreign: Callable[[str, str, Collection[str]], None] | None = None,
+        remove_foreign: Callable[[str, str, Callable[[], Collection[str]]], None] | None = None,
         netns_exists: Callable[[str], bool] = os.path.exists,
     ) -> None:
         """`node` gives the node-wide (backend, dataDir); `route(address)` the interface towards a container."""
@@ -150,8 +150,7 @@ class Mapper:
         found = [record] if record is not None else self._unrecorded(records, attachment, conf)
         for one in found:
             _collect(errors, lambda one=one: self._unmap(one, records))  # type: ignore[misc]
-        others = {other.network for other in records.of_container(attachment.container_id)}
-        _collect(errors, lambda: self._clean_foreign(attachment, others))
+        _collect(errors, lambda: self._clean_foreign(attachment, records))
         failure = joined(errors)
         if failure is not None:
             raise failure
@@ -195,9 +194,15 @@ class Mapper:
         )
         return [Record(*attachment.key, attachment.netns, self.boot_id, "nftables", groups=groups, udp=udp)]
 
-    def _clean_foreign(self, attachment: Attachment, other_networks: Collection[str]) -> None:
-        if self._remove_foreign is not None:
-            self._remove_foreign(attachment.network, attachment.container_id, other_networks)
+    def _clean_foreign(self, attachment: Attachment, records: Records) -> None:
+        """What other implementations, or this one on another backend, left for the container."""
+        if self._remove_foreign is None:
+            return
+
+        def other_networks() -> set[str]:
+            return {other.network for other in records.of_container(attachment.container_id)}
+
+        self._remove_foreign(attachment.network, attachment.container_id, other_networks)
 
     # --- GC and STATUS ---------------------------------------------------------------------------------------
 
@@ -298,52 +303,6 @@ class Mapper:
         except CniError as error:
             self.log(f"portmap: {error.msg}: the default is used")
             return DATA_DIR
-
-
-def host_mapper(request: Request) -> Mapper:
-    """The mapper on this host."""
-    from cnimeta.host.clock import boot_id
-    from cnimeta.host.conntrack import KernelConntrack
-    from cnimeta.host.files import PosixFiles
-    from cnimeta.host.netlink import route_interface
-    from cnimeta.host.nft import NftProgram
-    from cnimeta.host.sysctl import ProcSysctl
-
-    path = request.environ.get("PATH", "")
-    return Mapper(
-        NftProgram(TABLE, path),
-        KernelConntrack(),
-        ProcSysctl(),
-        PosixFiles(),
-        request.log,
-        boot_id=boot_id(),
-        route=route_interface,
-        node=lambda: _node_defaults(request),
-        iptables=lambda: _host_iptables(path),
-        remove_foreign=lambda network, container_id, others: _host_foreign(network, container_id, others, path),
-    )
-
-
-def _node_defaults(request: Request) -> tuple[str, str]:
-    from cnimeta.host.nodeconfig import read_section
-
-    section = read_section("portmap", request.environ)
-    return section.choice("backend", ("", *BACKENDS), ""), section.text("dataDir")
-
-
-def _host_iptables(path: str) -> IptablesBackend:
-    from cnimeta_plugins.portmap.iptables_backend import IptablesBackend
-
-    return IptablesBackend(path=path)
-
-
-def _host_foreign(network: str, container_id: str, others: Collection[str], path: str) -> None:
-    """Both kinds are looked for with netlink; nothing is started unless there is something to remove."""
-    from cnimeta_plugins.portmap.iptables_backend import remove_foreign
-    from cnimeta_plugins.portmap.upstream_nft import remove_container
-
-    remove_container(container_id, path)
-    remove_foreign(network, container_id, path, others)
 
 
 def _holder(records: Records, change: Change, forward: Forward) -> Record | None:
