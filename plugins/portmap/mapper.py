@@ -150,6 +150,8 @@ class Mapper:
         found = [record] if record is not None else self._unrecorded(records, attachment, conf)
         for one in found:
             _collect(errors, lambda one=one: self._unmap(one, records))  # type: ignore[misc]
+        if not found:
+            records.forget(attachment.key)  # what a killed ADD may have begun to write
         _collect(errors, lambda: self._clean_foreign(attachment, records))
         failure = joined(errors)
         if failure is not None:
@@ -169,7 +171,10 @@ class Mapper:
         The record of the same interface under an earlier name of the network; or, when the configuration still has
         mappings, what they would have made: taken out element by element, and only where the claim is ours.
         """
+        owner = owner_id(*attachment.key)
         mappings = _mappings_or_none(conf)
+        if records.exists(*attachment.key):  # damaged: the kernel's own tags tell what there is
+            return [self._as_held(attachment, owner, mappings)]
         renamed = []
         for other in records.of_container(attachment.container_id):
             if other.ifname != attachment.ifname:
@@ -181,18 +186,21 @@ class Mapper:
                 renamed.append(other)
         if renamed or not mappings:
             return renamed
-        owner = owner_id(*attachment.key)
         if not self.nft.holds(owner, mappings):
             return []
-        groups = tuple(self.nft.held_by(owner))
+        return [self._as_held(attachment, owner, mappings)]
+
+    def _as_held(self, attachment: Attachment, owner: str, mappings: Iterable[PortMapping]) -> Record:
+        """A record of what the kernel holds for an attachment; flows are forgotten for the mappings known."""
         udp = tuple(
-            (family, m.first, m.last, m.where)
-            for m in mappings
-            if m.protocol == "udp"
+            (family, mapping.first, mapping.last, mapping.where)
+            for mapping in mappings
+            if mapping.protocol == "udp"
             for family in (4, 6)
-            if m.serves(family)
+            if mapping.serves(family)
         )
-        return [Record(*attachment.key, attachment.netns, self.boot_id, "nftables", groups=groups, udp=udp)]
+        groups = tuple(self.nft.held_by(owner))
+        return Record(*attachment.key, attachment.netns, self.boot_id, "nftables", groups=groups, udp=udp)
 
     def _clean_foreign(self, attachment: Attachment, records: Records) -> None:
         """What other implementations, or this one on another backend, left for the container."""

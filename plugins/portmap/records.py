@@ -68,6 +68,13 @@ class Records:
         """The attachment's record; None when there is none. A damaged one is reported and counts as none."""
         return self._read(file_name(network, container_id, ifname))
 
+    def exists(self, network: str, container_id: str, ifname: str) -> bool:
+        """Whether the attachment has a record, readable or not."""
+        try:
+            return self._files.read(os.path.join(self.folder, file_name(network, container_id, ifname))) is not None
+        except OSError as error:
+            raise self._unusable(error) from None
+
     def store(self, record: Record) -> None:
         """Write, durably."""
         try:

@@ -32,7 +32,7 @@ def host_mapper(request: Request) -> Mapper:
         NftProgram(TABLE, path),
         KernelConntrack(),
         ProcSysctl(),
-        PosixFiles(),
+        PosixFiles(exclusive=True),  # a runtime works on one container at a time, and each has files of its own
         request.log,
         boot_id=boot_id(),
         route=route_interface,

@@ -1,0 +1,108 @@
+"""portmap's keys: every wrong value is an error that names it, every spelling is understood."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from portmap_kit import Host, conf, tcp
+
+from cnimeta.errors import CniError
+from cnimeta.spec.netconf import NetConf
+from cnimeta_plugins.portmap.config import read_settings
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("mapping", "path"),
+    [
+        (tcp(0), "hostPort"),
+        (tcp(-1), "hostPort"),
+        (tcp(70000), "hostPort"),
+        ({"hostPort": "80", "containerPort": 80}, "hostPort"),
+        ({"hostPort": 80.0, "containerPort": 80}, "hostPort"),
+        ({"hostPort": True, "containerPort": 80}, "hostPort"),
+        ({"hostPort": None, "containerPort": 80}, "hostPort"),
+        ({"containerPort": 80}, "hostPort"),
+        (tcp(80, 0), "containerPort"),
+        (tcp(80, 65536), "containerPort"),
+        ({"hostPort": 80}, "containerPort"),
+        (tcp(80, protocol="icmp"), "protocol"),
+        (tcp(80, protocol=6), "protocol"),
+        (tcp(80, hostIP="1.2.3"), "hostIP"),
+        (tcp(80, hostIP="::1%lo"), "hostIP"),
+        (tcp(80, endPort=79), "endPort"),
+        (tcp(80, count=70000), "count"),
+        (tcp(65535, 80, count=2), "count"),
+        (tcp(80, 65535, count=2), "portMappings[0]"),
+        (tcp(80, endPort=81, count=2), "portMappings[0]"),
+        (5, "portMappings[0]"),
+        ([], "portMappings[0]"),
+    ],
+)
+def test_mapping_is_refused_naming_the_key_when_it_is_wrong(mapping: Any, path: str) -> None:
+    host = Host()
+    with pytest.raises(CniError) as caught:
+        host.call("ADD", conf(mapping))
+    assert caught.value.code == 7
+    assert "$.runtimeConfig.portMappings[0]" in caught.value.msg
+    assert path in caught.value.msg
+    assert host.nft.dump() == ""
+    assert host.files.content == {}
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"backend": "ipvs"}, "$.backend"),
+        ({"snat": "yes"}, "$.snat"),
+        ({"masqAll": 1}, "$.masqAll"),
+        ({"markMasqBit": 32}, "$.markMasqBit"),
+        ({"markMasqBit": 3, "externalSetMarkChain": "KUBE-MARK-MASQ"}, "$.markMasqBit"),
+        ({"backend": "nftables", "markMasqBit": 3}, "$.markMasqBit"),
+        ({"backend": "nftables", "conditionsV4": ["!", "-d", "192.0.2.0/24"]}, "$.conditionsV4"),
+        ({"backend": "iptables", "conditionsV4": ["ip", "daddr", "192.0.2.1"]}, "$.conditionsV4"),
+        ({"conditionsV6": ["ip6 saddr fd00::/8; flush ruleset"]}, "$.conditionsV6[0]"),
+        ({"conditionsV4": ["a\nb"]}, "$.conditionsV4[0]"),
+        ({"conditionsV4": "ip"}, "$.conditionsV4"),
+        ({"dataDir": "relative"}, "$.dataDir"),
+        ({"runtimeConfig": []}, "$.runtimeConfig"),
+        ({"runtimeConfig": {"portMappings": {}}}, "$.runtimeConfig.portMappings"),
+    ],
+)
+def test_key_is_refused_when_its_value_is_wrong(keys: dict[str, Any], named: str) -> None:
+    with pytest.raises(CniError) as caught:
+        read_settings(NetConf({**conf(tcp(80)), **keys}))
+    assert caught.value.code == 7
+    assert named in caught.value.msg
+
+
+def test_two_targets_are_refused_when_the_host_port_is_the_same() -> None:
+    with pytest.raises(CniError) as caught:
+        read_settings(NetConf(conf(tcp(80, 80), tcp(80, 81))))
+    assert "portMappings[1]" in caught.value.msg
+
+
+def test_equal_mappings_count_once_when_repeated() -> None:
+    assert len(read_settings(NetConf(conf(tcp(80), tcp(80)))).mappings) == 1
+
+
+def test_every_spelling_reads_the_same_when_the_case_differs() -> None:
+    lower = conf({"hostPort": 80, "containerPort": 81, "protocol": "udp", "hostIP": "192.0.2.1"})
+    upper = conf({"HostPort": 80, "ContainerPort": 81, "Protocol": "UDP", "HostIP": "192.0.2.1"})
+    assert read_settings(NetConf(lower)) == read_settings(NetConf(upper))
+
+
+def test_node_wide_backend_counts_when_the_configuration_has_none() -> None:
+    assert read_settings(NetConf(conf(tcp(80))), "iptables").backend == "iptables"
+    assert read_settings(NetConf(conf(tcp(80), backend="nftables")), "iptables").backend == "nftables"
+    assert read_settings(NetConf(conf(tcp(80)))).backend == "auto"
+
+
+def test_other_familys_mapping_is_left_out_when_it_has_an_address() -> None:
+    host = Host()
+    host.call("ADD", conf(tcp(80, hostIP="::"), tcp(81), ips=("10.88.0.2/16", "fd00::2/64")))
+    dump = host.dump()
+    assert "any6 { tcp . 80 : fd00::2 . 80 }" in dump
+    assert not any(line.startswith("any4 { tcp . 80 ") for line in dump)
