@@ -2,7 +2,8 @@
 
 `<folder>/results/<network>-<container ID>-<ifname>`, one JSON object of kind `cniCacheV1`, mode 0600. libcni writes it
 without fsync and can leave an empty file after a crash (containernetworking/cni#1055): here it is written whole or not
-at all, and a file that cannot be read counts as no result, which DEL must live with.
+at all, and a file that cannot be read counts as no result, which DEL must live with. Files from before cniCacheV1,
+which hold the bare result, are read too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 from typing import TYPE_CHECKING
 
 from cnimeta._record import NamedTuple
-from cnimeta.errors import CniError
+from cnimeta.errors import CniError, IoFailure, shown
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import dumps, loads_object
 
@@ -44,7 +45,7 @@ class Cached(NamedTuple):
 class Cache:
     """The cache under `folder` (libcni's --cache-dir)."""
 
-    def __init__(self, files: Files, folder: str = DEFAULT_FOLDER, log: Callable[[str], None] = print) -> None:
+    def __init__(self, files: Files, folder: str, log: Callable[[str], None]) -> None:
         self.files = files
         self.folder = os.path.join(folder, "results")
         self.log = log
@@ -54,33 +55,44 @@ class Cache:
         return os.path.join(self.folder, f"{network}-{container_id}-{ifname}")
 
     def store(self, cached: Cached) -> None:
-        """Remember. OSError when the folder cannot be written."""
-        self.files.write(self.path(cached.network, cached.container_id, cached.ifname), encode(cached))
+        """Remember. IoFailure (5) when the file cannot be written."""
+        path = self.path(cached.network, cached.container_id, cached.ifname)
+        try:
+            self.files.write(path, encode(cached))
+        except OSError as error:
+            raise IoFailure(f"cannot write the result to {path}: {error.strerror or error}") from None
 
     def load(self, network: str, container_id: str, ifname: str) -> Cached | None:
-        """What is remembered, or None. A damaged file is reported through `log` and counts as none."""
-        path = self.path(network, container_id, ifname)
-        return self._read(path)
+        """What is remembered, or None. A file that cannot be read is reported through `log` and counts as none."""
+        found = self._read(self.path(network, container_id, ifname))
+        return None if found is None else found._replace(network=network, container_id=container_id, ifname=ifname)
 
     def forget(self, network: str, container_id: str, ifname: str) -> None:
-        """Remove; missing is fine."""
-        self.files.remove(self.path(network, container_id, ifname))
+        """Remove; missing is fine. IoFailure (5)."""
+        path = self.path(network, container_id, ifname)
+        try:
+            self.files.remove(path)
+        except OSError as error:
+            raise IoFailure(f"cannot remove the cached result {path}: {error.strerror or error}") from None
 
     def of_network(self, network: str) -> list[Cached]:
         """Everything remembered of one network."""
-        names = [name for name in self.files.names(self.folder) if name.startswith(f"{network}-")]
+        try:
+            names = [name for name in self.files.names(self.folder) if name.startswith(f"{network}-")]
+        except OSError as error:
+            raise IoFailure(f"cannot read the cached results in {self.folder}: {error.strerror or error}") from None
         found = [self._read(os.path.join(self.folder, name)) for name in names]
-        return [cached for cached in found if cached is not None and cached.network == network]
+        return [one for one in found if one is not None and one.network == network and one.container_id and one.ifname]
 
     def _read(self, path: str) -> Cached | None:
-        data = self.files.read(path)
-        if data is None:
-            return None
         try:
-            return decode(data)
+            data = self.files.read(path)
+            return None if data is None else decode(data)
         except (CniError, ValueError) as error:
             self.log(f"{path}: the cached result cannot be read and is ignored: {error}")
-            return None
+        except OSError as error:
+            self.log(f"{path}: the cached result cannot be read and is ignored: {error.strerror or error}")
+        return None
 
 
 def encode(cached: Cached) -> bytes:
@@ -106,8 +118,10 @@ def encode(cached: Cached) -> bytes:
 def decode(data: bytes) -> Cached:
     """Read a file's content. Raises CniError or ValueError."""
     fields = Fields(loads_object(data, "the cached result"))
+    if fields.has("cniVersion") and not fields.has("kind"):
+        return Cached("", "", "", result=fields.raw)
     if fields.text("kind") != _KIND:
-        raise ValueError(f"unknown kind {fields.text('kind')!r}")
+        raise ValueError(f"unknown kind {shown(fields.text('kind'))}")
     pairs = []
     for pair in fields.items("cniArgs"):
         if not isinstance(pair, list) or len(pair) != 2:

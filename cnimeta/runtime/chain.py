@@ -4,28 +4,31 @@ Where this differs from libcni, on purpose:
 
 - DEL goes on to the earlier plugins after one fails and reports every failure (libcni stops, and leaks the rest).
 - A failed ADD is undone at once by DEL of the whole chain, unless asked not to (libcni leaves that to the runtime).
-- One attachment is worked on by one caller at a time: a lock file per attachment (libcni has no locks).
+- One attachment is worked on by one caller at a time, and GC runs alone (libcni has no locks).
+- CHECK without a cached result fails here, not in every plugin in its own way.
 """
 
 from __future__ import annotations
 
 import os
-from binascii import crc32
+import sys
 from typing import TYPE_CHECKING
 
 from cnimeta._record import NamedTuple
 from cnimeta.delegate.call import Delegates
+from cnimeta.delegate.find import find
 from cnimeta.delegate.spawn import ProcessExec
-from cnimeta.errors import CniError, IncompatibleVersion, IoFailure, joined
+from cnimeta.errors import CniError, IncompatibleVersion, InvalidEnvironment, IoFailure, joined, shown
 from cnimeta.host.files import PosixFiles
-from cnimeta.host.lock import NodeLock
 from cnimeta.runtime.cache import DEFAULT_FOLDER, Cache, Cached
+from cnimeta.runtime.conf import declared
+from cnimeta.runtime.locks import Locks
 from cnimeta.spec import validate
 from cnimeta.spec.convert import parse_result, render_result
 from cnimeta.spec.fields import Fields, without
 from cnimeta.spec.jsonio import dumps
 from cnimeta.spec.netconf import VALID_ATTACHMENTS
-from cnimeta.spec.version import at_least
+from cnimeta.spec.version import at_least, require_verb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,12 +41,12 @@ if TYPE_CHECKING:
 
 DEFAULT_PATH = ("/opt/cni/bin",)
 DEFAULT_TIMEOUT_S = 120.0
-_LOCKS = 64
 _LOCK_WAIT_S = 300.0
 _PREV_RESULT_SINCE = "0.4.0"
-_CHECK_SINCE = "0.4.0"
 _GC_SINCE = "1.1.0"
 _STATUS_SINCE = "1.1.0"
+_OWN = ("CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH")
+"""What the runtime says to a plugin; never passed on from its own environment."""
 
 
 class Container(NamedTuple):
@@ -51,6 +54,7 @@ class Container(NamedTuple):
 
     container_id: str
     netns: str
+    """The namespace's path; empty on a DEL after it is gone."""
     ifname: str = "eth0"
     args: tuple[tuple[str, str], ...] = ()
     """CNI_ARGS, in order."""
@@ -58,8 +62,18 @@ class Container(NamedTuple):
     """By capability, e.g. `{"portMappings": [...]}`; each plugin gets those that it declares."""
 
 
+def to_stderr(line: str) -> None:
+    """Where a runtime's remarks go unless told otherwise."""
+    print(line, file=sys.stderr)
+
+
 class Runtime:
-    """Runs networks. `path` is CNI_PATH as folders; `timeout_s` bounds each plugin; `cache_dir` is libcni's."""
+    """Runs networks. All failures are CniErrors.
+
+    `path` is CNI_PATH as folders, `cache_dir` libcni's; `timeout_s` bounds each run of a plugin (None: no bound).
+    `executor` runs plugins and `locate` finds them (`cnimeta.testing.FakeExec` has both); `environ` is what they see
+    beside CNI_*.
+    """
 
     def __init__(
         self,
@@ -67,106 +81,124 @@ class Runtime:
         cache_dir: str = DEFAULT_FOLDER,
         *,
         timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        lock_timeout_s: float = _LOCK_WAIT_S,
         executor: PluginExec | None = None,
+        locate: Callable[[str, Sequence[str]], str] = find,
         files: Files | None = None,
         environ: Mapping[str, str] | None = None,
-        log: Callable[[str], None] = print,
-        locate: Callable[[str, Sequence[str]], str] | None = None,
+        log: Callable[[str], None] = to_stderr,
     ) -> None:
         self.path = tuple(path)
         self.executor = executor or ProcessExec(timeout_s)
-        self.cache = Cache(files or PosixFiles(), cache_dir, log)
-        self.lock_dir = os.path.join(cache_dir, "locks")
-        self.environ = dict(os.environ if environ is None else environ)
-        self.log = log
         self.locate = locate
+        self.cache = Cache(files or PosixFiles(), cache_dir, log)
+        self.locks = Locks(cache_dir, lock_timeout_s)
+        inherited = os.environ if environ is None else environ
+        self.environ = {name: value for name, value in inherited.items() if name not in _OWN}
+        self.log = log
 
     def add(self, network: NetworkList, container: Container, *, undo: bool = True) -> Result:
-        """ADD along the chain and remember the result. With `undo`, a failure is followed by DEL of the chain."""
+        """ADD along the chain and remember the result.
+
+        With `undo`, a failure (Ctrl-C too) is followed by DEL of the whole chain, whose own failures are added to the
+        error's details. Not when the attachment was there before: its plugins would lose what they still serve.
+        """
         _validate(container)
-        with self._lock(network, container):
+        if not container.netns:
+            raise InvalidEnvironment("ADD needs the path of the container's network namespace")
+        with self._alone(network, container):
+            known = self._cached(network, container)
             try:
                 return self._add(network, container)
-            except CniError as error:
+            except BaseException as error:
                 if undo:
-                    cleanup = self._delete(network, container, None)
-                    if cleanup is not None:
-                        error.details = "; ".join(filter(None, [error.details, f"and DEL after it: {cleanup}"]))
+                    self._undo(network, container, known, error)
                 raise
 
     def delete(self, network: NetworkList, container: Container) -> None:
-        """DEL back along the chain; every plugin is called whatever the others do. Raises all failures as one."""
+        """DEL back along the chain; every plugin is called whatever the others do. Raises all failures as one.
+
+        What `container` leaves out (netns, args, capability arguments) is taken from the cached ADD. The cached result
+        stays until DEL has succeeded.
+        """
         _validate(container)
-        with self._lock(network, container):
-            cached = self.cache.load(network.name, container.container_id, container.ifname)
-            known = None if cached is None else cached.result
-            failed = self._delete(network, _as_added(container, cached), known)
-            if failed is not None:
-                raise failed
-            self.cache.forget(network.name, container.container_id, container.ifname)
+        with self._alone(network, container):
+            self._delete_cached(network, container)
 
     def check(self, network: NetworkList, container: Container) -> None:
-        """CHECK along the chain with ADD's result. IncompatibleVersion (1) below 0.4.0; nothing when disabled."""
+        """CHECK along the chain with ADD's result, up to the first failure; nothing when the list disables it.
+
+        IncompatibleVersion (1) below 0.4.0, IoFailure (5) without a cached result.
+        """
         _validate(container)
-        if not at_least(network.cni_version, _CHECK_SINCE):
-            raise IncompatibleVersion(
-                f"configuration version {network.cni_version} does not have CHECK, which came with {_CHECK_SINCE}"
-            )
+        require_verb("CHECK", network.cni_version)
         if network.disable_check:
             return
-        with self._lock(network, container):
-            cached = self.cache.load(network.name, container.container_id, container.ifname)
+        with self._alone(network, container):
+            cached = self._cached(network, container)
             if cached is None or cached.result is None:
                 raise IoFailure(
-                    f"no cached result of {container.container_id} {container.ifname}: CHECK needs the result of ADD"
+                    f"no cached result of {network.name} {container.container_id} {container.ifname}: "
+                    "CHECK needs the result of ADD"
                 )
             added = _as_added(container, cached)
+            prev = self._prev(network, cached.result)
             for plugin in network.plugins:
-                conf = request_conf(network, plugin, added, self._prev(network, cached.result))
-                self._delegates(added).check(conf)
+                self._delegates(added).check(request_conf(network, plugin, added, prev))
 
-    def gc(self, network: NetworkList, valid: Iterable[tuple[str, str]]) -> None:
-        """DEL what is remembered and not in `valid` ((container ID, ifname) pairs), then GC from 1.1.0 on."""
+    def gc(self, network: NetworkList, valid: Iterable[tuple[str, str]] | None) -> None:
+        """DEL what is cached and not in `valid` ((container ID, ifname) pairs), then (from 1.1.0 on) GC of each plugin.
+
+        None, as in libcni: every cached attachment goes, and the plugins are not told what is valid, so they remove
+        nothing beyond that. Goes on after failures and raises all as one. Nothing when the list disables it.
+        """
         if network.disable_gc:
             return
-        keep = set(valid)
+        keep = None if valid is None else set(valid)
         errors: list[CniError] = []
-        for cached in self.cache.of_network(network.name):
-            if (cached.container_id, cached.ifname) in keep:
-                continue
-            gone = Container(cached.container_id, cached.netns, cached.ifname, cached.args, cached.capability_args)
-            _collect(errors, lambda gone=gone: self.delete(network, gone))  # type: ignore[misc]
-        if at_least(network.cni_version, _GC_SINCE):
-            listed: list[JSON] = [{"containerID": one, "ifname": ifname} for one, ifname in sorted(keep)]
-            for plugin in network.plugins:
-                conf = {**request_conf(network, plugin, None, None), **dict.fromkeys(VALID_ATTACHMENTS, listed)}
-                _collect(errors, lambda conf=conf: self._delegates(None).gc(conf))  # type: ignore[misc]
-        failed = joined(errors)
-        if failed is not None:
-            raise failed
+        with self.locks.network(network.name):
+            for cached in self.cache.of_network(network.name):
+                if (cached.container_id, cached.ifname) not in (keep or ()):
+                    _collect(errors, self._delete_cached, network, Container(cached.container_id, "", cached.ifname))
+            if at_least(network.cni_version, _GC_SINCE):
+                for plugin in network.plugins:
+                    _collect(errors, self._delegates(None).gc, gc_conf(network, plugin, keep))
+        _raise_all(errors)
 
     def status(self, network: NetworkList) -> None:
         """STATUS of each plugin, up to the first that is not ready; nothing below 1.1.0."""
         if at_least(network.cni_version, _STATUS_SINCE):
             for plugin in network.plugins:
-                self._delegates(None).status(request_conf(network, plugin, None, None))
+                self._delegates(None).status(request_conf(network, plugin))
 
-    def validate(self, network: NetworkList) -> None:
-        """Every plugin is found and speaks the network's version. Raises the first that does not."""
-        for plugin in network.plugins:
-            name = Fields(plugin).text("type")
-            spoken = self._delegates(None).versions(name)
-            if network.cni_version not in spoken:
-                raise IncompatibleVersion(
-                    f"plugin {name} does not support version {network.cni_version}, only {', '.join(spoken)}"
+    def validate(self, network: NetworkList) -> dict[str, tuple[str, ...]]:
+        """Ask every plugin for its VERSION; what each supports, by type.
+
+        Raises all failures as one: plugins that are not found, and those that do not speak the network's version.
+        """
+        found: dict[str, tuple[str, ...]] = {}
+        errors: list[CniError] = []
+        for name in dict.fromkeys(Fields(plugin).text("type") for plugin in network.plugins):
+            try:
+                found[name] = self._delegates(None).versions(name)
+            except CniError as error:
+                errors.append(error)
+                continue
+            if network.cni_version not in found[name]:
+                spoken = ", ".join(found[name])
+                errors.append(
+                    IncompatibleVersion(f"plugin {name} does not support {network.cni_version}, only {shown(spoken)}")
                 )
+        _raise_all(errors)
+        return found
 
     def _add(self, network: NetworkList, container: Container) -> Result:
         result: Result | None = None
         for plugin in network.plugins:
             prev = None if result is None else render_result(result, network.cni_version)
             result = self._delegates(container).add(request_conf(network, plugin, container, prev), undo=False)
-        assert result is not None  # noqa: S101 - a list has at least one plugin
+        if result is None:
+            raise ValueError("a network has at least one plugin")
         self.cache.store(
             Cached(
                 network.name,
@@ -181,13 +213,34 @@ class Runtime:
         )
         return result
 
+    def _undo(self, network: NetworkList, container: Container, known: Cached | None, error: BaseException) -> None:
+        if known is None:
+            failed = self._delete(network, container, None)
+            remark = "" if failed is None else f"and DEL after it: {failed}"
+        else:
+            remark = "nothing was undone: a cached result shows that the attachment was there before"
+        if isinstance(error, CniError):
+            error.details = "; ".join(filter(None, [error.details, remark]))
+        elif remark:
+            self.log(remark)
+
+    def _delete_cached(self, network: NetworkList, container: Container) -> None:
+        cached = self._cached(network, container)
+        known = None if cached is None else cached.result
+        failed = self._delete(network, _as_added(container, cached), known)
+        if failed is not None:
+            raise failed
+        self.cache.forget(network.name, container.container_id, container.ifname)
+
     def _delete(self, network: NetworkList, container: Container, known: Mapping[str, JSON] | None) -> CniError | None:
         errors: list[CniError] = []
         prev = self._prev(network, known)
         for plugin in reversed(network.plugins):
-            conf = request_conf(network, plugin, container, prev)
-            _collect(errors, lambda conf=conf: self._delegates(container).delete(conf))  # type: ignore[misc]
+            _collect(errors, self._delegates(container).delete, request_conf(network, plugin, container, prev))
         return joined(errors)
+
+    def _cached(self, network: NetworkList, container: Container) -> Cached | None:
+        return self.cache.load(network.name, container.container_id, container.ifname)
 
     def _prev(self, network: NetworkList, known: Mapping[str, JSON] | None) -> Mapping[str, JSON] | None:
         """The cached result in the network's version, for versions that have prevResult on DEL and CHECK."""
@@ -207,34 +260,47 @@ class Runtime:
             environ["CNI_NETNS"] = container.netns
             environ["CNI_IFNAME"] = container.ifname
             environ["CNI_ARGS"] = ";".join(f"{key}={value}" for key, value in container.args)
-        if self.locate is None:
-            return Delegates(self.executor, environ, self.path)
         return Delegates(self.executor, environ, self.path, self.locate)
 
-    def _lock(self, network: NetworkList, container: Container) -> AbstractContextManager[None]:
-        """One of a fixed number of lock files, so that none is ever removed (which would let two callers in)."""
-        name = f"{network.name}-{container.container_id}-{container.ifname}"
-        return NodeLock(os.path.join(self.lock_dir, f"{crc32(name.encode()) % _LOCKS:02x}"), _LOCK_WAIT_S).held()
+    def _alone(self, network: NetworkList, container: Container) -> AbstractContextManager[None]:
+        return self.locks.attachment(network.name, container.container_id, container.ifname)
 
 
 def request_conf(
-    network: NetworkList, plugin: Mapping[str, JSON], container: Container | None, prev: Mapping[str, JSON] | None
+    network: NetworkList,
+    plugin: Mapping[str, JSON],
+    container: Container | None = None,
+    prev: Mapping[str, JSON] | None = None,
 ) -> dict[str, JSON]:
-    """What one plugin of the list gets on stdin (spec §3, "Deriving execution configuration")."""
-    conf = without(plugin, "name", "cniVersion", "prevResult", "runtimeConfig")
-    conf = {"cniVersion": network.cni_version, "name": network.name, **conf}
+    """What one plugin of the list gets on stdin (spec §3, "Deriving execution configuration").
+
+    As in libcni, `capabilities` stays in, and so does a prevResult or runtimeConfig written in the file unless there is
+    one to put in its place (a chained plugin can be tried alone that way).
+    """
+    put: dict[str, JSON] = {}
     if prev is not None:
-        conf["prevResult"] = dict(prev)
+        put["prevResult"] = dict(prev)
     if container is not None:
-        declared = Fields(plugin).object("capabilities")
-        given = {key: value for key, value in container.capability_args.items() if declared.get(key) is True}
+        given = {key: container.capability_args[key] for key in declared(plugin) if key in container.capability_args}
         if given:
-            conf["runtimeConfig"] = given
+            put["runtimeConfig"] = given
+    head: dict[str, JSON] = {"cniVersion": network.cni_version, "name": network.name}
+    return {**head, **without(plugin, *head, *put), **put}
+
+
+def gc_conf(
+    network: NetworkList, plugin: Mapping[str, JSON], keep: Iterable[tuple[str, str]] | None
+) -> dict[str, JSON]:
+    """What one plugin gets for GC: the valid attachments under both names that the key has had."""
+    conf = request_conf(network, plugin)
+    if keep is not None:
+        listed: list[JSON] = [{"containerID": container_id, "ifname": ifname} for container_id, ifname in sorted(keep)]
+        conf.update(dict.fromkeys(VALID_ATTACHMENTS, listed))
     return conf
 
 
 def list_json(network: NetworkList) -> dict[str, JSON]:
-    """The list as a configuration file would have it."""
+    """The list as a configuration file would have it, plugins from its folder included; for the cache."""
     body: dict[str, JSON] = {"cniVersion": network.cni_version, "name": network.name}
     if network.disable_check:
         body["disableCheck"] = True
@@ -257,10 +323,19 @@ def _as_added(container: Container, cached: Cached | None) -> Container:
 def _validate(container: Container) -> None:
     validate.container_id(container.container_id)
     validate.ifname(container.ifname)
+    for key, value in container.args:
+        if not key or "=" in key or ";" in f"{key}{value}":
+            raise InvalidEnvironment(f"CNI_ARGS cannot hold {shown(key)}={shown(value)}: ';' and '=' divide it")
 
 
-def _collect(errors: list[CniError], call: Callable[[], None]) -> None:
+def _collect(errors: list[CniError], call: Callable[..., None], *args: object) -> None:
     try:
-        call()
+        call(*args)
     except CniError as error:
         errors.append(error)
+
+
+def _raise_all(errors: list[CniError]) -> None:
+    failed = joined(errors)
+    if failed is not None:
+        raise failed

@@ -9,18 +9,19 @@ import os
 from typing import TYPE_CHECKING
 
 from cnimeta._record import NamedTuple
-from cnimeta.errors import CniError, InvalidNetworkConfig, IoFailure, shown
+from cnimeta.errors import CniError, IncompatibleVersion, InvalidNetworkConfig, IoFailure, shown
 from cnimeta.spec import validate
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import loads_object
 from cnimeta.spec.version import ALL, CURRENT, IMPLIED, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from cnimeta.spec.jsonio import JSON
 
-SUFFIXES = (".conf", ".conflist", ".json")
+LIST_SUFFIX = ".conflist"
+SINGLE_SUFFIXES = (".conf", ".json")
 DEFAULT_FOLDER = "/etc/cni/net.d"
 
 
@@ -33,64 +34,79 @@ class NetworkList(NamedTuple):
     disable_check: bool = False
     disable_gc: bool = False
 
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """Every capability that one of the plugins declares, sorted."""
+        return tuple(sorted({name for plugin in self.plugins for name in declared(plugin)}))
+
 
 def load_file(path: str) -> NetworkList:
-    """Read one file: a list, or a single plugin's configuration, which becomes a list of one.
+    """Read one file: a list, or (except from a `.conflist`) one plugin's configuration, which becomes a list of one.
 
-    Raises IoFailure (5), DecodingFailure (6) or InvalidNetworkConfig (7), each naming the file.
+    Raises IoFailure (5), DecodingFailure (6), InvalidNetworkConfig (7), IncompatibleVersion (1), each naming the file.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise IoFailure(f"cannot read {shown(path)}: {error.strerror or error}") from None
-    try:
-        return parse_list(loads_object(data, "the network configuration"), os.path.dirname(path))
+        raw = loads_object(_read(path), "the network configuration")
+        fields = Fields(raw)
+        if not fields.has("plugins") and fields.has("type") and not path.endswith(LIST_SUFFIX):
+            return parse_single(raw)
+        return parse_list(raw, os.path.dirname(path))
     except CniError as error:
         raise type(error)(f"{path}: {error.msg}", error.details) from None
 
 
-def parse_list(raw: dict[str, JSON], folder: str = "") -> NetworkList:
-    """A list from its JSON object. Plugins of `<folder>/<name>/*.conf` are appended unless the list forbids it."""
+def parse_single(raw: dict[str, JSON]) -> NetworkList:
+    """One plugin's configuration as a list of one."""
     fields = Fields(raw)
-    if not fields.has("plugins") and fields.has("type"):
-        version = choose_version(fields)
-        name = validate.network_name(fields.text("name"))
-        validate.plugin_type(fields.text("type"))
-        return NetworkList(name, version, (dict(raw),))
+    name = validate.network_name(fields.text("name"))
+    return NetworkList(name, choose_version(fields), (_plugin(raw, "$"),))
+
+
+def parse_list(raw: dict[str, JSON], folder: str = "") -> NetworkList:
+    """A list from its JSON object.
+
+    The plugins of `<folder>/<name>/*.conf` come after its own, unless `folder` is empty or the list says
+    `loadOnlyInlinedPlugins`.
+    """
+    fields = Fields(raw)
     name = validate.network_name(fields.text("name"))
     inlined = flag(fields, "loadOnlyInlinedPlugins")
-    plugins = [dict(entry.raw) for entry in fields.objects("plugins")]
-    if inlined and not fields.has("plugins"):
-        raise InvalidNetworkConfig("$.loadOnlyInlinedPlugins is set, but $.plugins is missing")
-    if not inlined and folder:
+    plugins = [_plugin(dict(entry.raw), entry.path) for entry in fields.objects("plugins")]
+    if not plugins and (inlined or fields.has("plugins")):
+        raise InvalidNetworkConfig("$.plugins is missing or empty: it lists the plugins of the network")
+    if folder and not inlined:
         plugins += _beside(os.path.join(folder, name))
     if not plugins:
-        raise InvalidNetworkConfig("$.plugins is empty: a network needs at least one plugin")
-    for index, plugin in enumerate(plugins):
-        entry = Fields(plugin, f"$.plugins[{index}]")
-        validate.plugin_type(entry.text("type"), entry.at("type"))
+        raise InvalidNetworkConfig(
+            f"$.plugins is missing, and there is no plugin in {shown(f'{folder}/{name}')} either"
+        )
     return NetworkList(
         name, choose_version(fields), tuple(plugins), flag(fields, "disableCheck"), flag(fields, "disableGC")
     )
 
 
 def choose_version(fields: Fields) -> str:
-    """The highest of cniVersion and cniVersions that this runtime speaks; a single unknown cniVersion is refused."""
+    """The highest of cniVersion and cniVersions that this runtime speaks. IncompatibleVersion (1) when there is none.
+
+    libcni lets a single unknown cniVersion pass and leaves it to the plugins to refuse it; here nothing is run.
+    """
     single = fields.text("cniVersion")
-    offered = fields.texts("cniVersions")
-    for index, text in enumerate([single or IMPLIED, *offered]):
+    offered = [(fields.at("cniVersion"), single)] if single else []
+    offered += [
+        (f"{fields.at('cniVersions')}[{index}]", text) for index, text in enumerate(fields.texts("cniVersions"))
+    ]
+    for path, text in offered:
         try:
             parse(text)
         except ValueError:
-            path = fields.at("cniVersion") if index == 0 else f"{fields.at('cniVersions')}[{index - 1}]"
             raise InvalidNetworkConfig(f"{path} must be a version such as {CURRENT}, got {shown(text)}") from None
-    if not offered:
-        return single or IMPLIED
-    usable = [text for text in (*offered, *filter(None, [single])) if text in ALL]
-    if not usable:
-        raise InvalidNetworkConfig(f"{fields.at('cniVersions')}: none of {offered} is supported here")
-    return max(usable, key=parse)
+    usable = [text for _, text in offered if text in ALL]
+    if offered and not usable:
+        raise IncompatibleVersion(
+            f"none of the configuration's versions is supported: {', '.join(text for _, text in offered)}; "
+            f"this runtime speaks {', '.join(ALL)}"
+        )
+    return max(usable, key=parse, default=IMPLIED)
 
 
 def flag(fields: Fields, key: str) -> bool:
@@ -101,16 +117,27 @@ def flag(fields: Fields, key: str) -> bool:
     return fields.boolean(key)
 
 
+def declared(plugin: Mapping[str, JSON]) -> list[str]:
+    """The capabilities that a plugin's configuration declares, as written (libcni compares them letter by letter)."""
+    return [key for key, value in Fields(plugin).object("capabilities").raw.items() if value is True]
+
+
 def load_folder(folder: str = DEFAULT_FOLDER) -> Iterator[NetworkList]:
-    """Every valid network of a folder in the runtime's order (by file name); a file that cannot be read raises."""
-    for name in _config_names(folder):
+    """The networks of a folder by file name, which is the order container runtimes choose by.
+
+    A broken file raises when its turn comes.
+    """
+    for name in config_names(folder, LIST_SUFFIX, *SINGLE_SUFFIXES):
         yield load_file(os.path.join(folder, name))
 
 
 def find_network(name: str, folder: str = DEFAULT_FOLDER) -> NetworkList:
-    """The first network called `name`; files that are broken are passed over unless it is not found."""
+    """The network called `name`: the first such list, else the first such single configuration, as libcni looks for it.
+
+    Broken files are passed over (libcni gives up at the first); they are in the error's details if nothing is found.
+    """
     broken: list[str] = []
-    for file_name in _config_names(folder):
+    for file_name in (*config_names(folder, LIST_SUFFIX), *config_names(folder, *SINGLE_SUFFIXES)):
         try:
             found = load_file(os.path.join(folder, file_name))
         except CniError as error:
@@ -121,9 +148,12 @@ def find_network(name: str, folder: str = DEFAULT_FOLDER) -> NetworkList:
     raise InvalidNetworkConfig(f"no network {shown(name)} in {folder}", "; ".join(broken))
 
 
-def _config_names(folder: str) -> list[str]:
+def config_names(folder: str, *suffixes: str) -> list[str]:
+    """The names of a folder's files with one of `suffixes`, sorted. IoFailure (5) when it cannot be read."""
     try:
-        return sorted(name for name in os.listdir(folder) if name.endswith(SUFFIXES))
+        return sorted(
+            entry.name for entry in os.scandir(folder) if entry.name.endswith(suffixes) and not entry.is_dir()
+        )
     except OSError as error:
         raise IoFailure(f"cannot read {shown(folder)}: {error.strerror or error}") from None
 
@@ -133,8 +163,25 @@ def _beside(folder: str) -> list[dict[str, JSON]]:
     if not os.path.isdir(folder):
         return []
     plugins = []
-    for name in sorted(os.listdir(folder)):
-        if name.endswith(".conf"):
-            with open(os.path.join(folder, name), "rb") as file:
-                plugins.append(loads_object(file.read(), f"{folder}/{name}"))
+    for name in config_names(folder, ".conf"):
+        path = os.path.join(folder, name)
+        plugins.append(_plugin(loads_object(_read(path), shown(path)), f"{path}: $"))
     return plugins
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise IoFailure(f"cannot read {shown(path)}: {error.strerror or error}") from None
+
+
+def _plugin(raw: dict[str, JSON], path: str) -> dict[str, JSON]:
+    """A plugin's configuration, its type and capabilities looked at."""
+    fields = Fields(raw, path)
+    validate.plugin_type(fields.text("type"), fields.at("type"))
+    capabilities = fields.object("capabilities")
+    for key in capabilities.raw:
+        capabilities.boolean(key)
+    return raw
