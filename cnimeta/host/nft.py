@@ -105,7 +105,7 @@ class NftProgram:
 
     def elements(self, name: str) -> list[tuple[str, str, str]]:
         """(key, data, comment) of every element of a map; costs in proportion to the map."""
-        listing = self._list("map", name, "-n", "-n")
+        listing = self._list("map", name)
         _, _, body = listing.partition("elements = {")
         return [_element(item) for item in body.partition("}")[0].split(",\n") for item in item.split(", ") if item]
 
