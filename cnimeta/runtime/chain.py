@@ -121,7 +121,6 @@ class Runtime:
         What `container` leaves out (netns, args, capability arguments) is taken from the cached ADD. The cached result
         stays until DEL has succeeded.
         """
-        _validate(container)
         with self._alone(network, container):
             self._delete_cached(network, container)
 
@@ -225,6 +224,7 @@ class Runtime:
             self.log(remark)
 
     def _delete_cached(self, network: NetworkList, container: Container) -> None:
+        _validate(container)  # GC has it from a file
         cached = self._cached(network, container)
         known = None if cached is None else cached.result
         failed = self._delete(network, _as_added(container, cached), known)
