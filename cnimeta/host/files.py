@@ -18,9 +18,11 @@ class PosixFiles:
 
     `exclusive`: a lock of the caller's keeps every other writer out of these folders. Temporary files then have fixed
     names, so what a killed process left is overwritten by the next write of its target, or goes when that is removed.
+    Without `durable` nothing is synced: for state that a reboot makes void anyway.
     """
 
-    def __init__(self, *, exclusive: bool = False) -> None:
+    def __init__(self, *, exclusive: bool = False, durable: bool = True) -> None:
+        self._durable = durable
         self._temporary = _TEMPORARY if exclusive else f"{_TEMPORARY}{os.getpid()}-"
         self._exclusive = exclusive
 
@@ -43,7 +45,8 @@ class PosixFiles:
                 rest = memoryview(data)
                 while rest:
                     rest = rest[os.write(fd, rest) :]
-                os.fsync(fd)
+                if self._durable:
+                    os.fsync(fd)
             finally:
                 os.close(fd)
             os.rename(temporary, path)
@@ -82,8 +85,9 @@ class PosixFiles:
         if not os.path.isdir(folder):
             os.makedirs(folder, mode=0o700, exist_ok=True)
 
-    @staticmethod
-    def _sync_folder(folder: str) -> None:
+    def _sync_folder(self, folder: str) -> None:
+        if not self._durable:
+            return
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)

@@ -76,7 +76,7 @@ class Records:
             raise self._unusable(error) from None
 
     def store(self, record: Record) -> None:
-        """Write, durably."""
+        """Write, whole or not at all. After another boot a record is dead anyway, so nothing waits for the disk."""
         try:
             self._files.write(os.path.join(self.folder, file_name(*record.key)), encode(record))
         except OSError as error:

@@ -32,7 +32,8 @@ def host_mapper(request: Request) -> Mapper:
         NftProgram(TABLE, path),
         KernelConntrack(),
         ProcSysctl(),
-        PosixFiles(exclusive=True),  # a runtime works on one container at a time, and each has files of its own
+        # A runtime works on one container at a time, and each has files of its own; rules do not outlive the boot.
+        PosixFiles(exclusive=True, durable=False),
         request.log,
         boot_id=boot_id(),
         route=route_interface,
