@@ -8,6 +8,7 @@ from _socket import if_nametoindex
 
 from cnimeta._record import NamedTuple
 from cnimeta.errors import IoFailure, shown
+from cnimeta.host.htb import HANDLE, LEAF, SHAPED_CLASS, Classes, Rule, keys_of, protocol, texts
 from cnimeta.host.netns import entered
 
 TYPE_CHECKING = False
@@ -18,11 +19,8 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 ROOT, INGRESS_PARENT = 0xFFFFFFFF, 0xFFFF0000
-HANDLE, DEFAULT_CLASS = 0x10000, 0x10
-_SHAPED_CLASS = HANDLE | DEFAULT_CLASS
-_FEWEST_WAITING, _PACKET, _QUEUE_LENGTH = 10, 1514, 1000
-_ETH_P_ALL, _ETH_P_IP, _ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
-_OFFSETS = {(4, "src"): 12, (4, "dst"): 16, (6, "src"): 8, (6, "dst"): 24}
+_QUEUE_LENGTH = 1000
+_ETH_P_ALL = 0x0003
 
 
 class Link(NamedTuple):
@@ -105,12 +103,20 @@ class RouteLinks:
         return [link for link in map(_link, self._open().get_links()) if link.kind == "ifb"]
 
     def add_ifb(self, name: str, mtu: int, alias: str) -> Link:
-        """Make an ifb (or take the one of that name), up, with `mtu` and `alias`."""
-        route = self._open()
-        if not self.index_of(name):
-            self._do("make", name, lambda: route.link("add", ifname=name, kind="ifb", mtu=mtu, txqlen=0))
-        index = self.index_of(name)
+        """Make an ifb (or take the one of that name), up, with `mtu` and `alias`.
+
+        A new one gets its address from here, so that it need not be asked for.
+        """
+        route, index = self._open(), self.index_of(name)
+        mac = ""
+        if not index:
+            mac = ":".join(f"{octet:02x}" for octet in (0x02, *os.urandom(5)))
+            keys = {"ifname": name, "kind": "ifb", "mtu": mtu, "txqlen": 0, "address": mac}
+            self._do("make", name, lambda: route.link("add", **keys))
+            index = self.index_of(name)
         self._do("set up", name, lambda: route.link("set", index=index, state="up", mtu=mtu, ifalias=alias))
+        if mac and index:
+            return Link(index, name, "ifb", mac, mtu, 0, alias)
         link = self.get(index=index)
         if link is None:
             raise IoFailure(f"interface {shown(name)} vanished while it was set up")
@@ -136,56 +142,57 @@ class RouteLinks:
             ),
         )
 
-    def set_classes(
-        self,
-        index: int,
-        rate: int,
-        burst: int,
-        limit: int,
-        side: str,
-        subnets: Sequence[tuple[int, bytes, int]],
-        only: bool,
-    ) -> None:
-        """An htb as root: one class with the bucket, everything else unlimited; u32 filters choose by subnet.
-
-        Subnets are (family, packed network address, prefix length). `only`: the subnets get the bucket; else the rest.
-        """
+    def classes(self, index: int) -> Classes | None:
+        """What set_classes made, None when there is no such class or its queue is of another kind."""
         route = self._open()
+        roots = [item for item in route.get_qdiscs(index=index) if item["handle"] in (HANDLE, LEAF)]
+        options = {item.get_attr("TCA_KIND"): item.get_attr("TCA_OPTIONS") for item in roots}
+        shaped = next((item for item in route.get_classes(index) if item["handle"] == SHAPED_CLASS), None)
+        if shaped is None or not options.get("htb") or not options.get("bfifo"):
+            return None
+        numbers = shaped.get_attr("TCA_OPTIONS").get_attr("TCA_HTB_PARMS")
+        default = options["htb"].get_attr("TCA_HTB_INIT")["defcls"]
+        rules = {rule for rule in map(_rule, route.get_filters(index=index, parent=HANDLE)) if rule is not None}
+        rate, buffer, waiting = numbers["rate"], numbers["buffer"], options["bfifo"]["limit"]
+        return Classes(rate, 0, buffer, waiting, default, tuple(sorted(rules)))
+
+    def set_classes(self, index: int, wanted: Classes) -> None:
+        """An htb as root, in place of any other: one class with the bucket, the rest unlimited."""
+        route, what = self._open(), str(index)
         self.clear(index)
         # htb's queue for unlimited traffic is as long as the interface's; 0 would drop it (plugins#1097).
-        self._do("shape", str(index), lambda: route.link("set", index=index, txqlen=_QUEUE_LENGTH))
-        default = 0 if only else DEFAULT_CLASS
-        shaped = {"rate": rate, "ceil": rate, "burst": burst, "cburst": burst, "mtu": 1600, "quantum": 60000}
-        self._do("shape", str(index), lambda: route.tc("add", "htb", index=index, handle=HANDLE, default=default))
-        self._do(
-            "shape",
-            str(index),
-            lambda: route.tc("add-class", "htb", index=index, handle=_SHAPED_CLASS, parent=HANDLE, **shaped),
+        self._do("shape", what, lambda: route.link("set", index=index, txqlen=_QUEUE_LENGTH))
+        self._do("shape", what, lambda: route.tc("add", "htb", index=index, handle=HANDLE, default=wanted.default))
+        self._put_class("add", index, wanted)
+        for rule in wanted.rules:
+            self._do("classify", what, lambda rule=rule: self._add_rule(index, rule))  # type: ignore[misc]
+
+    def change_classes(self, index: int, wanted: Classes) -> None:
+        """Other numbers for the class that is there; packets that wait stay."""
+        self._put_class("change", index, wanted)
+
+    def _put_class(self, verb: str, index: int, wanted: Classes) -> None:
+        from pyroute2.netlink.rtnl.tcmsg import plugins
+
+        plugins.setdefault("bfifo", plugins["pfifo"])  # the kernel has one layout of options for both
+        route, rate, burst = self._open(), wanted.rate, wanted.burst
+        keys = {"rate": rate, "ceil": rate, "burst": burst, "cburst": burst, "mtu": 1600, "quantum": 60000}
+        place = {"index": index, "handle": SHAPED_CLASS, "parent": HANDLE}
+        self._do("shape", str(index), lambda: route.tc(f"{verb}-class", "htb", **place, **keys))
+        leaf = {"index": index, "handle": LEAF, "parent": SHAPED_CLASS, "limit": wanted.waiting}
+        self._do("shape", str(index), lambda: route.tc(verb, "bfifo", **leaf))
+
+    def _add_rule(self, index: int, rule: Rule) -> None:
+        self._open().tc(
+            "add-filter",
+            "u32",
+            index=index,
+            parent=HANDLE,
+            prio=rule.priority,
+            protocol=protocol(rule),
+            target=rule.target,
+            keys=texts(rule),
         )
-        waiting = max(_FEWEST_WAITING, limit // _PACKET)
-        self._do(
-            "shape",
-            str(index),
-            lambda: route.tc("add", "pfifo", index=index, handle=0x100000, parent=_SHAPED_CLASS, limit=waiting),
-        )
-        target = _SHAPED_CLASS if only else HANDLE
-        for family, network, prefix in subnets:
-            protocol, priority = (_ETH_P_IP, 1) if family == 4 else (_ETH_P_IPV6, 2)
-            keys = _keys(family, side, network, prefix)
-            self._do(
-                "classify",
-                str(index),
-                lambda protocol=protocol, priority=priority, keys=keys: route.tc(  # type: ignore[misc]
-                    "add-filter",
-                    "u32",
-                    index=index,
-                    parent=HANDLE,
-                    prio=priority,
-                    protocol=protocol,
-                    target=target,
-                    keys=keys,
-                ),
-            )
 
     def clear(self, index: int) -> None:
         """Remove the root queueing discipline; the default one is fine."""
@@ -338,13 +345,13 @@ def _classifier(message: Any) -> Classifier | None:
     return Classifier(kind, message["info"] >> 16, target)
 
 
-def _keys(family: int, side: str, network: bytes, prefix: int) -> list[str]:
-    """u32 keys, 32 bits each, for an address at its place in the IP header."""
-    mask = ((1 << prefix) - 1 << (len(network) * 8 - prefix)).to_bytes(len(network), "big")
-    offset = _OFFSETS[family, side]
-    keys = [
-        f"0x{network[at : at + 4].hex()}/0x{mask[at : at + 4].hex()}+{offset + at}"
-        for at in range(0, len(network), 4)
-        if any(mask[at : at + 4])
-    ]
-    return keys or ["0x0/0x0+0"]
+def _rule(message: Any) -> Rule | None:
+    """A u32 filter by subnet. The keys come from the bytes: pyroute2 0.9 reads them four bytes off their place."""
+    options = message.get_attr("TCA_OPTIONS") if message.get_attr("TCA_KIND") == "u32" else None
+    if not options:
+        return None
+    selector = options.get_attr("TCA_U32_SEL")
+    if selector is None:
+        return None
+    raw = bytes(selector.data[selector.offset : selector.offset + selector.length])
+    return Rule(message["info"] >> 16, options.get_attr("TCA_U32_CLASSID"), keys_of(raw))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from cnimeta.delegate.spawn import Completed
+    from cnimeta.host.htb import Classes
     from cnimeta.host.iptables import Change
     from cnimeta.host.links import Classifier, Link, Queue
     from cnimeta.host.nft import Change as NftChange
@@ -231,17 +232,16 @@ class Links(Protocol):
         """A tbf as root (bytes per second, bytes, bytes); changes in place when there is one."""
         ...
 
-    def set_classes(
-        self,
-        index: int,
-        rate: int,
-        burst: int,
-        limit: int,
-        side: str,
-        subnets: Sequence[tuple[int, bytes, int]],
-        only: bool,
-    ) -> None:
+    def classes(self, index: int) -> Classes | None:
+        """What set_classes made; its burst is 0."""
+        ...
+
+    def set_classes(self, index: int, wanted: Classes) -> None:
         """An htb as root with the bucket for some traffic, chosen by subnet."""
+        ...
+
+    def change_classes(self, index: int, wanted: Classes) -> None:
+        """Other numbers for what set_classes made, without losing packets."""
         ...
 
     def clear(self, index: int) -> None:

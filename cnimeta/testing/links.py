@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cnimeta.errors import IoFailure
-from cnimeta.host.links import GONE, HANDLE, INGRESS_PARENT, ROOT, Classifier, Link, Queue
+from cnimeta.host.htb import HANDLE
+from cnimeta.host.links import GONE, INGRESS_PARENT, ROOT, Classifier, Link, Queue
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from cnimeta.host.htb import Classes
 
 _TICKS_PER_US = 15.625
 
@@ -21,7 +22,7 @@ class FakeLinks:
         self.inside: dict[tuple[str, str], Link] = {}
         self.waiting: dict[int, list[Queue]] = {}
         self.filters: dict[int, list[Classifier]] = {}
-        self.classes: dict[int, tuple[int, int, int, str, tuple[tuple[int, bytes, int], ...], bool]] = {}
+        self.classed: dict[int, Classes] = {}
         self.calls: list[str] = []
         self.fail_at = 0
         self._next = 1
@@ -85,7 +86,7 @@ class FakeLinks:
         index = self.index_of(name)
         if index:
             self._change(f"remove {name}")
-            for table in (self.links, self.waiting, self.filters, self.classes):
+            for table in (self.links, self.waiting, self.filters, self.classed):
                 table.pop(index, None)
             for other, filters in self.filters.items():
                 self.filters[other] = [c._replace(redirect=GONE) if c.redirect == index else c for c in filters]
@@ -100,26 +101,29 @@ class FakeLinks:
         buffer = int(int(1e6 * burst / rate) * _TICKS_PER_US)
         self._set_root(index, Queue("tbf", HANDLE, ROOT, rate, limit, buffer))
 
-    def set_classes(
-        self,
-        index: int,
-        rate: int,
-        burst: int,
-        limit: int,
-        side: str,
-        subnets: Sequence[tuple[int, bytes, int]],
-        only: bool,
-    ) -> None:
+    def classes(self, index: int) -> Classes | None:
+        """What set_classes made, as the kernel tells it."""
+        found = self.classed.get(index)
+        return None if found is None else found._replace(burst=0)
+
+    def set_classes(self, index: int, wanted: Classes) -> None:
         """An htb as root."""
         self._change(f"set_classes {index}")
-        self.classes[index] = (rate, burst, limit, side, tuple(subnets), only)
+        self.classed[index] = wanted
         self._set_root(index, Queue("htb", HANDLE, ROOT))
+
+    def change_classes(self, index: int, wanted: Classes) -> None:
+        """As the kernel: not without a class."""
+        self._change(f"change_classes {index}")
+        if index not in self.classed:
+            raise IoFailure(f"cannot shape interface {index}: No such file or directory")
+        self.classed[index] = wanted._replace(default=self.classed[index].default, rules=self.classed[index].rules)
 
     def clear(self, index: int) -> None:
         """Remove the root queueing discipline."""
         self._change(f"clear {index}")
         self.waiting[index] = [queue for queue in self.queues(index) if queue.parent != ROOT]
-        self.classes.pop(index, None)
+        self.classed.pop(index, None)
 
     def add_ingress(self, index: int) -> None:
         """As the kernel: File exists when there is an ingress or clsact."""

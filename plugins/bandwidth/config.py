@@ -43,16 +43,19 @@ class Settings(NamedTuple):
 
 
 def read_settings(conf: NetConf) -> Settings:
-    """The static keys if any of them is there, else runtimeConfig.bandwidth. Raises InvalidNetworkConfig (code 7)."""
+    """The static rates if any of them is there, else runtimeConfig.bandwidth's; so with the subnets, which a network
+    may fix for the rates that Pods ask for. With static rates, runtimeConfig is not read, as upstream.
+
+    Raises InvalidNetworkConfig (code 7).
+    """
     fields = conf.fields
-    if any(fields.has(key) for key in (*RATE_KEYS, *_SUBNET_KEYS)):
-        source = fields
-    else:
-        source = conf.runtime_config.object("bandwidth")
-    shaped, unshaped = (_subnets(source, key) for key in _SUBNET_KEYS)
+    fixed = any(fields.has(key) for key in RATE_KEYS)
+    source = fields if fixed else conf.runtime_config.object("bandwidth")
+    chosen = fields if fixed or any(fields.has(key) for key in _SUBNET_KEYS) else source
+    shaped, unshaped = (_subnets(chosen, key) for key in _SUBNET_KEYS)
     if shaped and unshaped:
         raise UnsupportedField(
-            f"{source.at('shapedSubnets')} and {source.at('unshapedSubnets')} are both set: keep one of them"
+            f"{chosen.at('shapedSubnets')} and {chosen.at('unshapedSubnets')} are both set: keep one of them"
         )
     latency = fields.integer("latency", 1, 10_000)
     return Settings(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cnimeta.errors import CheckFailed, CniError
-from cnimeta.host.links import GONE, HANDLE, ROOT
+from cnimeta.host.htb import HANDLE, classes
+from cnimeta.host.links import GONE, ROOT
 from cnimeta.spec.result import Interface
 from cnimeta_plugins.bandwidth.plan import ALIAS_PREFIX, IFB_PREFIX, alias, ifb_name, owner_of, plan_shaping
 
@@ -11,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from cnimeta.host.htb import Classes
     from cnimeta.host.links import Link, Queue
     from cnimeta.host.protocols import Links
     from cnimeta_plugins.bandwidth.config import Settings
@@ -38,9 +40,11 @@ class Shaper:
         A failure leaves no ifb behind.
         """
         plan = plan_shaping(settings, host.mtu, self.ticks_per_us)
+        queues = self.links.queues(host.ifindex)
+        root = _root(queues)
         if plan.ingress is not None:
-            self._set(host.ifindex, plan.ingress)
-        elif self._ours(host.ifindex):
+            self._set(host.ifindex, plan.ingress, root)
+        elif root is not None and root.handle == HANDLE and root.kind in ("tbf", "htb"):
             self.links.clear(host.ifindex)
         name = self._name_for(key)
         if plan.egress is None:
@@ -50,8 +54,8 @@ class Shaper:
         fresh = not self.links.index_of(name)
         try:
             ifb = self.links.add_ifb(name, host.mtu, alias(*key))
-            self._set(ifb.ifindex, plan.egress)
-            self._redirect(host.ifindex, ifb.ifindex)
+            self._set(ifb.ifindex, plan.egress, None if fresh else _root(self.links.queues(ifb.ifindex)))
+            self._redirect(host.ifindex, ifb.ifindex, queues)
         except CniError:
             if fresh:
                 self.links.remove(name)
@@ -120,20 +124,29 @@ class Shaper:
         link = self.links.get(index=index) if index else None
         return name if link is None or _is_for(link, key) else own
 
-    def _set(self, index: int, shape: Shape) -> None:
+    def _set(self, index: int, shape: Shape, root: Queue | None) -> None:
+        """Put the shape in place of `root`, the interface's root queue as far as it is not the kernel's own."""
         bucket = shape.bucket
         if shape.subnets:
-            subnets = [(net.address.family, net.address.packed, net.prefix) for net in shape.subnets]
-            self.links.set_classes(index, bucket.rate, bucket.burst, bucket.limit, shape.side, subnets, shape.only)
+            wanted = self._classes(shape)
+            found = self.links.classes(index) if root is not None and root.kind == "htb" else None
+            if found is not None and (found.default, found.rules) == (wanted.default, wanted.rules):
+                self.links.change_classes(index, wanted)
+            else:
+                self.links.set_classes(index, wanted)
             return
-        root = self._root(index)
         if root is not None and root.kind != "tbf" and root.handle:
             self.links.clear(index)
         self.links.set_bucket(index, bucket.rate, bucket.burst, bucket.limit)
 
-    def _redirect(self, index: int, target: int) -> None:
+    def _classes(self, shape: Shape) -> Classes:
+        subnets = [(net.address.family, net.address.packed, net.prefix) for net in shape.subnets]
+        rate, burst, limit = shape.bucket
+        return classes(rate, burst, limit, self.ticks_per_us, shape.side, subnets, shape.only)
+
+    def _redirect(self, index: int, target: int, queues: list[Queue]) -> None:
         """An ingress or clsact that is there stays, and so do its filters: eBPF network plugins have theirs there."""
-        if not any(queue.kind in ("ingress", "clsact") for queue in self.links.queues(index)):
+        if not any(queue.kind in ("ingress", "clsact") for queue in queues):
             self.links.add_ingress(index)
             self.links.add_redirect(index, target, _PRIORITY)
             return
@@ -157,19 +170,13 @@ class Shaper:
             if all(target == GONE or (ifb and target == ifb) for target in targets):
                 self.links.remove_filters(index, priority)
 
-    def _ours(self, index: int) -> bool:
-        root = self._root(index)
-        return root is not None and root.handle == HANDLE and root.kind in ("tbf", "htb")
-
-    def _root(self, index: int) -> Queue | None:
-        return next((queue for queue in self.links.queues(index) if queue.parent == ROOT), None)
-
     def _compare(self, name: str, index: int, shape: Shape) -> None:
         wanted = "htb" if shape.subnets else "tbf"
-        root = self._root(index)
+        root = _root(self.links.queues(index))
         if root is None or root.kind != wanted:
             raise CheckFailed(f"interface {name} has no {wanted} queueing discipline as its root")
         if wanted == "htb":
+            _compare_classes(name, self.links.classes(index), self._classes(shape))
             return
         bucket = shape.bucket
         buffer = int(int(1e6 * bucket.burst / bucket.rate) * self.ticks_per_us)
@@ -179,6 +186,23 @@ class Shaper:
                 f"interface {name} is shaped to rate {root.rate}, limit {root.limit}, buffer {root.buffer};"
                 f" expected {bucket.rate}, {bucket.limit}, {buffer} (bytes per second, bytes, ticks)"
             )
+
+
+def _root(queues: list[Queue]) -> Queue | None:
+    return next((queue for queue in queues if queue.parent == ROOT), None)
+
+
+def _compare_classes(name: str, found: Classes | None, wanted: Classes) -> None:
+    if found is None:
+        raise CheckFailed(f"interface {name} has no class for the traffic to limit, or its queue is not a bfifo")
+    if (found.default, found.rules) != (wanted.default, wanted.rules):
+        raise CheckFailed(f"interface {name} has other filters by subnet than the configuration's subnets give")
+    same = (found.rate, found.waiting) == (wanted.rate, wanted.waiting)
+    if not same or abs(found.buffer - wanted.buffer) > _TOLERANCE_TICKS:
+        raise CheckFailed(
+            f"interface {name} limits its class to rate {found.rate}, limit {found.waiting}, buffer {found.buffer};"
+            f" expected {wanted.rate}, {wanted.waiting}, {wanted.buffer} (bytes per second, bytes, ticks)"
+        )
 
 
 def _is_for(link: Link, key: Key) -> bool:

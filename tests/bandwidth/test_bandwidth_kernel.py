@@ -278,3 +278,59 @@ def test_only_the_right_subnets_are_limited(
     pair.call("CHECK", conf)
     took = pair.seconds_for(500_000, towards_container=towards_container, host=host)
     assert (took > 0.3) == limited, took  # 0.5 s or more when limited
+
+
+SUBNETS = {"shapedSubnets": ["10.9.0.1/32", "fd09::1/128", "fd10:1::/20"]}
+
+
+@pytest.mark.parametrize("device", ["vhost", IFB])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ("tc", "class", "change", "dev", "DEV", "parent", "1:", "classid", "1:10", "htb", "rate", "9mbit"),
+        ("tc", "qdisc", "replace", "dev", "DEV", "parent", "1:10", "handle", "20:", "pfifo", "limit", "9"),
+        ("tc", "filter", "del", "dev", "DEV", "parent", "1:", "prio", "2"),
+        ("tc", "qdisc", "replace", "dev", "DEV", "root", "tbf", "rate", "1gbit", "burst", "1mb", "latency", "25ms"),
+    ],
+    ids=["other rate", "other queue", "no filters", "tbf"],
+)
+def test_check_fails_when_the_shaping_of_subnets_was_changed(pair: Pair, damage: tuple[str, ...], device: str) -> None:
+    conf = pair.conf(**RATES, **SUBNETS)
+    pair.call("ADD", conf)
+    pair.call("CHECK", conf)
+    pair.host.run(*(device if word == "DEV" else word for word in damage))
+    with pytest.raises(Exception, match=device) as caught:
+        pair.call("CHECK", conf)
+    assert caught.value.code == CheckFailed.code
+
+
+def test_check_fails_when_the_configuration_has_other_subnets(pair: Pair) -> None:
+    pair.call("ADD", pair.conf(**RATES, **SUBNETS))
+    with pytest.raises(Exception, match="subnet") as caught:
+        pair.call("CHECK", pair.conf(**RATES, shapedSubnets=["10.9.0.0/31"]))
+    assert caught.value.code == CheckFailed.code
+
+
+def test_waiting_packets_stay_when_rates_for_subnets_change(pair: Pair) -> None:
+    slow = {"egressRate": 80_000, "egressBurst": 80_000, **SUBNETS}
+    pair.call("ADD", pair.conf(**slow))
+    with pair.container.entered():
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with sender:
+        for _ in range(60):
+            sender.sendto(b"x" * 1000, ("10.9.0.1", 9))
+    leaf = next(one for one in pair.tc("-s", "qdisc", "show", "dev", IFB) if one["kind"] == "bfifo")
+    assert leaf["backlog"] > 30_000
+    new = pair.conf(**{**slow, "egressRate": 88_000})
+    pair.call("ADD", new)
+    pair.call("CHECK", new)
+    leaf = next(one for one in pair.tc("-s", "qdisc", "show", "dev", IFB) if one["kind"] == "bfifo")
+    assert leaf["backlog"] > 30_000
+    assert leaf["drops"] == 0
+
+
+def test_subnets_of_the_network_limit_the_rates_that_a_pod_asks_for(pair: Pair) -> None:
+    conf = pair.conf(**SUBNETS, runtimeConfig={"bandwidth": RATES})
+    pair.call("ADD", conf)
+    pair.call("CHECK", conf)
+    assert pair.seconds_for(500_000, towards_container=True) > 0.3  # 0.4 s: 100 kB of it at once

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cnimeta.errors import CniError, InvalidNetworkConfig, UnsupportedField
+from cnimeta.host.htb import classes, texts
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.bandwidth.config import Limit, read_settings
 from cnimeta_plugins.bandwidth.plan import Bucket, alias, bucket, ifb_name, owner_of, plan_shaping
@@ -146,3 +147,20 @@ def test_owner_is_read_from_the_alias_when_it_is_ours_and_whole(text: str, owner
 def test_error_is_a_cni_error_when_a_subnet_is_not_text() -> None:
     with pytest.raises(CniError):
         settings_of(shapedSubnets=[5])
+
+
+def test_runtime_rates_are_limited_to_static_subnets_when_only_those_are_static() -> None:
+    found = settings_of(shapedSubnets=["10.0.0.0/8"], **runtime(ingressRate=8, ingressBurst=8, shapedSubnets=["::/0"]))
+    assert found.ingress == Limit(8, 8)
+    assert [net.text for net in found.shaped] == ["10.0.0.0/8"]
+
+
+def test_runtime_subnets_are_ignored_when_rates_are_static() -> None:
+    assert settings_of(ingressRate=8, ingressBurst=8, **runtime(shapedSubnets=["::/0"])).shaped == ()
+
+
+def test_rules_are_equal_when_subnets_come_twice_or_in_another_order() -> None:
+    ten, lan = (4, bytes((10, 0, 0, 0)), 8), (4, bytes((192, 168, 0, 0)), 16)
+    made = [classes(1000, 100, 200, TICKS, "dst", nets, True) for nets in ([ten, lan], [lan, ten, lan])]
+    assert made[0] == made[1]
+    assert [texts(rule) for rule in made[0].rules] == [["0x0a000000/0xff000000+16"], ["0xc0a80000/0xffff0000+16"]]
