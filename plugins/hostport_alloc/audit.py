@@ -6,19 +6,24 @@ again, with the recorded result and mappings. So it works for whichever portmap 
 
 from __future__ import annotations
 
+import importlib
+
 from cnimeta._record import NamedTuple
 from cnimeta.errors import CniError
 from cnimeta_plugins.hostport_alloc import chain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from cnimeta.delegate.call import Delegates
     from cnimeta_plugins.hostport_alloc.chain import Step, Undo
     from cnimeta_plugins.hostport_alloc.host import Host
     from cnimeta_plugins.hostport_alloc.record import Record
     from cnimeta_plugins.hostport_alloc.store import Store
+
+
+_PORTMAP_REPAIR = "cnimeta_plugins.portmap.repair"  # by name: no plugin imports another
 
 
 class Problem(NamedTuple):
@@ -92,6 +97,16 @@ class Audit:
                     else:
                         failed.append(Problem("rule", record.container_id, str(error)))
         return repaired, failed
+
+    def repair_others(self, done: Sequence[str]) -> tuple[list[str], list[Problem]]:
+        """The same for containers that this project's portmap mapped on its own, without hostport_alloc."""
+        try:
+            portmap = importlib.import_module(_PORTMAP_REPAIR)
+        except ImportError:
+            return [], []
+        results = portmap.repair(self.data_dir, self.log, done)
+        failed = [Problem("rule", found.container_id, found.error) for found in results if found.error]
+        return [found.container_id for found in results if not found.error], failed
 
     def _map_again(self, record: Record, undo: Undo, step: Step) -> CniError | None:
         delegates = self._delegates(record, undo)

@@ -294,7 +294,10 @@ def _check(args: argparse.Namespace, host: Host) -> int:
 
 
 def _repair(args: argparse.Namespace, host: Host) -> int:
-    repaired, failed = _audit(args, host).repair()
+    audit = _audit(args, host)
+    repaired, failed = audit.repair()
+    others, more = audit.repair_others(repaired)
+    repaired, failed = repaired + others, failed + more
     if _json(args):
         body = {"ok": not failed, "containers": repaired, "problems": [problem._asdict() for problem in failed]}
         print(json.dumps(body, indent=2))
