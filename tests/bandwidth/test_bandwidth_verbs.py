@@ -150,3 +150,34 @@ print("pyroute2" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.stderr) == ("False", "")
+
+
+@pytest.mark.parametrize("change", [1, 2], ids=["no ifb", "no tbf"])
+def test_status_is_not_ready_when_the_kernel_lacks_a_module(links: FakeLinks, change: int) -> None:
+    links.fail_at = change
+    with pytest.raises(CniError, match="bandwidth cannot shape") as caught:
+        call(Bandwidth(links), "STATUS", {"cniVersion": "1.1.0", "name": "net", "type": "bandwidth"})
+    assert caught.value.code == 50
+    assert links.ifbs() == []
+
+
+def test_classes_change_in_place_when_only_rates_differ(links: FakeLinks) -> None:
+    plugin = Bandwidth(links)
+    call(plugin, "ADD", conf(**RATES, shapedSubnets=["10.0.0.0/8"]))
+    links.calls.clear()
+    faster = conf(**{**RATES, "egressRate": 5_000_000}, shapedSubnets=["10.0.0.0/8"])
+    call(plugin, "ADD", faster)
+    assert [one.split()[0] for one in links.calls] == ["change_classes", "add_ifb", "change_classes"]
+    call(plugin, "CHECK", faster)
+
+
+def test_classes_are_built_anew_when_subnets_differ(links: FakeLinks) -> None:
+    plugin = Bandwidth(links)
+    call(plugin, "ADD", conf(**RATES, shapedSubnets=["10.0.0.0/8"]))
+    links.calls.clear()
+    other = conf(**RATES, unshapedSubnets=["10.0.0.0/8"])
+    with pytest.raises(CniError, match="filters by subnet"):
+        call(plugin, "CHECK", other)
+    call(plugin, "ADD", other)
+    assert [one.split()[0] for one in links.calls] == ["set_classes", "add_ifb", "set_classes"]
+    call(plugin, "CHECK", other)
