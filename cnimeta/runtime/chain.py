@@ -3,13 +3,15 @@
 Where this differs from libcni, on purpose:
 
 - DEL goes on to the earlier plugins after one fails and reports every failure (libcni stops, and leaks the rest).
-- A failed ADD is undone at once by DEL of the whole chain, unless asked not to (libcni leaves that to the runtime).
+- A failed ADD is undone at once by DEL of the whole chain, unless asked not to (libcni leaves that to the runtime, and
+  then has no result for the plugins, some of which remove only what prevResult shows).
 - One attachment is worked on by one caller at a time, and GC runs alone (libcni has no locks).
 - CHECK without a cached result fails here, not in every plugin in its own way.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -100,20 +102,24 @@ class Runtime:
     def add(self, network: NetworkList, container: Container, *, undo: bool = True) -> Result:
         """ADD along the chain and remember the result.
 
-        With `undo`, a failure (Ctrl-C too) is followed by DEL of the whole chain, whose own failures are added to the
-        error's details. Not when the attachment was there before: its plugins would lose what they still serve.
+        With `undo`, a failure (Ctrl-C too) is followed by DEL of the whole chain with the last result there was; what
+        that fails with is added to the error's details. Not when the attachment was there before: it may still be used.
         """
         _validate(container)
         if not container.netns:
             raise InvalidEnvironment("ADD needs the path of the container's network namespace")
         with self._alone(network, container):
             known = self._cached(network, container)
+            results: list[Result] = []
             try:
-                return self._add(network, container)
+                self._add(network, container, results)
             except BaseException as error:
-                if undo:
-                    self._undo(network, container, known, error)
+                if undo and known is None:
+                    self._undo(network, container, results, error)
+                elif undo and isinstance(error, CniError):
+                    _remark(error, "nothing was undone: a cached result shows that the attachment was there before")
                 raise
+            return results[-1]
 
     def delete(self, network: NetworkList, container: Container) -> None:
         """DEL back along the chain; every plugin is called whatever the others do. Raises all failures as one.
@@ -191,13 +197,11 @@ class Runtime:
         _raise_all(errors)
         return found
 
-    def _add(self, network: NetworkList, container: Container) -> Result:
-        result: Result | None = None
+    def _add(self, network: NetworkList, container: Container, results: list[Result]) -> None:
+        """Run the chain and remember its result. `results` gets each plugin's, so that a failure can be undone."""
         for plugin in network.plugins:
-            prev = None if result is None else render_result(result, network.cni_version)
-            result = self._delegates(container).add(request_conf(network, plugin, container, prev), undo=False)
-        if result is None:
-            raise ValueError("a network has at least one plugin")
+            prev = render_result(results[-1], network.cni_version) if results else None
+            results.append(self._delegates(container).add(request_conf(network, plugin, container, prev), undo=False))
         self.cache.store(
             Cached(
                 network.name,
@@ -207,21 +211,21 @@ class Runtime:
                 container.args,
                 container.capability_args,
                 dumps(list_json(network)).encode(),
-                render_result(result, network.cni_version),
+                render_result(results[-1], network.cni_version),
             )
         )
-        return result
 
-    def _undo(self, network: NetworkList, container: Container, known: Cached | None, error: BaseException) -> None:
-        if known is None:
-            failed = self._delete(network, container, None)
-            remark = "" if failed is None else f"and DEL after it: {failed}"
-        else:
-            remark = "nothing was undone: a cached result shows that the attachment was there before"
-        if isinstance(error, CniError):
-            error.details = "; ".join(filter(None, [error.details, remark]))
-        elif remark:
-            self.log(remark)
+    def _undo(self, network: NetworkList, container: Container, results: list[Result], error: BaseException) -> None:
+        """DEL of the whole chain with the last result there was: some plugins remove only what prevResult shows."""
+        last = None
+        if results:
+            with contextlib.suppress(CniError):  # it may be what cannot be written in this version
+                last = render_result(results[-1], network.cni_version)
+        failed = self._delete(network, container, last)
+        if failed is not None and isinstance(error, CniError):
+            _remark(error, f"and DEL after it: {failed}")
+        elif failed is not None:
+            self.log(f"ADD was undone, but not all of it: {failed}")
 
     def _delete_cached(self, network: NetworkList, container: Container) -> None:
         _validate(container)  # GC has it from a file
@@ -314,10 +318,21 @@ def _as_added(container: Container, cached: Cached | None) -> Container:
     if cached is None:
         return container
     return container._replace(
-        netns=container.netns or cached.netns,
+        netns=container.netns or cached.netns or _sandbox(cached),
         args=container.args or cached.args,
         capability_args=container.capability_args or cached.capability_args,
     )
+
+
+def _sandbox(cached: Cached) -> str:
+    """Where the result says the interface is; libcni before 1.2 did not keep the namespace beside it."""
+    try:
+        for interface in Fields(cached.result or {}).objects("interfaces"):
+            if interface.text("name") == cached.ifname and interface.text("sandbox"):
+                return interface.text("sandbox")
+    except CniError:
+        pass  # such a result is reported and ignored where it is needed
+    return ""
 
 
 def _validate(container: Container) -> None:
@@ -326,6 +341,10 @@ def _validate(container: Container) -> None:
     for key, value in container.args:
         if not key or "=" in key or ";" in f"{key}{value}":
             raise InvalidEnvironment(f"CNI_ARGS cannot hold {shown(key)}={shown(value)}: ';' and '=' divide it")
+
+
+def _remark(error: CniError, text: str) -> None:
+    error.details = "; ".join(filter(None, [error.details, text]))
 
 
 def _collect(errors: list[CniError], call: Callable[..., None], *args: object) -> None:

@@ -168,8 +168,16 @@ def test_the_whole_chain_is_undone_when_a_plugin_fails(rig: Rig) -> None:
         "ADD bridge c1 eth0\nADD portmap c1 eth0 -> 1\nDEL bandwidth c1 eth0\nDEL portmap c1 eth0\nDEL bridge c1 eth0\n"
     )
     for call in rig.plugins.sent("DEL"):
-        assert "prevResult" not in call.conf
+        assert call.conf["prevResult"] == rig.sent("ADD", "portmap")["prevResult"]
     assert rig.files.content == {}
+
+
+def test_undoing_has_no_result_when_the_first_plugin_fails(rig: Rig) -> None:
+    rig.bridge.late_errors["ADD"] = CniError("no address", code=11)
+    with pytest.raises(CniError, match="no address"):
+        rig.runtime.add(network(), CONTAINER)
+    assert [call.conf.get("prevResult") for call in rig.plugins.sent("DEL")] == [None] * 3
+    assert rig.bridge.attachments == {}
 
 
 def test_the_undoings_own_failures_are_details_when_it_fails_too(rig: Rig) -> None:
@@ -306,6 +314,25 @@ def test_what_was_left_out_is_taken_from_add_when_only_the_container_is_named(ri
     assert call.environ["CNI_NETNS"] == "/run/netns/c1"
     assert call.environ["CNI_ARGS"] == "IgnoreUnknown=1;K=V"
     assert call.conf["runtimeConfig"] == {"portMappings": [1]}
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "netns"),
+    [
+        ([{"name": "eth0"}, {"name": "eth0", "sandbox": "/run/netns/x"}], "/run/netns/x"),
+        ([{"name": "eth1", "sandbox": "/run/netns/x"}], ""),
+        (None, ""),
+        ("nonsense", ""),
+    ],
+)
+def test_the_result_tells_the_namespace_when_the_cache_does_not(rig: Rig, interfaces: Any, netns: str) -> None:
+    rig.runtime.add(network(), CONTAINER)
+    body = json.loads(rig.files.content[rig.cached])
+    del body["netns"]
+    body["result"]["interfaces"] = interfaces
+    rig.files.content[rig.cached] = json.dumps(body).encode()
+    rig.runtime.delete(network(), Container("c1", ""))
+    assert [call.environ["CNI_NETNS"] for call in rig.plugins.sent("DEL")] == [netns] * 3
 
 
 def test_the_namespace_is_empty_when_nobody_knows_it_on_del(rig: Rig) -> None:
