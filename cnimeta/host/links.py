@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from _socket import if_nametoindex
@@ -13,7 +14,7 @@ from cnimeta.host.netns import entered
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any, TypeVar
 
     T = TypeVar("T")
@@ -87,6 +88,12 @@ class RouteLinks:
             if isinstance(error, OSError) and error.filename:
                 raise IoFailure(f"cannot enter CNI_NETNS {shown(netns)}: {error.strerror or error}") from None
             raise _failure("look up", ifname, error) from None
+
+    @contextlib.contextmanager
+    def within(self, netns: str) -> Iterator[RouteLinks]:
+        """The links of the namespace at `netns`, for a block that runs there."""
+        with entered(netns):
+            yield RouteLinks()
 
     def get(self, *, index: int = 0, name: str = "") -> Link | None:
         """An interface here by index or name, None when there is none."""

@@ -208,6 +208,10 @@ class Links(Protocol):
         """An interface inside a namespace."""
         ...
 
+    def within(self, netns: str) -> AbstractContextManager[Links]:
+        """The links of a namespace, for a block that runs there."""
+        ...
+
     def get(self, *, index: int = 0, name: str = "") -> Link | None:
         """An interface here."""
         ...

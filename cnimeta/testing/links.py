@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from cnimeta.errors import IoFailure
@@ -9,6 +10,8 @@ from cnimeta.host.htb import HANDLE
 from cnimeta.host.links import GONE, INGRESS_PARENT, ROOT, Classifier, Link, Queue
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cnimeta.host.htb import Classes
 
 _TICKS_PER_US = 15.625
@@ -24,6 +27,7 @@ class FakeLinks:
         self.filters: dict[int, list[Classifier]] = {}
         self.classed: dict[int, Classes] = {}
         self.calls: list[str] = []
+        self.there: dict[str, FakeLinks] = {}
         self.fail_at = 0
         self._next = 1
 
@@ -65,6 +69,11 @@ class FakeLinks:
         if netns not in {there for there, _ in self.inside}:
             raise IoFailure(f"cannot enter CNI_NETNS {netns}: No such file or directory")
         return self.inside.get((netns, ifname))
+
+    @contextlib.contextmanager
+    def within(self, netns: str) -> Iterator[FakeLinks]:
+        """Links of their own for each namespace."""
+        yield self.there.setdefault(netns, FakeLinks())
 
     def get(self, *, index: int = 0, name: str = "") -> Link | None:
         """An interface here."""

@@ -35,6 +35,8 @@ class Settings(NamedTuple):
     """Only traffic with these subnets is limited; none: all traffic."""
     unshaped: tuple[Cidr, ...] = ()
     """Traffic with these subnets is not limited."""
+    inside: bool = False
+    """Whether an interface without an end on the host may be shaped in the container's namespace."""
 
     @property
     def limited(self) -> bool:
@@ -64,6 +66,7 @@ def read_settings(conf: NetConf) -> Settings:
         DEFAULT_LATENCY_MS if latency is None else latency,
         shaped,
         unshaped,
+        fields.boolean("shapeInside"),
     )
 
 

@@ -8,12 +8,17 @@ from cnimeta.spec.version import ALL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
     from cnimeta.host.links import Link
     from cnimeta.host.protocols import Links
     from cnimeta.plugin.request import Attachment, Request
     from cnimeta.spec.result import Result
     from cnimeta_plugins.bandwidth.config import Settings
     from cnimeta_plugins.bandwidth.shaper import Shaper
+
+    T = TypeVar("T")
 
 
 class Bandwidth(Plugin):
@@ -32,9 +37,10 @@ class Bandwidth(Plugin):
         result = request.conf.require_prev_result()
         if not settings.limited:
             return result
-        shaper = self._shaper()
-        host = self._host_end(shaper, request.attachment, result)
-        made = shaper.shape(request.attachment.key, host, settings)
+        attachment = request.attachment
+        made = self._at_place(
+            attachment, result, settings, lambda shaper, link: shaper.shape(attachment.key, link, settings)
+        )
         return result if made is None else result.with_interface(made)
 
     def check(self, request: Request) -> None:
@@ -42,15 +48,19 @@ class Bandwidth(Plugin):
         settings = _settings(request)
         result = request.conf.require_prev_result()
         if settings.limited:
-            shaper = self._shaper()
+            key = request.attachment.key
             try:
-                host = self._host_end(shaper, request.attachment, result)
+                self._at_place(
+                    request.attachment, result, settings, lambda shaper, link: shaper.check(key, link, settings)
+                )
             except InvalidNetworkConfig as error:
                 raise CheckFailed(error.msg) from None
-            shaper.check(request.attachment.key, host, settings)
 
     def delete(self, request: Request) -> None:
-        """Remove the ifb. The queues on the veth go with the veth, whose plugin comes next."""
+        """Remove the ifb. The queues on the veth go with the veth, whose plugin comes next.
+
+        An ifb inside the container goes with its namespace.
+        """
         self._shaper().unshape(request.attachment.key)
 
     def gc(self, request: Request) -> None:
@@ -74,18 +84,27 @@ class Bandwidth(Plugin):
 
         return Shaper(self._given or RouteLinks(), ticks_per_us())
 
-    @staticmethod
-    def _host_end(shaper: Shaper, attachment: Attachment, result: Result) -> Link:
-        """The host's end of the container's veth, which must be an interface of prevResult."""
+    def _at_place(
+        self, attachment: Attachment, result: Result, settings: Settings, work: Callable[[Shaper, Link], T]
+    ) -> T:
+        """Do `work` on the host's end of the container's veth, which must be an interface of prevResult.
+
+        With shapeInside and no such end: in the container's namespace, on its interface.
+        """
+        shaper = self._shaper()
         if not result.interfaces:
             raise InvalidNetworkConfig("$.prevResult.interfaces: no interfaces provided")
         inside = shaper.links.in_container(attachment.netns, attachment.ifname)
         if inside is None:
             raise InvalidNetworkConfig(f"CNI_IFNAME: there is no interface {shown(attachment.ifname)} in CNI_NETNS")
+        if not inside.peer and settings.inside:
+            with shaper.links.within(attachment.netns) as links:
+                return work(shaper.moved(links, attachment.netns), inside)
         if not inside.peer:
             raise InvalidNetworkConfig(
                 f"container interface {attachment.ifname} has no veth peer: an interface of kind"
-                f" {inside.kind or 'physical'} has no end on the host that could be shaped"
+                f" {inside.kind or 'physical'} has no end on the host that could be shaped;"
+                " set shapeInside to shape it in the container"
             )
         host = shaper.links.get(index=inside.peer)
         names = [interface.name for interface in result.interfaces if not interface.sandbox]
@@ -93,7 +112,7 @@ class Bandwidth(Plugin):
             raise InvalidNetworkConfig(
                 f"$.prevResult.interfaces: no veth peer of container interface found in host ns ({', '.join(names)})"
             )
-        return host
+        return work(shaper, host)
 
 
 def _settings(request: Request) -> Settings:

@@ -1,7 +1,8 @@
 """What shaping comes to, as data: numbers for the kernel, names, filters. Pure.
 
 Towards the container ("ingress") a queue on the host's end of the veth delays packets. From the container ("egress")
-packets arrive at that end; they are redirected to an interface of kind ifb, whose queue delays them.
+packets arrive at that end; they are redirected to an interface of kind ifb, whose queue delays them. Inside the
+container it is the other way round: the interface's own queue is for what it sends, the ifb's for what arrives.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _UINT32 = 2**32 - 1
 UNSPECIFIED_BURST_BITS = _UINT32
 """containerd's burst for a Pod annotation, which has none: not to be taken literally (53 s at 10 Mbit/s)."""
 _DEFAULT_BURST_S = 0.05
-_DEFAULT_BURST_PACKETS = 2
+_DEFAULT_BURST_PACKETS, _DEFAULT_WAITING_PACKETS = 2, 10
 _SHORTEST_BURST = 1
 
 
@@ -46,14 +47,14 @@ class Shape(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The queues of one attachment; None for a direction that is not limited."""
+    """The queues of one attachment: of the interface and of its ifb; None for a direction that is not limited."""
 
-    ingress: Shape | None
-    egress: Shape | None
+    leaving: Shape | None
+    arriving: Shape | None
 
 
-def plan_shaping(settings: Settings, mtu: int, ticks_per_us: float) -> Plan:
-    """The queues for `settings` on an interface with `mtu`."""
+def plan_shaping(settings: Settings, mtu: int, ticks_per_us: float, *, inside: bool = False) -> Plan:
+    """The queues for `settings` on an interface with `mtu`: the host's end, or (`inside`) the container's own."""
     subnets = settings.shaped or settings.unshaped
     only = bool(settings.shaped)
 
@@ -62,23 +63,26 @@ def plan_shaping(settings: Settings, mtu: int, ticks_per_us: float) -> Plan:
             return None
         return Shape(bucket(limit, settings.latency_ms, mtu, ticks_per_us), side, subnets, only)
 
-    return Plan(shape(settings.ingress, "src"), shape(settings.egress, "dst"))
+    to_container, from_container = shape(settings.ingress, "src"), shape(settings.egress, "dst")
+    return Plan(from_container, to_container) if inside else Plan(to_container, from_container)
 
 
 def bucket(limit: Limit, latency_ms: int, mtu: int, ticks_per_us: float) -> Bucket:
     """Upstream's numbers for the same input, except where they would not fit or not limit:
 
     - a rate above what the kernel's 32-bit field holds (34 Gbit/s) is that;
-    - containerd's burst for "none given" is 50 ms of the rate, two packets at least;
+    - containerd's burst for "none given" is 50 ms of the rate, two packets at least, and ten packets may wait at least:
+      with fewer, TCP at 1 Mbit/s loses so many that the queue runs empty;
     - a burst that takes longer than the kernel's field can say (275 s) is that long; upstream's number wraps around.
     """
     rate = min(limit.rate_bps // 8, _UINT32)
-    burst = limit.burst_bits // 8
+    burst, fewest = limit.burst_bits // 8, 0
     if limit.burst_bits == UNSPECIFIED_BURST_BITS:
+        fewest = _DEFAULT_WAITING_PACKETS * (mtu + 14)
         burst = max(int(rate * _DEFAULT_BURST_S), _DEFAULT_BURST_PACKETS * (mtu + 14))
     longest = int(_UINT32 / ticks_per_us / 1e6 * rate)
     burst = max(min(burst, longest), _SHORTEST_BURST)
-    waiting = min(int(rate * latency_ms / 1000 + burst), _UINT32)
+    waiting = min(max(int(rate * latency_ms / 1000 + burst), fewest), _UINT32)
     return Bucket(rate, burst, waiting)
 
 

@@ -28,52 +28,57 @@ _PROBE = "bwpprobe"
 
 
 class Shaper:
-    """The work of every verb on the given links."""
+    """The work of every verb on the given links: the host's, or those of the container's namespace at `netns`."""
 
-    def __init__(self, links: Links, ticks_per_us: float) -> None:
+    def __init__(self, links: Links, ticks_per_us: float, netns: str = "") -> None:
         self.links = links
         self.ticks_per_us = ticks_per_us
+        self.netns = netns
+
+    def moved(self, links: Links, netns: str) -> Shaper:
+        """The same for the links of a container."""
+        return Shaper(links, self.ticks_per_us, netns)
 
     def shape(self, key: Key, host: Link, settings: Settings) -> Interface | None:
         """Make it so, in place of what is there. Returns the ifb for the result, if the plan has one.
 
         A failure leaves no ifb behind.
         """
-        plan = plan_shaping(settings, host.mtu, self.ticks_per_us)
+        plan = plan_shaping(settings, host.mtu, self.ticks_per_us, inside=bool(self.netns))
         queues = self.links.queues(host.ifindex)
         root = _root(queues)
-        if plan.ingress is not None:
-            self._set(host.ifindex, plan.ingress, root)
+        if plan.leaving is not None:
+            self._set(host.ifindex, plan.leaving, root)
         elif root is not None and root.handle == HANDLE and root.kind in ("tbf", "htb"):
             self.links.clear(host.ifindex)
         name = self._name_for(key)
-        if plan.egress is None:
+        if plan.arriving is None:
             self._release(host.ifindex, self.links.index_of(name))
             self.unshape(key)
             return None
         fresh = not self.links.index_of(name)
         try:
             ifb = self.links.add_ifb(name, host.mtu, alias(*key))
-            self._set(ifb.ifindex, plan.egress, None if fresh else _root(self.links.queues(ifb.ifindex)))
+            self._set(ifb.ifindex, plan.arriving, None if fresh else _root(self.links.queues(ifb.ifindex)))
             self._redirect(host.ifindex, ifb.ifindex, queues)
         except CniError:
             if fresh:
                 self.links.remove(name)
             raise
-        return Interface(ifb.name, ifb.mac)
+        return Interface(ifb.name, ifb.mac, sandbox=self.netns)
 
     def check(self, key: Key, host: Link, settings: Settings) -> None:
         """Raise CheckFailed (code 101) for the first difference."""
-        plan = plan_shaping(settings, host.mtu, self.ticks_per_us)
-        if plan.ingress is not None:
-            self._compare(host.name, host.ifindex, plan.ingress)
-        if plan.egress is None:
+        plan = plan_shaping(settings, host.mtu, self.ticks_per_us, inside=bool(self.netns))
+        if plan.leaving is not None:
+            self._compare(host.name, host.ifindex, plan.leaving)
+        if plan.arriving is None:
             return
         name = self._name_for(key)
         index = self.links.index_of(name)
         if not index:
-            raise CheckFailed(f"the interface {name} that limits what the container sends is missing")
-        self._compare(name, index, plan.egress)
+            raise CheckFailed(f"the interface {name} that limits what arrives at {host.name} is missing")
+        self._compare(name, index, plan.arriving)
         if not any(queue.kind in ("ingress", "clsact") for queue in self.links.queues(host.ifindex)):
             raise CheckFailed(f"interface {host.name} has no ingress queueing discipline")
         if not any(classifier.redirect == index for classifier in self.links.ingress_filters(host.ifindex)):

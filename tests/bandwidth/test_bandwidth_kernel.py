@@ -334,3 +334,30 @@ def test_subnets_of_the_network_limit_the_rates_that_a_pod_asks_for(pair: Pair) 
     pair.call("ADD", conf)
     pair.call("CHECK", conf)
     assert pair.seconds_for(500_000, towards_container=True) > 0.3  # 0.4 s: 100 kB of it at once
+
+
+@pytest.mark.parametrize("towards_container", [True, False])
+@pytest.mark.parametrize("keys", [{}, {"shapedSubnets": ["10.9.0.2/32"]}], ids=["all", "subnet"])
+def test_macvlan_is_shaped_inside_when_asked_for(
+    pair: Pair, make_netns: Callable[[str], Namespace], towards_container: bool, keys: dict[str, Any]
+) -> None:
+    inner = make_netns("bwinner")
+    pair.host.run("ip", "link", "add", "mv0", "link", "vhost", "type", "macvlan", "mode", "bridge")
+    pair.host.run("ip", "link", "set", "mv0", "netns", inner.name)
+    inner.run("ip", "link", "set", "mv0", "up")
+    inner.run("ip", "addr", "add", "10.9.0.3/24", "dev", "mv0")
+    conf = pair.conf(**RATES, **keys, shapeInside=True)
+    there = {"netns": inner.path, "ifname": "mv0"}
+    pair.call("ADD", conf, **there)
+    result = pair.call("ADD", conf, **there)
+    assert (result.interfaces[-1].name, result.interfaces[-1].sandbox) == (IFB, inner.path)
+    pair.call("CHECK", conf, **there)
+    assert IFB not in pair.names()
+    beyond, outside = object.__new__(Pair), pair.container
+    beyond.host, beyond.container = outside, inner
+    assert beyond.seconds_for(500_000, towards_container=towards_container, host="10.9.0.2") > 0.3
+    inner.run("ip", "link", "del", IFB)
+    with pytest.raises(Exception, match=IFB) as caught:
+        pair.call("CHECK", conf, **there)
+    assert caught.value.code == CheckFailed.code
+    pair.call("DEL", conf, **there)

@@ -123,11 +123,11 @@ def test_subnets_are_matched_on_the_peers_address_when_planned() -> None:
         1500,
         TICKS,
     )
-    assert plan.ingress is not None
-    assert plan.egress is not None
-    assert (plan.ingress.side, plan.egress.side) == ("src", "dst")
-    assert [net.text for net in plan.egress.subnets] == ["10.0.0.0/8", "fd00::/64"]
-    assert not plan.egress.only
+    assert plan.leaving is not None
+    assert plan.arriving is not None
+    assert (plan.leaving.side, plan.arriving.side) == ("src", "dst")
+    assert [net.text for net in plan.arriving.subnets] == ["10.0.0.0/8", "fd00::/64"]
+    assert not plan.arriving.only
 
 
 @pytest.mark.parametrize(
@@ -164,3 +164,8 @@ def test_rules_are_equal_when_subnets_come_twice_or_in_another_order() -> None:
     made = [classes(1000, 100, 200, TICKS, "dst", nets, True) for nets in ([ten, lan], [lan, ten, lan])]
     assert made[0] == made[1]
     assert [texts(rule) for rule in made[0].rules] == [["0x0a000000/0xff000000+16"], ["0xc0a80000/0xffff0000+16"]]
+
+
+@pytest.mark.parametrize(("rate", "least"), [(1_000_000, 15_140), (10**9, 9_375_000)])
+def test_ten_packets_may_wait_at_least_when_containerd_had_no_burst_to_give(rate: int, least: int) -> None:
+    assert bucket(Limit(rate, UNSPECIFIED), 25, 1500, TICKS).limit == least
