@@ -112,6 +112,14 @@ def test_the_test_command_of_the_readme_is_what_ci_runs_when_both_are_read() -> 
     assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
+def test_every_seam_is_in_the_architecture_when_protocols_are_listed() -> None:
+    tree = ast.parse((ROOT / "cnimeta" / "host" / "protocols.py").read_text(encoding="utf-8"))
+    seams = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    table = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## The seams")[2]
+    assert {"Files", "PluginExec"} <= seams
+    assert {seam for seam in seams if not re.search(rf"\b{seam}\b", table)} == set()
+
+
 def literals(plugin: str) -> set[str]:
     """Every string in the plugin's code and in the SDK's reading of configurations."""
     found = set(SPEC_KEYS)
