@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from runtime_node import CLEAN, DEBIAN_PLUGINS, Failed, Node
 
+from cnimeta.cli.run import default_container_id
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -71,14 +73,30 @@ def test_the_chain_works_and_leaves_nothing_when_it_is_run(node: Node, first: st
     assert left["cache"] == [node.cached()[0]["containerId"]]
     types = [plugin["type"] for plugin in conflist["plugins"]]
     assert len(left["queues"]) == (2 if "bandwidth" in types else 0)
-    if version >= "0.4.0":
-        node.cnimeta("check", "net", capability_args=GIVEN)
-        node.namespace.run("iptables", "-w", "-t", "nat", "-F", "CNI-HOSTPORT-DNAT")
-        with pytest.raises(Failed) as caught:
-            node.cnimeta("check", "net", capability_args=GIVEN)
-        assert "plugin portmap failed CHECK" in caught.value.error["msg"]
     for _ in range(2):
         node.cnimeta("del", "net", capability_args=GIVEN)
+    assert node.footprint() == CLEAN
+
+
+@pytest.mark.parametrize("version", ["0.4.0", "1.0.0"])
+def test_check_passes_until_something_is_damaged_when_the_version_has_it(node: Node, version: str) -> None:
+    """Without portmap: this one looks for IPv4 rules in ip6tables, and fails under cnitool just the same."""
+    conflist = chain(node, version)
+    conflist["plugins"] = [plugin for plugin in conflist["plugins"] if plugin["type"] != "portmap"]
+    node.configure(conflist)
+    node.cnimeta("add", "net", capability_args=GIVEN)
+    node.cnimeta("check", "net", capability_args=GIVEN)
+    node.cnimeta("check", "net", "--container-id", default_container_id(node.pod.path))
+    node.pod.run("sysctl", "-qw", "net.ipv4.conf.eth0.arp_filter=0")
+    with pytest.raises(Failed) as caught:
+        node.cnimeta("check", "net", capability_args=GIVEN)
+    assert caught.value.error["msg"].startswith("plugin tuning failed CHECK: ")
+    node.pod.run("sysctl", "-qw", "net.ipv4.conf.eth0.arp_filter=1")
+    node.namespace.run("iptables", "-w", "-F", "CNI-FORWARD")
+    with pytest.raises(Failed) as caught:
+        node.cnimeta("check", "net", capability_args=GIVEN)
+    assert caught.value.error["msg"].startswith("plugin firewall failed CHECK: ")
+    node.cnimeta("del", "net")
     assert node.footprint() == CLEAN
 
 
