@@ -1,4 +1,7 @@
-"""Links and traffic control through pyroute2, which is imported when the first of it is needed (145 ms)."""
+"""Links and traffic control through pyroute2, which is imported when the first of it is needed (145 ms).
+
+Looking up and removing a link, all that DEL does, are single requests and do without it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from _socket import if_nametoindex
 from cnimeta._record import NamedTuple
 from cnimeta.errors import IoFailure, shown
 from cnimeta.host.htb import HANDLE, LEAF, SHAPED_CLASS, Classes, Rule, keys_of, protocol, texts
+from cnimeta.host.netlink import Link as Link
+from cnimeta.host.netlink import link_of, remove_link
 from cnimeta.host.netns import entered
 
 TYPE_CHECKING = False
@@ -22,18 +27,6 @@ if TYPE_CHECKING:
 ROOT, INGRESS_PARENT = 0xFFFFFFFF, 0xFFFF0000
 _QUEUE_LENGTH = 1000
 _ETH_P_ALL = 0x0003
-
-
-class Link(NamedTuple):
-    """A network interface. `peer` is the ifindex of the other end of a veth, 0 for other kinds."""
-
-    ifindex: int
-    name: str
-    kind: str
-    mac: str
-    mtu: int
-    peer: int = 0
-    alias: str = ""
 
 
 class Queue(NamedTuple):
@@ -97,13 +90,8 @@ class RouteLinks:
 
     def get(self, *, index: int = 0, name: str = "") -> Link | None:
         """An interface here by index or name, None when there is none."""
-        try:
-            found = self._open().get_links(index) if index else self._open().get_links(ifname=name)
-        except _refusals() as error:
-            if _errno(error) == errno.ENODEV:
-                return None
-            raise _failure("look up", name or str(index), error) from None
-        return _only(found)
+        found = index or self.index_of(name)
+        return link_of(found) if found else None
 
     def ifbs(self) -> list[Link]:
         """Every ifb here."""
@@ -133,7 +121,7 @@ class RouteLinks:
         """Remove an interface; missing is fine."""
         index = self.index_of(name)
         if index:
-            self._do("remove", name, lambda: self._open().link("del", index=index), ignore=(errno.ENODEV,))
+            remove_link(index, name)
 
     def queues(self, index: int) -> list[Queue]:
         """The queueing disciplines of an interface."""

@@ -6,10 +6,13 @@ not. Wire format: linux/netlink.h, linux/rtnetlink.h, linux/netfilter/nf_tables.
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from _socket import AF_INET, AF_INET6, AF_NETLINK, SOCK_RAW, if_indextoname, socket
 
 from cnimeta._record import NamedTuple
+from cnimeta.errors import IoFailure, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +29,9 @@ _INTERRUPTED_RETRIES = 8
 _NFT_GETCHAIN, _NFT_GETTABLE = (10 << 8) | 4, (10 << 8) | 1
 _NFPROTO = {"inet": 1, "ip": 2, "ip6": 10}
 _RTM_GETROUTE, _RTA_DST, _RTA_OIF = 26, 1, 4
+_RTM_DELLINK, _RTM_GETLINK = 17, 18
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_IFALIAS = 1, 3, 4, 5, 18, 20
+_IFLA_INFO_KIND = 1
 
 
 class Message(NamedTuple):
@@ -33,6 +39,18 @@ class Message(NamedTuple):
 
     type: int
     body: bytes
+
+
+class Link(NamedTuple):
+    """A network interface. `peer` is the ifindex of the other end of a veth, 0 for other kinds."""
+
+    ifindex: int
+    name: str
+    kind: str
+    mac: str
+    mtu: int
+    peer: int = 0
+    alias: str = ""
 
 
 def attribute(number: int, value: bytes) -> bytes:
@@ -138,3 +156,49 @@ def route_interface(address: Address) -> str:
     except OSError:
         pass
     return ""
+
+
+def link_of(index: int) -> Link | None:
+    """The interface with this ifindex, None when there is none. Raises IoFailure (code 5)."""
+    try:
+        (message,) = ask(ROUTE, _RTM_GETLINK, 0, _ifinfo(index))
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise _refused("look up", str(index), error) from None
+    found = attributes(message.body[16:])
+    kind = _text(attributes(found.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND, b""))
+    return Link(
+        struct.unpack_from("=i", message.body, 4)[0],
+        _text(found.get(_IFLA_IFNAME, b"")),
+        kind,
+        found.get(_IFLA_ADDRESS, b"").hex(":"),
+        _number(found.get(_IFLA_MTU)),
+        _number(found.get(_IFLA_LINK)) if kind == "veth" else 0,
+        _text(found.get(_IFLA_IFALIAS, b"")),
+    )
+
+
+def remove_link(index: int, name: str) -> None:
+    """Remove an interface; missing is fine. Raises IoFailure (code 5), naming it by `name`."""
+    try:
+        ask(ROUTE, _RTM_DELLINK, ACK, _ifinfo(index))
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise _refused("remove", name, error) from None
+
+
+def _ifinfo(index: int) -> bytes:
+    return struct.pack("=BxHiII", 0, 0, index, 0, 0)
+
+
+def _text(value: bytes) -> str:
+    return value.partition(b"\0")[0].decode("utf-8", "replace")
+
+
+def _number(value: bytes | None) -> int:
+    return 0 if value is None else int(struct.unpack("=I", value)[0])
+
+
+def _refused(verb: str, what: str, error: OSError) -> IoFailure:
+    return IoFailure(f"cannot {verb} interface {shown(what)}: {os.strerror(error.errno or 0)}")
