@@ -20,6 +20,7 @@ MARK = "# cnimeta-launcher"
 """First words of a launcher's second line. Never change: `cnimeta uninstall` and upgrades look for it."""
 
 _HEAD_BYTES = 512
+_SHEBANG_MAX_BYTES = 127  # kernels before 5.1 read no more of a #! line
 
 PLUGINS = {
     "portmap": "cnimeta_plugins.portmap.main:Portmap",
@@ -49,12 +50,15 @@ def package_folder() -> str:
 
 
 def render(plugin: str, interpreter: str, plugins_folder: str, site_folders: list[str]) -> str:
-    """The text of the launcher for `plugin` ("module:Class")."""
+    """The text of the launcher for `plugin` ("module:Class"). Raises ValueError for a path it cannot hold."""
     module, _, name = plugin.partition(":")
     package = package_folder()
-    return f"""#!{interpreter} -IS
+    if not package.isprintable():
+        raise ValueError(f"a launcher cannot name the folder {package!r}")
+    first, more = _start(interpreter)
+    return f"""{first}
 {MARK} {plugin} {package}
-import sys
+{more}import sys
 for _name, _folder in (("cnimeta", {package!r}), ("cnimeta_plugins", {plugins_folder!r})):
     sys.modules[_name] = type(sys)(_name)
     sys.modules[_name].__path__ = [_folder]
@@ -63,6 +67,19 @@ from {module} import {name}
 from cnimeta.plugin.dispatch import main
 main({name}())
 """
+
+
+def _start(interpreter: str) -> tuple[str, str]:
+    """The `#!` line, and the lines after the mark.
+
+    A path that does not fit a `#!` line is started by the shell, from two lines that are a string to Python.
+    """
+    direct = f"#!{interpreter} -IS"
+    if len(os.fsencode(direct)) <= _SHEBANG_MAX_BYTES and not any(char.isspace() for char in interpreter):
+        return direct, ""
+    if not interpreter.isprintable() or "'" in interpreter or "\\" in interpreter:
+        raise ValueError(f"a launcher cannot name the interpreter {interpreter!r}")
+    return "#!/bin/sh", f"'''exec' '{interpreter}' -IS \"$0\" \"$@\"\n' '''\n"
 
 
 def read_target(path: str) -> Target | None:

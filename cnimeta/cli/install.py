@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import compileall
 import contextlib
+import filecmp
+import functools
 import importlib.util
 import os
 import py_compile
+import subprocess
 import sys
 import sysconfig
 from typing import TYPE_CHECKING
@@ -25,7 +28,8 @@ if TYPE_CHECKING:
 BACKUP_SUFFIX = ".cnimeta-backup"
 """Never change: uninstall looks for it."""
 
-_SHEBANG_MAX_BYTES = 127  # the kernel's BINPRM_BUF_SIZE less the newline, on kernels before 5.1
+_MODE = 0o755  # programs are for everybody to run
+_THIRD_PARTY = ("filelock", "iptc", "kubernetes", "pyroute2")
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -59,21 +63,27 @@ def _uninstall_command(args: argparse.Namespace) -> int:
 def install(bin_dir: str, names: Sequence[str], *, replace: bool = False) -> list[str]:
     """Write launchers for `names` into `bin_dir`; what was done, a line each.
 
-    All or none: a foreign file in the way is found before anything is written. Raises IoFailure (code 5).
+    What stands in the way is found before anything is written. Raises IoFailure (code 5).
     """
     os.makedirs(bin_dir, exist_ok=True)
     paths = {name: os.path.join(os.path.abspath(bin_dir), name) for name in names}
     foreign = [path for path in paths.values() if os.path.lexists(path) and not is_launcher(path)]
+    folders = [path for path in foreign if os.path.isdir(path) and not os.path.islink(path)]
+    if folders:
+        raise IoFailure(f"folders are in the way: {', '.join(folders)}")
     if foreign and not replace:
         raise IoFailure(f"not written by cnimeta: {', '.join(foreign)}; --replace keeps a backup and replaces")
+    texts = {name: launcher_text(name) for name in names}
     compile_packages()
     lines = []
     for name, path in paths.items():
-        text = launcher.render(launcher.PLUGINS[name], interpreter(), plugins_folder(), site_folders())
+        data = texts[name].encode()
         if path in foreign:
-            os.rename(path, _free_backup(path))
-            lines.append(f"{path}: the file that was there is kept as {os.path.basename(path)}{BACKUP_SUFFIX}")
-        _write_executable(path, text)
+            lines.append(f"{path}: the file that was there is kept as {os.path.basename(_keep(path))}")
+        elif _is_current(path, data):
+            lines.append(f"{path}: installed already")
+            continue
+        _write_executable(path, data)
         lines.append(f"{path}: installed")
     return lines
 
@@ -85,14 +95,14 @@ def uninstall(bin_dir: str, names: Sequence[str]) -> list[str]:
         path = os.path.join(os.path.abspath(bin_dir), name)
         ours = is_launcher(path)
         backup = path + BACKUP_SUFFIX
-        if os.path.lexists(backup) and (ours or not os.path.lexists(path)):
+        if os.path.lexists(path) and not ours:
+            lines.append(f"{path}: not written by cnimeta, left alone")
+        elif os.path.lexists(backup):
             os.replace(backup, path)
             lines.append(f"{path}: restored")
         elif ours:
             os.unlink(path)
             lines.append(f"{path}: removed")
-        elif os.path.lexists(path):
-            lines.append(f"{path}: not written by cnimeta, left alone")
     return lines
 
 
@@ -106,15 +116,26 @@ def is_launcher(path: str) -> bool:
     return any(line.startswith(launcher.MARK.encode() + b" ") for line in head[1:3])
 
 
+def launcher_text(name: str) -> str:
+    """The launcher of one plugin of this installation."""
+    try:
+        return launcher.render(launcher.PLUGINS[name], interpreter(), plugins_folder(), site_folders())
+    except ValueError as error:
+        raise IoFailure(f"{error}: install cnimeta under a plain path") from None
+
+
+@functools.cache
 def interpreter() -> str:
     """The interpreter for launchers: the one behind a virtual environment, since launchers name their folders.
 
-    Raises IoFailure (code 5) when its path does not fit a `#!` line.
+    A virtual environment's own costs a start more: it looks for pyvenv.cfg, and its links can lead anywhere.
     """
-    path = os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
-    if len(f"#!{path} -IS") > _SHEBANG_MAX_BYTES or " " in path:
-        raise IoFailure(f"the interpreter's path does not fit a #! line: {path}")
-    return path
+    for path in (os.path.realpath(getattr(sys, "_base_executable", "") or ""), sys.executable):
+        probe = f"import sys, _json; sys.exit(sys.version_info[:2] != {tuple(sys.version_info[:2])})"
+        with contextlib.suppress(OSError):
+            if subprocess.run([path, "-IS", "-c", probe], check=False, env={}).returncode == 0:
+                return path
+    raise IoFailure(f"no interpreter was found that starts by itself; tried {sys.executable}")
 
 
 def plugins_folder() -> str:
@@ -128,9 +149,11 @@ def plugins_folder() -> str:
 def site_folders() -> list[str]:
     """Where the third-party packages lie."""
     found = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    spec = importlib.util.find_spec("pyroute2")
-    if spec is not None and spec.origin:
-        found.append(os.path.dirname(os.path.dirname(spec.origin)))
+    for name in _THIRD_PARTY:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin:
+            outer = os.path.dirname(spec.origin)
+            found.append(os.path.dirname(outer) if spec.submodule_search_locations else outer)
     return [folder for folder in dict.fromkeys(found) if os.path.isdir(folder)]
 
 
@@ -148,23 +171,53 @@ def compile_packages() -> None:
             )
 
 
-def _free_backup(path: str) -> str:
+def _keep(path: str) -> str:
+    """Give the file at `path` a second name, so that the first is never missing; that name.
+
+    The last file that was there is the one that uninstall restores: a package's newer plugin, say. An older backup that
+    differs gets a number.
+    """
     backup = path + BACKUP_SUFFIX
     if os.path.lexists(backup):
-        raise IoFailure(f"{backup} is in the way: it is the backup of an earlier replacement")
+        if not _same(path, backup):
+            number = 1
+            while os.path.lexists(f"{backup}.{number}"):
+                number += 1
+            os.rename(backup, f"{backup}.{number}")
+        else:
+            os.unlink(backup)
+    try:
+        os.link(path, backup, follow_symlinks=False)
+    except OSError:  # a file system without hard links
+        os.rename(path, backup)
     return backup
 
 
-def _write_executable(path: str, text: str) -> None:
+def _same(path: str, other: str) -> bool:
+    if os.path.islink(path) or os.path.islink(other):
+        return os.path.islink(path) and os.path.islink(other) and os.readlink(path) == os.readlink(other)
+    return filecmp.cmp(path, other, shallow=False)
+
+
+def _is_current(path: str, data: bytes) -> bool:
+    """Whether the launcher at `path` is what would be written."""
+    try:
+        with open(path, "rb") as file:
+            return file.read() == data and os.stat(file.fileno()).st_mode & 0o777 == _MODE and not os.path.islink(path)
+    except OSError:
+        return False
+
+
+def _write_executable(path: str, data: bytes) -> None:
     temporary = f"{path}.tmp-{os.getpid()}"
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            os.fchmod(file.fileno(), _MODE)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o755)  # noqa: S103 - programs are for everybody to run
         os.rename(temporary, path)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise

@@ -24,7 +24,7 @@ MODULES = (
     "cnimeta.cli.conformance",
     "cnimeta_plugins.hostport_alloc.cli",
 )
-"""Where sub-commands come from. One that is not installed is left out."""
+"""Where sub-commands come from. One that is not installed is left out, and the help says so."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,15 +34,19 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
+    missing = []
     for name in MODULES:
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:
-            if error.name is None or not name.startswith(error.name):
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise
+            missing.append(name)
             continue
         add = getattr(module, "add_commands", None) or module.add_command
         add(commands)
+    if missing:
+        parser.epilog = f"Not installed, and so without their commands: {', '.join(missing)}"
     return parser
 
 
@@ -58,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except OSError as error:
-        print(f"cnimeta: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"cnimeta: {where}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
