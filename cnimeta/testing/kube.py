@@ -18,6 +18,7 @@ import http.server
 import json
 import secrets
 import socket
+import socketserver
 import ssl
 import threading
 import time
@@ -305,6 +306,10 @@ class _Listener(http.server.ThreadingHTTPServer):
         self.context = context
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
+
+    def server_bind(self) -> None:
+        """HTTPServer's own would ask DNS for this host's name, which takes as long as DNS does when there is none."""
+        socketserver.TCPServer.server_bind(self)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()
