@@ -1,4 +1,7 @@
-"""What it costs to start a plugin and answer VERSION, beside the reference's executables."""
+"""What it costs to start a plugin and answer VERSION.
+
+python bench/run.py startup
+"""
 
 from __future__ import annotations
 
@@ -10,36 +13,44 @@ from pathlib import Path
 
 from run import Row
 
-from cnimeta.cli.install import install
+from cnimeta.cli.install import install, interpreter
 from cnimeta.launcher import PLUGINS
 
 TITLE = "Start-up: VERSION"
 NOTE = """
-The whole process, from its start to its end, with an environment of CNI_COMMAND alone: the median of 31 runs, ours and
-the reference's in turn. The reference is Debian's containernetworking-plugins.
+The whole process, from its start to its end, with an environment of CNI_COMMAND alone: the median of 41 runs of each, all
+in turn. First beside the same interpreter doing nothing but `import json` (`python -I -S -c 'import json'`; the aim is a
+ratio of at most 1.4), then beside the reference's executable, Debian's containernetworking-plugins.
 """
 REFERENCE = Path("/usr/lib/cni")
-RUNS = 31
+RUNS = 41
 
 
-def once_ms(program: str) -> float:
+def once_ms(command: list[str]) -> float:
     """One run, in milliseconds."""
     started = time.perf_counter()
-    subprocess.run([program], env={"CNI_COMMAND": "VERSION"}, input=b"{}", capture_output=True, check=True)
+    subprocess.run(command, env={"CNI_COMMAND": "VERSION"}, input=b"{}", capture_output=True, check=True)
     return (time.perf_counter() - started) * 1000
 
 
 def measure() -> list[Row]:
-    """One row for each plugin."""
-    rows = []
+    """Two rows for each plugin; one for a plugin that the reference does not have."""
     with tempfile.TemporaryDirectory() as folder:
         install(folder, sorted(PLUGINS))
+        commands = {"json": [interpreter(), "-I", "-S", "-c", "import json"]}
         for name in sorted(PLUGINS):
-            programs = [str(found) for found in (Path(folder) / name, REFERENCE / name) if found.exists()]
-            times: dict[str, list[float]] = {program: [] for program in programs}
-            for _ in range(RUNS):
-                for program in programs:
-                    times[program].append(once_ms(program))
-            medians = [statistics.median(found) for found in times.values()]
-            rows.append(Row(name, medians[0], medians[1] if len(medians) > 1 else None, "ms"))
+            commands[name] = [str(Path(folder) / name)]
+            if (REFERENCE / name).exists():
+                commands[f"reference {name}"] = [str(REFERENCE / name)]
+        times: dict[str, list[float]] = {name: [] for name in commands}
+        for _ in range(RUNS):
+            for name, command in commands.items():
+                times[name].append(once_ms(command))
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    rows = [Row(f"{name}, beside `import json`", medians[name], medians["json"], "ms") for name in sorted(PLUGINS)]
+    rows += [
+        Row(f"{name}, beside the reference's", medians[name], medians[f"reference {name}"], "ms")
+        for name in sorted(PLUGINS)
+        if f"reference {name}" in medians
+    ]
     return rows
