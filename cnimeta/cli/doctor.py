@@ -7,10 +7,11 @@ import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from cnimeta import launcher
+from cnimeta.errors import CniError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 STATE_FOLDER = "/var/lib/cni/cnimeta"
 _DRY_RUN = (
@@ -57,10 +58,20 @@ def examine(bin_dir: str) -> Iterator[Finding]:
     root = os.geteuid() == 0
     yield Finding("root", "ok" if root else "fail", "plugins change the network: run as root" * (not root))
     yield from _launchers(bin_dir)
-    yield _nftables()
-    yield _iptables()
+    filters = [_asked("nftables", _nftables), _asked("iptables", _iptables)]
+    yield from filters
+    if all(finding.state != "ok" for finding in filters):
+        yield Finding("port mapping", "fail", "neither nftables nor iptables can be used: portmap cannot work")
     yield _modules()
     yield _state()
+
+
+def _asked(what: str, look: Callable[[], Finding]) -> Finding:
+    """What `look` finds; a program that cannot even be asked is a finding too."""
+    try:
+        return look()
+    except CniError as error:
+        return Finding(what, "warn", str(error))
 
 
 def _launchers(bin_dir: str) -> Iterator[Finding]:
