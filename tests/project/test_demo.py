@@ -26,7 +26,13 @@ def start(tmp_path: Path) -> subprocess.Popen[str]:
         text=True,
         env=environ,
         start_new_session=True,
+        preexec_fn=_heed_interrupts,
     )
+
+
+def _heed_interrupts() -> None:
+    """Whoever runs the tests in the background has SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def namespaces_of(output: str) -> set[str]:

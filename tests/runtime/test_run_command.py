@@ -298,7 +298,13 @@ def test_only_one_works_when_many_add_the_same_container(bench: Bench, processes
 
 def test_the_chain_is_undone_when_ctrl_c_ends_add(bench: Bench) -> None:
     steer(bench.second, {"ADD": {"sleep": 30}})
-    process = subprocess.Popen([*COMMAND, *bench.words("add")], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, *bench.words("add")],
+        stdout=subprocess.PIPE,
+        text=True,
+        # Tests run in the background have SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 20
     while not received(bench.second) and time.monotonic() < deadline:
         time.sleep(0.01)
