@@ -16,6 +16,7 @@ from runtime_node import CLEAN, Failed, Node
 from test_debian_plugins import GIVEN, chain
 
 from cnimeta.cli.run import default_container_id
+from cnimeta.testing.noop import received, write_noop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,6 +151,61 @@ def test_both_judge_alike_when_either_checks_what_the_other_added(node: Node, cn
     assert caught.value.error["msg"].startswith("plugin bridge failed CHECK: ")
     node.cnimeta("del", "net")
     assert node.footprint() == CLEAN
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "0.2.0", *VERSIONS])
+def test_plugins_are_asked_the_same_when_either_runs_them(node: Node, cnitool: str, version: str) -> None:
+    """Scripted plugins write down environment and stdin of every call: not one key may differ."""
+    own = node.folder / "own"
+    own.mkdir()
+    result = {
+        "cniVersion": version,
+        **({"ip4": {"ip": "10.9.0.2/24"}} if version < "0.3.0" else {}),
+        **({"interfaces": [{"name": "eth0", "sandbox": node.pod.path}]} if version >= "0.3.0" else {}),
+        **({"ips": [{"version": "4", "address": "10.9.0.2/24", "interface": 0}]} if "0.3.0" <= version < "1" else {}),
+        **({"ips": [{"address": "10.9.0.2/24", "interface": 0}]} if version >= "1" else {}),
+        "routes": [{"dst": "0.0.0.0/0", "gw": "10.9.0.1"}] if version >= "0.3.0" else [],
+        "dns": {"nameservers": ["10.9.0.1"], "search": ["a", "b"]},
+    }
+    names = ("first", "second", "third")
+    for name in names:
+        write_noop(str(own), name, {"ADD": {"result": result}} if name == "first" else {})
+    node.path = str(own)
+    plugins = [
+        {"type": "first", "name": "own name", "cniVersion": "0.1.0", "ipam": {"type": "x", "list": [1, 2.5, None, {}]}},
+        {"type": "second", "capabilities": {"portMappings": True, "mac": False, "ips": True}, "prevResult": result},
+        {
+            "type": "third",
+            "capabilities": {"bandwidth": True},
+            "runtimeConfig": {"written": "here"},
+            "ünïcode": "\u2028<>&",
+        },
+    ]
+    node.configure({"cniVersion": version, "name": "net", "plugins": plugins, "unknown": True})
+    verbs = ["add", *(["check"] if version >= "0.4.0" else []), "del"]
+    given = {**GIVEN, "mac": "02:00:00:00:00:01"}
+    asked = []
+    for run in (
+        lambda verb: node.cnitool(cnitool, verb, "net", capability_args=given),
+        lambda verb: node.cnimeta(verb, "net", capability_args=given),
+    ):
+        for verb in verbs:
+            run(verb)
+        asked.append(
+            [[(call.environ, without_empty_dns(call.conf)) for call in received(str(own / name))] for name in names]
+        )
+        for name in names:
+            (own / f"{name}.calls").unlink()
+    theirs, ours = asked
+    assert ours == theirs
+    assert [call[0]["CNI_COMMAND"] for call in ours[0]] == [verb.upper() for verb in verbs]
+
+
+def without_empty_dns(conf: dict[str, Any]) -> dict[str, Any]:
+    """This libcni writes an empty dns from 1.0.0 on; newer ones leave it out, as cnimeta does."""
+    if conf.get("prevResult", {}).get("dns") == {}:
+        del conf["prevResult"]["dns"]
+    return conf
 
 
 def test_gc_removes_it_when_cnitool_added_it(node: Node, cnitool: str) -> None:
