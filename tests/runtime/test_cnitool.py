@@ -44,12 +44,14 @@ def cnitool(tmp_path_factory: pytest.TempPathFactory) -> str:
                 lines = [line.replace("Types: deb\n", "Types: deb-src\n") for line in file]
             text = "".join("deb-src" + line[3:] if line.startswith("deb ") else line for line in lines)
             (sources / os.path.basename(path)).write_text(text, encoding="utf-8")
-    (folder / "lists" / "partial").mkdir(parents=True)
+    for name in ("lists", "apt/archives"):
+        (folder / name / "partial").mkdir(parents=True)
     apt = ["apt-get", "-q"]
     for key, value in (
         ("Dir::Etc::sourcelist", "/dev/null"),
         ("Dir::Etc::sourceparts", sources),
         ("Dir::State::lists", folder / "lists"),
+        ("Dir::Cache", folder / "apt"),
         ("APT::Sandbox::User", "root"),
     ):
         apt += ["-o", f"{key}={value}"]
