@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from cnimeta.testing.netns import Namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+# CI repeats itself; by hand, every run looks somewhere else.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 
 @pytest.fixture
