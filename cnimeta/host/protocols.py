@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from cnimeta.delegate.spawn import Completed
     from cnimeta.host.htb import Classes
     from cnimeta.host.iptables import Change
-    from cnimeta.host.links import Classifier, Link, Queue
     from cnimeta.host.nft import Change as NftChange
+    from cnimeta.host.rtnetlink import Link
+    from cnimeta.host.tc import Classifier, Queue
     from cnimeta.spec.jsonio import JSON
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from cnimeta.errors import IoFailure
 from cnimeta.host.htb import HANDLE
-from cnimeta.host.links import GONE, INGRESS_PARENT, ROOT, Classifier, Link, Queue
+from cnimeta.host.rtnetlink import Link
+from cnimeta.host.tc import GONE, INGRESS, ROOT, Classifier, Queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,7 +140,7 @@ class FakeLinks:
         self._change(f"add_ingress {index}")
         if any(queue.kind in ("ingress", "clsact") for queue in self.queues(index)):
             raise IoFailure(f"cannot make ingress of interface {index}: File exists")
-        self.waiting.setdefault(index, []).append(Queue("ingress", INGRESS_PARENT, 0xFFFFFFF1))
+        self.waiting.setdefault(index, []).append(Queue("ingress", INGRESS, 0xFFFFFFF1))
 
     def ingress_filters(self, index: int) -> list[Classifier]:
         """The filters for arriving packets."""

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
-    from cnimeta.host.links import Link
     from cnimeta.host.protocols import Links
+    from cnimeta.host.rtnetlink import Link
     from cnimeta.plugin.request import Attachment, Request
     from cnimeta.spec.result import Result
     from cnimeta_plugins.bandwidth.config import Settings

@@ -128,10 +128,10 @@ def test_add_is_refused_when_prev_result_lacks_the_veth(links: FakeLinks, keys: 
 
 
 def test_another_containers_gone_ifb_does_not_cost_a_foreign_filter(links: FakeLinks) -> None:
-    from cnimeta.host.links import INGRESS_PARENT, Classifier, Queue
+    from cnimeta.host.tc import INGRESS, Classifier, Queue
 
     host = links.index_of("vhost")
-    links.waiting[host] = [Queue("clsact", INGRESS_PARENT, 0xFFFFFFF1)]
+    links.waiting[host] = [Queue("clsact", INGRESS, 0xFFFFFFF1)]
     links.filters[host] = [Classifier("bpf", 1)]
     call(Bandwidth(links), "ADD", conf(**RATES))
     assert links.dump()["vhost"][2:] == ("prio 1 bpf", f"prio 49152 redirect {ifb_name('net', 'c1')}")
