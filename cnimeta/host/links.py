@@ -54,8 +54,11 @@ class RouteLinks:
     @contextlib.contextmanager
     def within(self, netns: str) -> Iterator[RouteLinks]:
         """The links of the namespace at `netns`, for a block that runs there."""
-        with entered(netns):
-            yield RouteLinks()
+        try:
+            with entered(netns):
+                yield RouteLinks()
+        except OSError as error:
+            raise IoFailure(f"cannot work in CNI_NETNS {shown(netns)}: {error.strerror or error}") from None
 
     def get(self, *, index: int = 0, name: str = "") -> Link | None:
         """An interface here by index or name, None when there is none."""
@@ -126,6 +129,10 @@ class RouteLinks:
     def add_ingress(self, index: int) -> None:
         """An ingress queueing discipline, where filters for arriving packets go."""
         _do("make ingress of", str(index), tc.ingress(index))
+
+    def remove_ingress(self, index: int) -> None:
+        """Remove the ingress queueing discipline and its filters; missing is fine."""
+        _do("clear ingress of", str(index), tc.no_ingress(index), ignore=_MISSING)
 
     def ingress_filters(self, index: int) -> list[Classifier]:
         """The filters for arriving packets."""

@@ -257,6 +257,10 @@ class Links(Protocol):
         """An ingress queueing discipline."""
         ...
 
+    def remove_ingress(self, index: int) -> None:
+        """Remove it and its filters; missing is fine."""
+        ...
+
     def ingress_filters(self, index: int) -> list[Classifier]:
         """The filters for arriving packets."""
         ...

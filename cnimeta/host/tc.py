@@ -12,6 +12,7 @@ import struct
 
 from cnimeta._record import NamedTuple
 from cnimeta.host.htb import HANDLE, LEAF, SHAPED_CLASS, Classes, Rule, keys_of, protocol, texts
+from cnimeta.host.netlink import attributes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +37,11 @@ _LARGEST_PACKET = 1600
 _QUANTUM = 60_000
 _IFF_UP = 0x1
 _REDIRECT, _STOLEN = 1, 4
-_TERMINAL = 1
+_TCMSG_BYTES = 20
+_KIND, _OPTIONS = 1, 2
+_TBF_PARMS, _TBF_RATE64 = 1, 4
+_U32_SELECTOR, _U32_ACTIONS = 5, 7
+_ACTION_KIND, _ACTION_OPTIONS, _MIRRED_PARMS = 1, 2, 2
 
 
 class Queue(NamedTuple):
@@ -162,6 +167,11 @@ def no_root(index: int) -> Order:
     return DELETE_QUEUE, 0, place(index, ROOT)
 
 
+def no_ingress(index: int) -> Order:
+    """The end of `ingress` and its filters."""
+    return DELETE_QUEUE, 0, place(index, INGRESS_PARENT, INGRESS)
+
+
 def no_filters(index: int, priority: int) -> Order:
     """The end of the arriving packets' filters of one priority."""
     return DELETE_FILTER, 0, place(index, ARRIVING, info=_info(priority, _ETH_P_ALL))
@@ -173,29 +183,39 @@ def place(index: int, parent: int = 0, handle: int = 0, info: int = 0) -> bytes:
 
 
 def queue_of(message: Message) -> Queue:
-    """An answer to GET_QUEUE."""
-    found = _decoded(message)
-    kind = found.get_attr("TCA_KIND") or ""
-    options = found.get_attr("TCA_OPTIONS") if kind == "tbf" else None
-    numbers = options.get_attr("TCA_TBF_PARMS") if options else None
-    if options is None or numbers is None:
-        return Queue(kind, found["handle"], found["parent"])
-    rate = options.get_attr("TCA_TBF_RATE64") or numbers["rate"]
-    return Queue(kind, found["handle"], found["parent"], rate, numbers["limit"], numbers["buffer"])
+    """An answer to GET_QUEUE. Without pyroute2, as DEL and CHECK read these."""
+    handle, parent = struct.unpack_from("=II", message.body, 8)
+    found = attributes(message.body[_TCMSG_BYTES:])
+    kind = _text(found.get(_KIND, b""))
+    options = attributes(found.get(_OPTIONS, b"")) if kind == "tbf" else {}
+    if _TBF_PARMS not in options:
+        return Queue(kind, handle, parent)
+    rate, limit, buffer = struct.unpack_from("=8xI12xII", options[_TBF_PARMS])
+    if _TBF_RATE64 in options:
+        (rate,) = struct.unpack("=Q", options[_TBF_RATE64])
+    return Queue(kind, handle, parent, rate, limit, buffer)
 
 
 def classifier_of(message: Message) -> Classifier | None:
-    """An answer to GET_FILTER. None for what only holds filters: the entry of a priority, and u32's hash tables."""
-    found = _decoded(message)
-    kind, options = found.get_attr("TCA_KIND") or "", found.get_attr("TCA_OPTIONS")
-    if options is None or (kind == "u32" and options.get_attr("TCA_U32_SEL") is None):
+    """An answer to GET_FILTER, without pyroute2.
+
+    None for what only holds filters: the entry of a priority, and u32's hash tables.
+    """
+    (info,) = struct.unpack_from("=I", message.body, 16)
+    found = attributes(message.body[_TCMSG_BYTES:])
+    kind = _text(found.get(_KIND, b""))
+    if _OPTIONS not in found:
         return None
-    priority, target = found["info"] >> 16, 0
-    actions = options.get_attr("TCA_U32_ACT") if kind == "u32" else None
-    action = actions.get_attr("TCA_ACT_PRIO_1") if actions else None
-    if action is not None and action.get_attr("TCA_ACT_KIND") == "mirred":
-        target = action.get_attr("TCA_ACT_OPTIONS").get_attr("TCA_MIRRED_PARMS")["ifindex"] or GONE
-    return Classifier(kind, priority, target)
+    if kind != "u32":
+        return Classifier(kind, info >> 16)
+    options = attributes(found[_OPTIONS])
+    if _U32_SELECTOR not in options:
+        return None
+    action = attributes(attributes(options.get(_U32_ACTIONS, b"")).get(1, b""))
+    if _text(action.get(_ACTION_KIND, b"")) != "mirred":
+        return Classifier(kind, info >> 16)
+    (target,) = struct.unpack_from("=24xI", attributes(action[_ACTION_OPTIONS])[_MIRRED_PARMS])
+    return Classifier(kind, info >> 16, target or GONE)
 
 
 def classes_of(queues: Iterable[Message], classes: Iterable[Message], filters: Iterable[Message]) -> Classes | None:
@@ -238,6 +258,10 @@ def _info(priority: int, ethertype: int) -> int:
 def _traffic(kind: str, options: Iterable[tuple[str, object]], **fields: int) -> bytes:
     attributes = [("TCA_KIND", kind), ("TCA_OPTIONS", {"attrs": list(options)})]
     return _encoded(_definitions()[1], fields, attributes)
+
+
+def _text(value: bytes) -> str:
+    return value.partition(b"\0")[0].decode("ascii", "replace")
 
 
 def _encoded(definition: Any, fields: dict[str, int], attributes: Iterable[tuple[str, object]]) -> bytes:

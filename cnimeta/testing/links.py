@@ -36,7 +36,14 @@ class FakeLinks:
         """A pair: one end in the container, one here. Returns the end here."""
         host = self.link(host_name, "veth", mtu)
         self.inside[netns, ifname] = Link(2, ifname, "veth", "02:00:00:00:00:02", mtu, host.ifindex)
-        return host
+        self.links[host.ifindex] = host._replace(peer=2)
+        return self.links[host.ifindex]
+
+    def lent(self, netns: str, ifname: str, kind: str = "macvlan") -> Link:
+        """An interface of the container without an end here."""
+        made = self.there.setdefault(netns, FakeLinks()).link(ifname, kind)
+        self.inside[netns, ifname] = made
+        return made
 
     def link(self, name: str, kind: str, mtu: int = 1500, alias: str = "") -> Link:
         """An interface here."""
@@ -141,6 +148,12 @@ class FakeLinks:
         if any(queue.kind in ("ingress", "clsact") for queue in self.queues(index)):
             raise IoFailure(f"cannot make ingress of interface {index}: File exists")
         self.waiting.setdefault(index, []).append(Queue("ingress", INGRESS, 0xFFFFFFF1))
+
+    def remove_ingress(self, index: int) -> None:
+        """Remove it and its filters."""
+        self._change(f"remove_ingress {index}")
+        self.waiting[index] = [queue for queue in self.queues(index) if queue.kind != "ingress"]
+        self.filters.pop(index, None)
 
     def ingress_filters(self, index: int) -> list[Classifier]:
         """The filters for arriving packets."""

@@ -57,11 +57,45 @@ class Bandwidth(Plugin):
                 raise CheckFailed(error.msg) from None
 
     def delete(self, request: Request) -> None:
-        """Remove the ifb. The queues on the veth go with the veth, whose plugin comes next.
+        """Remove the ifb, and the queues of an interface that is still there. Neither needs readable rates."""
+        shaper, attachment = self._shaper(), request.attachment
+        failures = []
+        try:
+            self._restore(shaper, attachment, request)
+        except CniError as error:
+            failures.append(error)
+        try:
+            shaper.unshape(attachment.key)
+        except CniError as error:
+            failures.append(error)
+        failure = joined(failures)
+        if failure is not None:
+            raise failure
 
-        An ifb inside the container goes with its namespace.
-        """
-        self._shaper().unshape(request.attachment.key)
+    @staticmethod
+    def _restore(shaper: Shaper, attachment: Attachment, request: Request) -> None:
+        """The veth is removed by its own plugin, mostly at once; a device lent to a container goes back to the host."""
+        try:
+            settings = _settings(request)
+            limited, may_be_inside = settings.limited, settings.inside
+        except CniError:
+            limited = may_be_inside = True
+        if not limited or not attachment.netns:
+            return
+        try:
+            inside = shaper.links.in_container(attachment.netns, attachment.ifname)
+        except CniError:
+            return  # the namespace is gone, and every interface in it
+        if inside is None:
+            return
+        host = shaper.links.get(index=inside.peer) if inside.peer else None
+        if host is not None and host.peer == inside.ifindex:
+            shaper.restore(attachment.key, host)
+        elif not inside.peer and may_be_inside:
+            with shaper.links.within(attachment.netns) as links:
+                there = shaper.moved(links, attachment.netns)
+                there.restore(attachment.key, inside)
+                there.unshape(attachment.key)
 
     def gc(self, request: Request) -> None:
         """Remove the ifbs of this network whose attachment is not listed; without a list, none."""

@@ -70,12 +70,11 @@ def plan_shaping(settings: Settings, mtu: int, ticks_per_us: float, *, inside: b
 def bucket(limit: Limit, latency_ms: int, mtu: int, ticks_per_us: float) -> Bucket:
     """Upstream's numbers for the same input, except where they would not fit or not limit:
 
-    - a rate above what the kernel's 32-bit field holds (34 Gbit/s) is that;
     - containerd's burst for "none given" is 50 ms of the rate, two packets at least, and ten packets may wait at least:
       with fewer, TCP at 1 Mbit/s loses so many that the queue runs empty;
     - a burst that takes longer than the kernel's field can say (275 s) is that long; upstream's number wraps around.
     """
-    rate = min(limit.rate_bps // 8, _UINT32)
+    rate = limit.rate_bps // 8
     burst, fewest = limit.burst_bits // 8, 0
     if limit.burst_bits == UNSPECIFIED_BURST_BITS:
         fewest = _DEFAULT_WAITING_PACKETS * (mtu + 14)

@@ -50,7 +50,7 @@ class Shaper:
         root = _root(queues)
         if plan.leaving is not None:
             self._set(host.ifindex, plan.leaving, root)
-        elif root is not None and root.handle == HANDLE and root.kind in ("tbf", "htb"):
+        elif _is_ours(root):
             self.links.clear(host.ifindex)
         name = self._name_for(key)
         if plan.arriving is None:
@@ -71,12 +71,16 @@ class Shaper:
     def check(self, key: Key, host: Link, settings: Settings) -> None:
         """Raise CheckFailed (code 101) for the first difference."""
         plan = plan_shaping(settings, host.mtu, self.ticks_per_us, inside=bool(self.netns))
-        if plan.leaving is not None:
-            self._compare(host.name, host.ifindex, plan.leaving)
-        if plan.arriving is None:
-            return
         name = self._name_for(key)
         index = self.links.index_of(name)
+        if plan.leaving is not None:
+            self._compare(host.name, host.ifindex, plan.leaving)
+        elif _is_ours(_root(self.links.queues(host.ifindex))):
+            raise CheckFailed(f"interface {host.name} is limited, and the configuration has no limit for it")
+        if plan.arriving is None:
+            if index:
+                raise CheckFailed(f"the interface {name} is there, and the configuration has no limit for it")
+            return
         if not index:
             raise CheckFailed(f"the interface {name} that limits what arrives at {host.name} is missing")
         self._compare(name, index, plan.arriving)
@@ -94,6 +98,17 @@ class Shaper:
             link = self.links.get(index=index)
             if link is not None and _is_for(link, key):
                 self.links.remove(name)
+
+    def restore(self, key: Key, host: Link) -> None:
+        """Take the attachment's queues and filters off an interface, which may outlive the attachment."""
+        queues = self.links.queues(host.ifindex)
+        if _is_ours(_root(queues)):
+            self.links.clear(host.ifindex)
+        kinds = [queue.kind for queue in queues]
+        if "ingress" in kinds or "clsact" in kinds:
+            self._release(host.ifindex, self.links.index_of(self._name_for(key)))
+            if "ingress" in kinds and not self.links.ingress_filters(host.ifindex):
+                self.links.remove_ingress(host.ifindex)
 
     def collect(self, network: str, valid: Collection[tuple[str, str]]) -> list[CniError]:
         """Remove the network's ifbs that are not in `valid`; returns what failed."""
@@ -196,6 +211,10 @@ class Shaper:
 
 def _root(queues: list[Queue]) -> Queue | None:
     return next((queue for queue in queues if queue.parent == ROOT), None)
+
+
+def _is_ours(root: Queue | None) -> bool:
+    return root is not None and root.handle == HANDLE and root.kind in ("tbf", "htb")
 
 
 def _compare_classes(name: str, found: Classes | None, wanted: Classes) -> None:

@@ -6,13 +6,16 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import ebpf
 import pytest
 
 from cnimeta.errors import CheckFailed, InvalidNetworkConfig
+from cnimeta.host import removal
 from cnimeta.testing import call
 from cnimeta_plugins.bandwidth.main import Bandwidth
 from cnimeta_plugins.bandwidth.plan import ifb_name
@@ -111,9 +114,10 @@ def pair(make_netns: Callable[[str], Namespace]) -> Pair:
         {"ingressRate": 8_000, "ingressBurst": 16_000},
         {"egressRate": 1_000_000_000, "egressBurst": 80_000_000},
         {"ingressRate": 16_000_000_000, "ingressBurst": 1_600_000_000},
+        {"ingressRate": 80_000_000_000, "ingressBurst": 8_000_000_000},
         {"runtimeConfig": {"bandwidth": {"IngressRate": 64_000_000, "IngressBurst": 2**32 - 8}}},
     ],
-    ids=["both", "slow", "egress", "fast", "runtime"],
+    ids=["both", "slow", "egress", "fast", "64 bits", "runtime"],
 )
 def test_kernel_state_equals_the_references_when_nothing_is_clamped(pair: Pair, keys: dict[str, Any]) -> None:
     conf = pair.conf(**keys)
@@ -361,3 +365,155 @@ def test_macvlan_is_shaped_inside_when_asked_for(
         pair.call("CHECK", conf, **there)
     assert caught.value.code == CheckFailed.code
     pair.call("DEL", conf, **there)
+    assert IFB not in inner.run("ip", "link", "show").stdout
+    assert "tbf" not in inner.run("tc", "qdisc", "show").stdout
+
+
+def datagram_arrives(pair: Pair, payload: int) -> bool:
+    with pair.host.entered():
+        receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        receiver.bind(("10.9.0.1", 9999))
+    with pair.container.entered():
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with receiver, sender:
+        receiver.settimeout(0.3)
+        sender.sendto(b"x" * payload, ("10.9.0.1", 9999))
+        try:
+            return len(receiver.recv(2000)) == payload
+        except TimeoutError:
+            return False
+
+
+@pytest.mark.parametrize(("verdict", "limited"), [(ebpf.PASS_ON, True), (ebpf.ACCEPT, False)], ids=["on", "accept"])
+def test_ebpf_program_works_on_when_the_container_is_limited(pair: Pair, verdict: int, limited: bool) -> None:
+    with pair.host.entered():
+        ebpf.drop_length("vhost", 14 + 20 + 8 + 100, verdict)
+    for verb in ("ADD", "CHECK", "ADD"):
+        pair.call(verb, pair.conf(**RATES))
+    assert not datagram_arrives(pair, 100)
+    assert datagram_arrives(pair, 101)
+    assert (pair.seconds_for(500_000, towards_container=False) > 0.3) == limited
+    assert pair.seconds_for(500_000, towards_container=True) > 0.3
+    pair.call("DEL", pair.conf(**RATES))
+    assert not datagram_arrives(pair, 100)
+    assert datagram_arrives(pair, 101)
+    assert "drop_length" in pair.host.run("tc", "filter", "show", "dev", "vhost", "ingress").stdout
+
+
+@pytest.mark.parametrize("keys", [{}, {"shapedSubnets": ["10.9.0.1/32"]}], ids=["all", "subnet"])
+def test_nothing_is_left_on_a_veth_that_outlives_del(pair: Pair, keys: dict[str, Any]) -> None:
+    before = pair.tc("qdisc", "show")
+    pair.call("ADD", pair.conf(**RATES, **keys))
+    for _ in range(2):
+        pair.call("DEL", pair.conf(**RATES, **keys))
+        assert pair.tc("qdisc", "show") == before
+        assert IFB not in pair.names()
+    assert pair.seconds_for(2_000_000, towards_container=False) < 0.5
+    assert pair.seconds_for(2_000_000, towards_container=True) < 0.5
+
+
+def test_filter_and_queue_of_others_stay_when_the_veth_outlives_del(pair: Pair) -> None:
+    pair.host.run("tc", "qdisc", "add", "dev", "vhost", "ingress")
+    theirs = "protocol ip prio 5 u32 match ip dst 10.77.0.0/16 flowid 1:7"
+    pair.host.run("tc", "filter", "add", "dev", "vhost", "parent", "ffff:", *theirs.split())
+    before = pair.host.run("tc", "filter", "show", "dev", "vhost", "ingress").stdout
+    pair.call("ADD", pair.conf(**RATES))
+    pair.call("DEL", pair.conf(**RATES))
+    after = pair.host.run("tc", "filter", "show", "dev", "vhost", "ingress").stdout
+    assert after == before.replace(" parent ffff:", "")  # as the kernel shows it once another filter was there
+
+
+def test_late_del_leaves_the_next_containers_veth_alone(pair: Pair) -> None:
+    """A network plugin that derives the veth's name from the Pod uses it again for the Pod's next container."""
+    pair.call("ADD", pair.conf(**RATES), container_id="c2")
+    pair.call("DEL", pair.conf(**RATES), netns="/run/netns/gone-with-c1")
+    pair.call("CHECK", pair.conf(**RATES), container_id="c2")
+
+
+def test_device_lent_by_the_host_comes_back_without_a_limit(pair: Pair, make_netns: Callable[[str], Namespace]) -> None:
+    """The chain host-device, bandwidth: DEL runs in reverse, and the device must be as it was."""
+    inner = make_netns("bwlent")
+    pair.host.veth("lent0", make_netns("bwfar"), "far0")  # a device with its other end in no namespace of ours
+    pair.host.run("ip", "link", "set", "lent0", "netns", inner.name)
+    pair.host.run("ip", "link", "add", "mv0", "link", "vhost", "type", "macvlan", "mode", "bridge")
+    lend = {"cniVersion": "1.0.0", "name": "net", "type": "host-device", "device": "mv0"}
+    environ = {"CNI_CONTAINERID": "c1", "CNI_IFNAME": "net0", "CNI_NETNS": inner.path, "CNI_PATH": "/usr/lib/cni"}
+    environ |= {"PATH": os.environ["PATH"]}
+    command = ["ip", "netns", "exec", pair.host.name, "/usr/lib/cni/host-device"]
+
+    def host_device(verb: str) -> str:
+        keys = {"env": environ | {"CNI_COMMAND": verb}, "input": json.dumps(lend), "text": True}
+        return subprocess.run(command, capture_output=True, check=True, **keys).stdout
+
+    conf = pair.conf(**RATES, shapeInside=True)
+    conf["prevResult"] = json.loads(host_device("ADD"))
+    there = {"netns": inner.path, "ifname": "net0"}
+    pair.call("ADD", conf, **there)
+    pair.call("CHECK", conf, **there)
+    assert "tbf" in inner.run("tc", "qdisc", "show", "dev", "net0").stdout
+    pair.call("DEL", conf, **there)
+    assert IFB not in inner.run("ip", "link", "show").stdout
+    host_device("DEL")
+    assert "mv0" in pair.names()
+    shown = pair.host.run("tc", "qdisc", "show", "dev", "mv0").stdout
+    assert not [word for word in ("tbf", "ingress") if word in shown]
+
+
+def test_link_goes_when_no_process_can_be_made(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    pair.call("ADD", pair.conf(**RATES))
+    monkeypatch.setattr(os, "fork", refuse)
+    pair.call("DEL", pair.conf(**RATES), netns="")
+    assert IFB not in pair.names()
+
+
+def test_link_goes_when_the_process_that_removes_it_is_killed(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair.call("ADD", pair.conf(**RATES))
+    monkeypatch.setattr(removal, "_in_child", lambda *_: os._exit(0))
+    pair.call("DEL", pair.conf(**RATES), netns="")
+    assert IFB not in pair.names()
+
+
+def test_no_process_outlives_del_for_long(pair: Pair) -> None:
+    pair.call("ADD", pair.conf(**RATES))
+    marker = f"cnimeta-test-{os.getpid()}"
+    program = f"import os; from cnimeta.host.links import RouteLinks; RouteLinks().remove({IFB!r}); os.getcwd()"
+    command = ["ip", "netns", "exec", pair.host.name, sys.executable, "-c", program, marker]
+    subprocess.run(command, check=True, capture_output=True, timeout=10)  # its pipes close at once, too
+    assert IFB not in pair.names()
+    until = time.monotonic() + 5
+    while running(marker):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def running(marker: str) -> list[str]:
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as file:
+                found += [pid] if marker in file.read() else []
+        except OSError:
+            continue
+    return found
+
+
+def test_check_fails_when_a_limit_is_there_that_the_configuration_lacks(pair: Pair) -> None:
+    pair.call("ADD", pair.conf(**RATES))
+    for direction, device in (("ingress", IFB), ("egress", "vhost")):
+        with pytest.raises(Exception, match=f"{device} is") as caught:
+            pair.call("CHECK", pair.conf(**{key: RATES[key] for key in RATES if key.startswith(direction)}))
+        assert caught.value.code == CheckFailed.code
+
+
+@pytest.mark.parametrize("keys", [{}, {"shapedSubnets": ["10.9.0.1/32"]}], ids=["all", "subnet"])
+def test_rate_is_exact_when_it_needs_64_bits(pair: Pair, keys: dict[str, Any]) -> None:
+    fast = 80_000_000_000
+    conf = pair.conf(ingressRate=fast, ingressBurst=8 * 10**9, egressRate=fast, egressBurst=8 * 10**9, **keys)
+    pair.call("ADD", conf)
+    pair.call("CHECK", conf)
+    for device in ("vhost", IFB):
+        shown = "".join(pair.host.run("tc", kind, "show", "dev", device).stdout for kind in ("qdisc", "class"))
+        assert "rate 80Gbit " in shown

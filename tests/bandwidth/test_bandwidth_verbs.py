@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -181,3 +182,71 @@ def test_classes_are_built_anew_when_subnets_differ(links: FakeLinks) -> None:
     call(plugin, "ADD", other)
     assert [one.split()[0] for one in links.calls] == ["set_classes", "add_ifb", "set_classes"]
     call(plugin, "CHECK", other)
+
+
+def lent() -> FakeLinks:
+    made = FakeLinks()
+    made.lent(NETNS, "eth0")
+    return made
+
+
+PLACES = {"host": ({}, lambda links: links), "inside": ({"shapeInside": True}, lambda links: links.there[NETNS])}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("change", range(1, 6))
+def test_del_completes_when_repeated_after_a_change_failed(place: str, change: int) -> None:
+    links = lent() if place == "inside" else FakeLinks()
+    if place == "host":
+        links.veth(NETNS, "eth0", "vhost")
+    keys, shaped = PLACES[place]
+    plugin, there = Bandwidth(links), shaped(links)
+    before = there.dump()
+    call(plugin, "ADD", conf(**RATES, **keys))
+    there.calls.clear()
+    there.fail_at = change
+    with contextlib.suppress(CniError):
+        call(plugin, "DEL", conf(**RATES, **keys))
+    there.fail_at = 0
+    for _ in range(2):
+        call(plugin, "DEL", conf(**RATES, **keys))
+        assert there.dump() == before
+
+
+def test_container_is_shaped_inside_when_its_interface_has_no_end_on_the_host() -> None:
+    links = lent()
+    result = call(Bandwidth(links), "ADD", conf(**RATES, shapeInside=True))
+    ifb = ifb_name("net", "c1")
+    assert result is not None
+    assert (result.interfaces[-1].name, result.interfaces[-1].sandbox) == (ifb, NETNS)
+    assert links.dump() == {}
+    assert links.there[NETNS].dump() == {
+        "eth0": (
+            "tbf rate 500000 limit 62500 buffer 1562500",
+            "ingress rate 0 limit 0 buffer 0",
+            f"prio 1 redirect {ifb}",
+        ),
+        ifb: ("tbf rate 1000000 limit 125000 buffer 1562500",),
+    }
+
+
+def test_del_does_nothing_inside_when_the_pod_had_no_limit() -> None:
+    links = lent()
+    call(Bandwidth(links), "DEL", conf(shapeInside=True))
+    assert links.there[NETNS].calls == links.calls == []
+
+
+def test_del_takes_the_ifb_away_when_rates_are_unreadable(links: FakeLinks) -> None:
+    call(Bandwidth(links), "ADD", conf(**RATES))
+    call(Bandwidth(links), "DEL", conf(ingressRate="fast"))
+    assert links.dump() == {"vhost": ()}
+
+
+def test_del_takes_the_ifb_away_when_the_veth_refuses(links: FakeLinks) -> None:
+    call(Bandwidth(links), "ADD", conf(**RATES))
+    links.calls.clear()
+    links.fail_at = 1
+    with pytest.raises(CniError) as caught:
+        call(Bandwidth(links), "DEL", conf(**RATES))
+    assert caught.value.code == 5
+    assert links.ifbs() == []
