@@ -7,9 +7,11 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+from filelock import FileLock, Timeout
 
 from cnimeta.errors import StateUnusable, TryAgainLater
 from cnimeta.host.lock import NodeLock
@@ -78,3 +80,40 @@ def test_error_names_the_file_when_the_folder_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StateUnusable, match=r"file/lock.*dataDir"), NodeLock(f"{tmp_path}/file/lock").held():
         pytest.fail("a lock in a file")
+
+
+def test_filelock_and_this_lock_exclude_each_other(tmp_path):
+    path = str(tmp_path / "lock")
+    other = FileLock(path, thread_local=False)
+    with NodeLock(path).held(), pytest.raises(Timeout):
+        other.acquire(blocking=False)
+    with other, pytest.raises(TryAgainLater), NodeLock(path, 0).held():
+        pytest.fail("held twice")
+    with NodeLock(path, 0).held():
+        pass
+
+
+def test_lock_is_had_while_waiting_when_its_holder_lets_go(tmp_path, holder):
+    threading.Timer(0.2, holder.kill).start()
+    with NodeLock(f"{tmp_path}/lock", 10).held(), pytest.raises(TryAgainLater), NodeLock(f"{tmp_path}/lock", 0).held():
+        pytest.fail("held twice")
+
+
+def test_filelock_is_not_imported_when_the_lock_is_free(tmp_path):
+    program = f"""
+import sys
+import threading
+from cnimeta.host.lock import NodeLock
+with NodeLock({str(tmp_path / "lock")!r}).held():
+    pass
+print("filelock" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("False", "")
+
+
+def test_lock_is_refused_when_it_is_a_link(tmp_path):
+    (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StateUnusable), NodeLock(f"{tmp_path}/lock").held():
+        pytest.fail("followed a link")
+    assert not (tmp_path / "elsewhere").exists()
