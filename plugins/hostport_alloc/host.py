@@ -92,7 +92,7 @@ class Host:
         return self._boot_id
 
     def portmap_rules(self, folder: str, log: Callable[[str], None]) -> Iterable[Rule]:
-        """The mappings that portmap says it made for us."""
+        """The mappings that portmap, or else the kernel, says were made for us."""
         if self._rules is not None:
             return self._rules()
         from cnimeta_plugins.hostport_alloc.salvage import portmap_rules

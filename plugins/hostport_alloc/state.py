@@ -132,15 +132,18 @@ class Sealed(NamedTuple):
 
 
 def verify(data: bytes) -> Sealed:
-    """Check a file's content. Raises DamagedIndex or NewerIndex."""
+    """Check a file's content. Raises DamagedIndex or NewerIndex.
+
+    A file of every version ends with this checksum: or a damaged digit would pass for a later version.
+    """
     first, _, rest = data.partition(b"\n")
     version = first.removeprefix(MAGIC)
     if first == version or not version.isdigit() or len(version) > 9:
         raise DamagedIndex("it does not begin like an index")
-    if int(version) > VERSION:
-        raise NewerIndex(int(version))
     if data[-_CRC_BYTES:] != b"%08x\n" % crc32(data[:-_CRC_BYTES]):
         raise DamagedIndex("its checksum does not match")
+    if int(version) > VERSION:
+        raise NewerIndex(int(version))
     head, _, tail = rest[:-_CRC_BYTES].partition(b"\n")
     try:
         fields = Fields(loads_object(head, "the index"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import zlib
 
 import pytest
 from hostport_state_kit import FOLDER, Node, always, demand, draft, key
@@ -526,7 +527,8 @@ def test_nothing_is_reported_when_the_folder_is_used_for_the_first_time(node):
 
 
 def newer(data: bytes) -> bytes:
-    return data.replace(b"cnimeta-hostports 1\n", b"cnimeta-hostports 2\n")
+    body = data.replace(b"cnimeta-hostports 1\n", b"cnimeta-hostports 2\n")[:-9]
+    return body + b"%08x\n" % zlib.crc32(body)
 
 
 def test_newer_index_is_refused_on_add_and_tolerated_on_del(node):
