@@ -37,9 +37,13 @@ class HostportAlloc(Plugin):
         check(self.host, request)
 
     def gc(self, request: Request) -> None:
+        from cnimeta_plugins.hostport_alloc.publish import deliver_earlier
         from cnimeta_plugins.hostport_alloc.teardown import gc
 
-        gc(self.host, request)
+        try:
+            gc(self.host, request)
+        finally:
+            deliver_earlier(self.host, request)
 
     def status(self, request: Request) -> None:
         from cnimeta_plugins.hostport_alloc.verify import status

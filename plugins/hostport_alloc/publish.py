@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnimeta.errors import AnnotationFailed, PodMismatch, TryAgainLater, shown
+from cnimeta.errors import AnnotationFailed, CniError, PodMismatch, TryAgainLater, shown
 from cnimeta.spec.fields import Fields
 from cnimeta_plugins.hostport_alloc.expose import POD_ANNOTATIONS, pod_annotations
 from cnimeta_plugins.hostport_alloc.record import Annotation
@@ -107,3 +107,19 @@ class Publisher:
 
         deadline = annotation.Deadline(self.host.clock, OTHERS_BUDGET_S)
         annotation.deliver_pending(store, self.api, deadline, OTHERS_LIMIT, self.request.log)
+
+
+def deliver_earlier(host: Host, request: Request) -> None:
+    """GC's part: annotations of earlier ADDs, on a node where no further ADD comes to deliver them. Never fails."""
+    from cnimeta_plugins.hostport_alloc import annotation
+    from cnimeta_plugins.hostport_alloc.config import read_settings
+
+    try:
+        settings = read_settings(request.conf)
+        store = host.store(settings.data_dir, settings.lock_timeout_s, request.log)
+        if settings.api is None or not store.pending(1):
+            return
+        deadline = annotation.Deadline(host.clock, settings.api.timeout_s)
+        annotation.deliver_pending(store, host.pods(settings.api.kubeconfig), deadline, OTHERS_LIMIT, request.log)
+    except CniError as error:
+        request.log(f"hostport_alloc: annotations of earlier containers stay pending: {error}")

@@ -17,7 +17,7 @@ from cnimeta_plugins.hostport_alloc.host import Host
 from cnimeta_plugins.hostport_alloc.main import HostportAlloc
 
 if TYPE_CHECKING:
-    from cnimeta_plugins.hostport_alloc.store import Store
+    from cnimeta_plugins.hostport_alloc.store import Rule, Store
 
 DATA_DIR = "/data"
 
@@ -37,6 +37,7 @@ class Node:
         self.files = MemoryFiles()
         self.lock = FakeLock()
         self.boot = "boot-1"
+        self.rules: list[Rule] = []
         self.log: list[str] = []
         self.executor.hook = lambda *_: self.unlocked()
 
@@ -52,6 +53,7 @@ class Node:
             scan=FakePortScan(),
             addresses=self.addresses,
             pods=self._pods,
+            rules=lambda: self.rules,
             boot_id=self.boot,
         )
 

@@ -283,3 +283,33 @@ def test_add_is_aborted_when_the_pod_read_is_another() -> None:
         node.call("ADD", conf(kubernetes={**API, "readPod": True}), args=POD_ARGS)
     assert caught.value.code == 103
     assert node.executor.calls == []
+
+
+@pytest.mark.parametrize("listed", [None, [{"containerID": "c1", "ifname": "eth0"}]])
+def test_pending_write_is_delivered_by_gc_when_no_further_add_comes(listed: list[dict[str, str]] | None) -> None:
+    node = a_node()
+    node.pods.faults += [Fault(drop=True)] * 2
+    node.call("ADD", conf(kubernetes=API), args=POD_ARGS)
+    assert state(node) == "pending"
+    keys = {} if listed is None else {"cni.dev/valid-attachments": listed}
+    node.call("GC", {**conf(kubernetes=API), "cniVersion": "1.1.0", **keys})
+    assert state(node) == "done"
+    assert written(node)[0]["hostPort"] == node.ports()[0]
+
+
+def test_gc_collects_all_the_same_when_the_server_still_fails() -> None:
+    node = a_node()
+    node.pods.faults += [Fault(drop=True)] * 9
+    for container_id in ("c1", "c2"):
+        node.call("ADD", conf(kubernetes=API), args=POD_ARGS, container_id=container_id)
+    listed = [{"containerID": "c1", "ifname": "eth0"}]
+    node.call("GC", {**conf(kubernetes=API), "cniVersion": "1.1.0", "cni.dev/valid-attachments": listed})
+    assert (state(node), node.ports("c2")) == ("pending", [])
+
+
+def test_gc_sends_nothing_when_nothing_is_pending() -> None:
+    node = a_node()
+    node.call("ADD", conf(kubernetes=API), args=POD_ARGS)
+    sent = len(node.pods.requests)
+    node.call("GC", {**conf(kubernetes=API), "cniVersion": "1.1.0", "cni.dev/valid-attachments": []})
+    assert len(node.pods.requests) == sent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -193,7 +194,8 @@ def test_status_is_50_when_a_later_version_wrote_the_state() -> None:
     node.call("ADD", conf())
     for path in list(node.files.content):
         if path.startswith("/data/hostports."):
-            node.files.content[path] = node.files.content[path].replace(b"hostports 1", b"hostports 99")
+            body = node.files.content[path].replace(b"hostports 1", b"hostports 99")[:-9]
+            node.files.content[path] = body + b"%08x\n" % zlib.crc32(body)
     with pytest.raises(CniError) as caught:
         node.call("STATUS", conf(**GC))
     assert caught.value.code == 50
