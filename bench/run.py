@@ -62,7 +62,7 @@ def main() -> int:
     """Run the benchmarks named on the command line, or all of them."""
     sys.path.insert(0, str(HERE))
     sys.modules["run"] = sys.modules["__main__"]  # so that benchmarks get this very Row
-    found = sorted(path.stem for path in HERE.glob("*.py") if "\ndef measure() -> list[Row]:" in path.read_text())
+    found = sorted(path.stem for path in HERE.glob("*.py") if "\ndef measure(" in path.read_text())
     names = sys.argv[1:] or found
     today = dt.datetime.now(tz=dt.UTC).date()
     head = f"# Benchmarks\n\nWritten by `make bench`, all figures from one run ({today}): {machine()}.\n"
