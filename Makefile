@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 
-.PHONY: help setup lint test bench demo lock clean
+.PHONY: help setup lint test bench cluster demo lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -21,6 +21,9 @@ test: setup ## all tests (as root: they use network namespaces of their own)
 
 bench: setup ## measurements against the reference plugins; writes docs/benchmarks.md
 	$(PY) bench/run.py
+
+cluster: setup ## a real kubelet, containerd and API server; KUBERNETES=folder of kubelet and kube-apiserver (as root)
+	$(PY) -m pytest --timeout 400 tests/cluster/scenarios.py
 
 demo: ## two containers, random host ports, real traffic; under a minute (as root)
 	@scripts/setup demo

@@ -32,10 +32,13 @@ class Authority:
         self.path = str(folder / "ca.pem")
         Path(self.path).write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, addresses: Sequence[str] = ()) -> str:
-        """A file with certificate and key for common name `name`, valid for the IP `addresses`."""
+    def issue(self, name: str, addresses: Sequence[str] = (), groups: Sequence[str] = ()) -> str:
+        """A file with certificate and key for common name `name`, valid for the IP `addresses`.
+
+        groups: a user's, as Kubernetes reads them from the subject.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        builder = _builder(_name(name), self._name, key.public_key())
+        builder = _builder(_name(name, groups), self._name, key.public_key())
         if addresses:
             entries = [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
             builder = builder.add_extension(x509.SubjectAlternativeName(entries), critical=False)
@@ -48,8 +51,9 @@ class Authority:
         return str(path)
 
 
-def _name(common: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+def _name(common: str, groups: Sequence[str] = ()) -> x509.Name:
+    parts = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups]
+    return x509.Name([*parts, x509.NameAttribute(NameOID.COMMON_NAME, common)])
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
