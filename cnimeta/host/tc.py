@@ -33,7 +33,8 @@ ROOT, INGRESS, ARRIVING = 0xFFFFFFFF, 0xFFFF0000, 0xFFFFFFF2
 INGRESS_PARENT = 0xFFFFFFF1
 _ETH_P_ALL = 0x0003
 _UINT32 = 2**32 - 1
-_LARGEST_PACKET = 1600
+_ETHERNET = 1
+"""The link layer, or the kernel would guess it from a table of 256 rates, which no slow rate fits."""
 _QUANTUM = 60_000
 _IFF_UP = 0x1
 _REDIRECT, _STOLEN = 1, 4
@@ -112,8 +113,9 @@ def set_link(keys: dict[str, object], *, index: int = 0, up: bool = False) -> Or
 
 def token_bucket(index: int, rate: int, burst: int, limit: int, ticks_per_us: float) -> Order:
     """A tbf as root: new, or other numbers for the one that is there. Bytes per second, bytes, bytes."""
-    numbers = {"rate": min(rate, _UINT32), "limit": limit, "buffer": ticks(rate, burst, ticks_per_us)}
-    options: list[tuple[str, object]] = [("TCA_TBF_PARMS", numbers), ("TCA_TBF_RTAB", True)]
+    spec = {"rate": min(rate, _UINT32), "rate___reserved": _ETHERNET}
+    numbers = {**spec, "limit": limit, "buffer": ticks(rate, burst, ticks_per_us)}
+    options: list[tuple[str, object]] = [("TCA_TBF_PARMS", numbers)]
     if rate > _UINT32:
         options.append(("TCA_TBF_RATE64", rate))
     return NEW_QUEUE, CREATE | REPLACE, _traffic("tbf", options, index=index, handle=HANDLE, parent=ROOT)
@@ -134,8 +136,9 @@ def hierarchy(index: int, default: int) -> Order:
 def shaped_class(index: int, wanted: Classes) -> list[Order]:
     """The htb's class with its queue: new, or other numbers for the one that is there."""
     rate = min(wanted.rate, _UINT32)
-    numbers = {"rate": rate, "ceil": rate, "buffer": wanted.buffer, "cbuffer": wanted.buffer, "quantum": _QUANTUM}
-    options: list[tuple[str, object]] = [("TCA_HTB_PARMS", numbers), ("TCA_HTB_RTAB", True), ("TCA_HTB_CTAB", True)]
+    spec = {"rate": rate, "rate___reserved": _ETHERNET, "ceil": rate, "ceil___reserved": _ETHERNET}
+    numbers = {**spec, "buffer": wanted.buffer, "cbuffer": wanted.buffer, "quantum": _QUANTUM}
+    options: list[tuple[str, object]] = [("TCA_HTB_PARMS", numbers)]
     if wanted.rate > _UINT32:
         options += [("TCA_HTB_RATE64", wanted.rate), ("TCA_HTB_CEIL64", wanted.rate)]
     body = _traffic("htb", options, index=index, handle=SHAPED_CLASS, parent=HANDLE)

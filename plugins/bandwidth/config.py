@@ -73,15 +73,14 @@ def read_settings(conf: NetConf) -> Settings:
 def _limit(source: Fields, direction: str) -> Limit:
     rate = source.integer(f"{direction}Rate", 0, _UINT64) or 0
     burst = source.integer(f"{direction}Burst", 0, _UINT64) or 0
-    if bool(rate) != bool(burst):
-        missing = f"{direction}Burst" if rate else f"{direction}Rate"
-        raise InvalidNetworkConfig(
-            f"{source.at(missing)}: if one of {direction}Rate and {direction}Burst is set, both must be"
-        )
+    if rate and not burst:
+        raise InvalidNetworkConfig("if rate is set, burst must also be set")  # these three to the letter as upstream
+    if burst and not rate:
+        raise InvalidNetworkConfig("if burst is set, rate must also be set")
+    if burst // 8 >= _BURST_BYTES_MAX:
+        raise InvalidNetworkConfig("burst cannot be more than 4GB")
     if rate and rate < 8:
         raise source.wrong(f"{direction}Rate", "at least 8 bit/s")
-    if burst // 8 >= _BURST_BYTES_MAX:
-        raise InvalidNetworkConfig(f"{source.at(direction + 'Burst')} {burst}: burst cannot be more than 4GB")
     return Limit(rate, burst)
 
 

@@ -112,12 +112,13 @@ def pair(make_netns: Callable[[str], Namespace]) -> Pair:
     [
         RATES,
         {"ingressRate": 8_000, "ingressBurst": 16_000},
+        {"ingressRate": 8, "ingressBurst": 8, "egressRate": 16, "egressBurst": 8},
         {"egressRate": 1_000_000_000, "egressBurst": 80_000_000},
         {"ingressRate": 16_000_000_000, "ingressBurst": 1_600_000_000},
         {"ingressRate": 80_000_000_000, "ingressBurst": 8_000_000_000},
         {"runtimeConfig": {"bandwidth": {"IngressRate": 64_000_000, "IngressBurst": 2**32 - 8}}},
     ],
-    ids=["both", "slow", "egress", "fast", "64 bits", "runtime"],
+    ids=["both", "slow", "slowest", "egress", "fast", "64 bits", "runtime"],
 )
 def test_kernel_state_equals_the_references_when_nothing_is_clamped(pair: Pair, keys: dict[str, Any]) -> None:
     conf = pair.conf(**keys)
@@ -517,3 +518,28 @@ def test_rate_is_exact_when_it_needs_64_bits(pair: Pair, keys: dict[str, Any]) -
     for device in ("vhost", IFB):
         shown = "".join(pair.host.run("tc", kind, "show", "dev", device).stdout for kind in ("qdisc", "class"))
         assert "rate 80Gbit " in shown
+
+
+LIMITS = {
+    "none": {},
+    "to": {"ingressRate": 8, "ingressBurst": 2**32 - 1},
+    "from": {"egressRate": 10**12, "egressBurst": 8 * (2**32 - 2)},
+    "both": RATES,
+    "subnets": {**RATES, "unshapedSubnets": ["10.0.0.0/8", "fd00::/8"]},
+    "everything": {**RATES, "shapedSubnets": ["0.0.0.0/0", "::/0"], "latency": 10_000},
+    "slow subnet": {"ingressRate": 8, "ingressBurst": 8, "shapedSubnets": ["10.9.0.1/32"], "latency": 1},
+    "many": {**RATES, "shapedSubnets": [f"10.{number}.0.0/16" for number in range(100)]},
+}
+
+
+@pytest.mark.parametrize("second", LIMITS)
+@pytest.mark.parametrize("first", LIMITS)
+def test_limits_are_the_new_ones_when_added_again_with_others(pair: Pair, first: str, second: str) -> None:
+    before = pair.tc("qdisc", "show")
+    for name in (first, second):
+        pair.call("ADD", pair.conf(**LIMITS[name]))
+        pair.call("CHECK", pair.conf(**LIMITS[name]))
+    pair.call("DEL", pair.conf(**LIMITS[second]))
+    if LIMITS[second]:
+        assert pair.tc("qdisc", "show") == before
+    assert IFB not in pair.names()

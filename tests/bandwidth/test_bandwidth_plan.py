@@ -80,15 +80,11 @@ def test_static_rates_win_when_both_are_given() -> None:
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"ingressRate": 8000}, "$.ingressBurst"),
-        ({"egressBurst": 8000}, "$.egressRate"),
-        (runtime(ingressBurst=8000), "$.runtimeConfig.bandwidth.ingressRate"),
         ({"ingressRate": -1, "ingressBurst": 1}, "-1"),
         ({"ingressRate": 1.5, "ingressBurst": 1}, "1.5"),
         ({"ingressRate": "10M", "ingressBurst": 1}, "10M"),
         ({"ingressRate": True, "ingressBurst": 1}, "$.ingressRate"),
         ({"ingressRate": 7, "ingressBurst": 8}, "at least 8"),
-        ({"ingressRate": 8000, "ingressBurst": 8 * (2**32 - 1)}, "burst cannot be more than 4GB"),
         ({"ingressRate": 8000, "ingressBurst": 8000, "latency": 0}, "$.latency"),
         ({"shapedSubnets": ["10.0.0.0/33"]}, "$.shapedSubnets[0]"),
         ({"unshapedSubnets": "10.0.0.0/8"}, "$.unshapedSubnets"),
@@ -100,6 +96,21 @@ def test_settings_are_refused_with_path_and_value_when_wrong(keys: dict[str, Any
         settings_of(**keys)
     assert words in caught.value.msg
     assert caught.value.code == 7
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"ingressRate": 8000}, "if rate is set, burst must also be set"),
+        ({"egressBurst": 8000}, "if burst is set, rate must also be set"),
+        (runtime(ingressBurst=8000), "if burst is set, rate must also be set"),
+        ({"ingressRate": 8000, "ingressBurst": 8 * (2**32 - 1)}, "burst cannot be more than 4GB"),
+    ],
+)
+def test_settings_are_refused_in_upstreams_words_when_upstream_refuses_them(keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidNetworkConfig) as caught:
+        settings_of(**keys)
+    assert (caught.value.code, caught.value.msg, caught.value.details) == (7, words, "")
 
 
 def test_shaped_and_unshaped_are_refused_when_both_are_given() -> None:
