@@ -187,6 +187,18 @@ class Store:
         except OSError as error:
             raise self._disk.unusable(error) from None
 
+    def renamed(self, key: Key) -> Record | None:
+        """The record of the same container and interface under another network's name, if there is exactly one.
+
+        A container has one interface of a name, so this is the attachment, and its network has another name since.
+        """
+        try:
+            keys = map(key_of, record_names(self._disk.files.names(self._disk.layout.records)))
+            found = [other for other in keys if other is not None and other[1:] == key[1:] and other != key]
+        except OSError as error:
+            raise self._disk.unusable(error) from None
+        return self.load(found[0]) if len(found) == 1 else None
+
     def _rebuild_if_damaged(self, name: str) -> bool:
         """Find out what a damaged record held; False when it is sound. When that fails, what is known must do."""
         try:

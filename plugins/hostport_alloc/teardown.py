@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from cnimeta.errors import CniError, joined
+import os
+
+from cnimeta.errors import CniError, joined, shown
 from cnimeta_plugins.hostport_alloc import chain
 from cnimeta_plugins.hostport_alloc.config import read_chain, read_data_dir, read_lock_timeout, read_portmap
 
@@ -36,7 +38,7 @@ def delete(host: Host, request: Request) -> None:
     """DEL. Everything is tried; failures are raised together at the end."""
     store = open_store(host, request)
     delegates = host.delegates(request)
-    record = store.load(request.attachment.key)
+    record = store.load(request.attachment.key) or _renamed(store, request)
     if record is None:
         errors = _without_record(delegates, request)
     else:
@@ -44,6 +46,21 @@ def delete(host: Host, request: Request) -> None:
     failure = joined(errors)
     if failure is not None:
         raise failure
+
+
+def _renamed(store: Store, request: Request) -> Record | None:
+    """The container's record from when its network had another name.
+
+    Only for the same namespace, or where one of the two is gone: a runtime may have used a container ID again.
+    """
+    record = store.renamed(request.attachment.key)
+    if record is None:
+        return None
+    now = request.attachment.netns
+    if now and record.netns and now != record.netns and os.path.exists(now) and os.path.exists(record.netns):
+        return None
+    request.log(f"hostport_alloc: this container was added to the network {shown(record.network)}")
+    return record
 
 
 def _prev_result(request: Request) -> Result | None:

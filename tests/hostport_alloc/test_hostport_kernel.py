@@ -61,6 +61,12 @@ def test_delete_works_when_namespace_and_configuration_are_gone(node: KernelNode
     node.call("DEL", node.conf(), netns="")
 
 
+def test_delete_works_when_the_network_was_renamed(node: KernelNode) -> None:
+    node.call("ADD", node.conf())
+    node.call("DEL", {**node.conf(ranges={"default": "21000"}), "name": "renamed"})
+    assert_nothing_left(node)
+
+
 def test_explicit_and_random_ports_work_together(node: KernelNode) -> None:
     mappings = [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}]
     node.call("ADD", node.conf(runtimeConfig={"portMappings": mappings}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hostport_harness import POD_ARGS, Node, conf
@@ -10,6 +10,9 @@ from hostport_harness import POD_ARGS, Node, conf
 from cnimeta.errors import CniError, DelegateFailed, HostPortConflict, IoFailure
 from cnimeta.spec.version import ALL, at_least
 from cnimeta.testing.delegates import FakeDelegate, address_result
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.unit
 
@@ -170,6 +173,31 @@ def test_delete_undoes_in_reverse_from_the_record_when_everything_else_is_gone()
     assert node.executor.dump() == "DEL portmap c1 eth0\nDEL tuning c1 eth0\nDEL bridge c1 eth0\n"
     assert node.mappings("DEL") == [{"hostPort": port, "containerPort": 80, "protocol": "tcp"}]
     assert node.executor.sent("DEL", "bridge")[0].conf["mtu"] == 1400
+    assert node.ports() == []
+
+
+def test_delete_undoes_from_the_record_when_the_network_was_renamed() -> None:
+    node = Node()
+    node.call("ADD", conf())
+    node.call("ADD", conf(), container_id="c2")
+    node.call("DEL", {**conf(), "name": "renamed"}, ifname="eth1")
+    assert len(node.ports()) == 1, "another interface"
+    node.call("DEL", {**conf(), "name": "renamed"})
+    assert (node.ports(), len(node.ports("c2"))) == ([], 1)
+    assert node.executor.sent("DEL", "portmap")[-1].conf["name"] == "pods"
+    node.call("DEL", {**conf(), "name": "renamed"})
+
+
+def test_delete_leaves_the_record_when_the_container_id_is_in_use_in_another_namespace(tmp_path: Path) -> None:
+    node = Node()
+    one, two = tmp_path / "one", tmp_path / "two"
+    for place in (one, two):
+        place.touch()
+    node.call("ADD", conf(), netns=str(one))
+    node.call("DEL", {**conf(), "name": "renamed"}, netns=str(two))
+    assert len(node.ports()) == 1
+    one.unlink()
+    node.call("DEL", {**conf(), "name": "renamed"}, netns=str(two))
     assert node.ports() == []
 
 
