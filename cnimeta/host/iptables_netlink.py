@@ -10,23 +10,18 @@ Wire format: linux/netfilter/nf_tables.h, linux/netfilter/xt_multiport.h.
 from __future__ import annotations
 
 import struct
-from _socket import AF_NETLINK, SOCK_RAW, socket
 
 from cnimeta.host.iptables import quote
+from cnimeta.host.netlink import DUMP, NETFILTER, ask, attribute, attributes, each_attribute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_NETLINK_NETFILTER = 12
 _NFNL_SUBSYS_NFTABLES = 10 << 8
 _GETTABLE, _GETCHAIN, _GETRULE = (_NFNL_SUBSYS_NFTABLES | number for number in (1, 4, 7))
-_ERROR, _DONE = 2, 3
-_REQUEST, _DUMP, _DUMP_INTERRUPTED = 0x1, 0x300, 0x10
 _AF = {4: 2, 6: 10}
-_HEADER = 20  # nlmsghdr and nfgenmsg
-_RECEIVE = 1 << 17
-_RETRIES = 5
+_NFGENMSG = 4
 _EXPRESSIONS = ["meta", "cmp", "match", "match", "counter", "immediate"]
 _L4PROTO = 16
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 33: "dccp", 136: "udplite"}
@@ -43,7 +38,7 @@ def table_names() -> set[tuple[int, str]]:
     found: set[tuple[int, str]] = set()
     try:
         for family, message in _dump(_GETTABLE, 0, b""):
-            name = _attributes(message).get(1, b"")[:-1].decode("utf-8", "replace")
+            name = attributes(message).get(1, b"")[:-1].decode("utf-8", "replace")
             found.update((version, name) for version, number in _AF.items() if number == family)
     except (OSError, Unreadable):
         return set()
@@ -52,9 +47,9 @@ def table_names() -> set[tuple[int, str]]:
 
 def chain_exists(family: int, chain: str) -> bool:
     """Whether the nat table of a family has `chain`."""
-    body = _attribute(1, b"nat\0") + _attribute(3, chain.encode() + b"\0")
+    body = attribute(1, b"nat\0") + attribute(3, chain.encode() + b"\0")
     try:
-        return any(True for _ in _ask(_GETCHAIN, _REQUEST, _AF[family], body))
+        return bool(ask(NETFILTER, _GETCHAIN, 0, struct.pack("=BBH", _AF[family], 0, 0) + body))
     except OSError:
         return False
 
@@ -105,27 +100,27 @@ class _Decoder:
 
     def _learn(self, message: bytes) -> None:
         """Take one rule apart; remember where its values are, and every byte between them that must be the same."""
-        expressions = list(_nested(_attributes(message).get(4, b"")))
+        expressions = list(_nested(attributes(message).get(4, b"")))
         names = [name for name, _ in expressions]
         if names != _EXPRESSIONS:
             raise Unreadable(f"a rule of {', '.join(names)}")
         meta, compare, comment, multiport, counter, jump = (data for _, data in expressions)
-        verdict = _attributes(_attributes(jump)[2])[2]
-        info = _attributes(multiport)
+        verdict = attributes(attributes(jump)[2])[2]
+        info = attributes(multiport)
         if (
-            _attributes(meta)[2] != struct.pack(">I", _L4PROTO)
-            or _attributes(compare)[2] != bytes(4)
-            or _attributes(comment)[1] != b"comment\0"
+            attributes(meta)[2] != struct.pack(">I", _L4PROTO)
+            or attributes(compare)[2] != bytes(4)
+            or attributes(comment)[1] != b"comment\0"
             or info[1] != b"multiport\0"
             or info[2] != struct.pack(">I", 1)
-            or _attributes(verdict)[1] != _JUMP
+            or attributes(verdict)[1] != _JUMP
         ):
             raise Unreadable("not an entry rule")
         self._length = len(message)
-        self._protocol = message.index(compare) + compare.index(_attributes(compare)[3]) + 4
-        self._comment = message.index(comment) + comment.index(_attributes(comment)[3])
+        self._protocol = message.index(compare) + compare.index(attributes(compare)[3]) + 4
+        self._comment = message.index(comment) + comment.index(attributes(comment)[3])
         self._ports = message.index(multiport) + multiport.index(info[3])
-        self._target = message.index(jump) + jump.index(_attributes(verdict)[2])
+        self._target = message.index(jump) + jump.index(attributes(verdict)[2])
         counts = message.index(counter)
         expressions_at = message.index(meta)
         spans = (
@@ -155,67 +150,20 @@ def _ports(info: bytes) -> str:
 
 
 def _chain_body(chain: str) -> bytes:
-    return _attribute(1, b"nat\0") + _attribute(2, chain.encode() + b"\0")
+    return attribute(1, b"nat\0") + attribute(2, chain.encode() + b"\0")
 
 
 def _dump(kind: int, family: int, body: bytes) -> list[tuple[int, bytes]]:
-    """(family, attributes) of every object; asked again when the ruleset changed meanwhile."""
-    for _ in range(_RETRIES):
-        try:
-            return list(_ask(kind, _REQUEST | _DUMP, family, body))
-        except InterruptedError:
-            continue
-    raise Unreadable("the ruleset changes too fast")
-
-
-def _ask(kind: int, flags: int, family: int, body: bytes) -> Iterator[tuple[int, bytes]]:
-    request = struct.pack("=BBH", family, 0, 0) + body
-    channel = socket(AF_NETLINK, SOCK_RAW, _NETLINK_NETFILTER)
+    """(family, attributes) of every object."""
     try:
-        channel.bind((0, 0))
-        channel.send(struct.pack("=IHHII", 16 + len(request), kind, flags, 1, 0) + request)
-        while True:
-            data = channel.recv(_RECEIVE)
-            offset = 0
-            while offset < len(data):
-                length, reply, reply_flags = struct.unpack_from("=IHH", data, offset)
-                if reply_flags & _DUMP_INTERRUPTED:
-                    raise InterruptedError
-                if reply == _DONE:
-                    return
-                if reply == _ERROR:
-                    code = -struct.unpack_from("=i", data, offset + 16)[0]
-                    if code:
-                        raise OSError(code, "netlink")
-                    return
-                yield data[offset + 16], data[offset + _HEADER : offset + length]
-                offset += (length + 3) & ~3
-            if not flags & _DUMP:
-                return
-    finally:
-        channel.close()
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", len(value) + 4, kind) + value + bytes(-len(value) % 4)
-
-
-def _split(data: bytes) -> Iterator[tuple[int, bytes]]:
-    offset = 0
-    while offset + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, offset)
-        if length < 4:
-            raise Unreadable("a malformed attribute")
-        yield kind & 0x3FFF, data[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    return dict(_split(data))
+        messages = ask(NETFILTER, kind, DUMP, struct.pack("=BBH", family, 0, 0) + body)
+    except InterruptedError:
+        raise Unreadable("the ruleset changes too fast") from None
+    return [(message.body[0], message.body[_NFGENMSG:]) for message in messages]
 
 
 def _nested(data: bytes) -> Iterator[tuple[str, bytes]]:
     """(name, data) of each expression in a list."""
-    for _, element in _split(data):
-        parts = _attributes(element)
+    for _, element in each_attribute(data):
+        parts = attributes(element)
         yield parts[1][:-1].decode(), parts.get(2, b"")

@@ -6,6 +6,7 @@ linux/netlink.h, linux/netfilter/nf_tables.h.
 
 from __future__ import annotations
 
+import errno
 import struct
 from _socket import AF_NETLINK, SOCK_RAW, socket
 
@@ -38,23 +39,26 @@ def attribute(number: int, value: bytes) -> bytes:
     return struct.pack("=HH", len(value) + 4, number) + value + b"\0" * (-len(value) % 4)
 
 
-def attributes(data: bytes) -> dict[int, bytes]:
-    """The attributes in `data` by number, flags cleared."""
-    found: dict[int, bytes] = {}
+def each_attribute(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(number, value) of each attribute in `data`, flags cleared."""
     at = 0
     while at + 4 <= len(data):
         length, number = struct.unpack_from("=HH", data, at)
         if length < 4:
             break
-        found[number & 0x3FFF] = data[at + 4 : at + length]
+        yield number & 0x3FFF, data[at + 4 : at + length]
         at += (length + 3) & ~3
-    return found
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    """The attributes in `data` by number."""
+    return dict(each_attribute(data))
 
 
 def ask(protocol: int, kind: int, flags: int, body: bytes) -> list[Message]:
     """Send one request and collect its answers. Raises OSError with the kernel's errno.
 
-    A dump that changed underneath (NLM_F_DUMP_INTR) is asked again, a few times.
+    A dump that changed underneath (NLM_F_DUMP_INTR) is asked again, a few times; then it is an InterruptedError.
     """
     for _ in range(_INTERRUPTED_RETRIES):
         link = socket(AF_NETLINK, SOCK_RAW, protocol)
@@ -64,8 +68,8 @@ def ask(protocol: int, kind: int, flags: int, body: bytes) -> list[Message]:
         finally:
             link.close()
         if not interrupted:
-            break
-    return found
+            return found
+    raise InterruptedError(errno.EINTR, "what was listed changes too fast")
 
 
 def tell(protocol: int, orders: Sequence[tuple[int, int, bytes]]) -> None:
