@@ -23,6 +23,7 @@ from run import Row
 from cnimeta.cli.install import install
 from cnimeta.host.links import RouteLinks
 from cnimeta.testing import call
+from cnimeta.testing.agent import RunningAgent
 from cnimeta.testing.netns import Namespace, namespaces
 from cnimeta_plugins.bandwidth.main import Bandwidth
 
@@ -83,10 +84,10 @@ class Bench:
             call(Bandwidth(RouteLinks()), verb, conf, container_id="c1", netns=self.container.path)
             return (time.perf_counter() - started) * 1000
 
-    def program(self, path: str, verb: str, conf: dict[str, Any]) -> float:
-        """A whole process in the host's namespace; its milliseconds."""
+    def program(self, path: str, verb: str, conf: dict[str, Any], more: dict[str, str] | None = None) -> float:
+        """A whole process in the host's namespace, with `more` in its environment; its milliseconds."""
         environ = {"CNI_COMMAND": verb, "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_PATH": "/usr/lib/cni"}
-        environ |= {"CNI_NETNS": self.container.path, "PATH": os.environ["PATH"]}
+        environ |= {"CNI_NETNS": self.container.path, "PATH": os.environ["PATH"], **(more or {})}
         data = json.dumps(conf).encode()
         with self.host.entered():
             started = time.perf_counter()
@@ -191,19 +192,26 @@ def times(bench: Bench) -> list[Row]:
     conf = bench.conf(10_000_000, 1_000_000)
     spent: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        install(folder, ["bandwidth"])
-        programs = {"ours": str(Path(folder) / "bandwidth"), "reference": REFERENCE}
+        for kind in ("alone", "asking"):
+            install(f"{folder}/{kind}", ["bandwidth"], agent=kind == "asking")
+        programs = {"ours": f"{folder}/alone/bandwidth", "reference": REFERENCE, "agent": f"{folder}/asking/bandwidth"}
+        agent = RunningAgent(Path(folder))
         for _ in range(ROUNDS):
             for who in ("loaded", *programs):
                 for verb in ("ADD", "DEL"):
                     path = programs.get(who)
-                    took = bench.program(path, verb, conf) if path else bench.loaded_ms(verb, conf)
+                    took = bench.program(path, verb, conf, agent.environ) if path else bench.loaded_ms(verb, conf)
                     spent.setdefault((who, verb), []).append(took)
                 bench.reset()
+        agent.close()
     middle = {key: statistics.median(values) for key, values in spent.items()}
     return [
         Row(f"{verb}, {label}", middle[who, verb], middle["reference", verb], "ms")
-        for who, label in (("loaded", "pyroute2 loaded"), ("ours", "whole process"))
+        for who, label in (
+            ("loaded", "pyroute2 loaded"),
+            ("ours", "whole process"),
+            ("agent", "whole process, served by the agent"),
+        )
         for verb in ("ADD", "DEL")
     ]
 

@@ -23,6 +23,7 @@ from cnimeta.cli.install import install
 from cnimeta.host.clock import SystemClock, boot_id
 from cnimeta.host.files import PosixFiles
 from cnimeta.host.lock import NodeLock
+from cnimeta.testing.agent import RunningAgent
 from cnimeta.testing.netns import namespaces
 from cnimeta_plugins.hostport_alloc.allocator import parse_range
 from cnimeta_plugins.hostport_alloc.expose import Exposure
@@ -62,23 +63,29 @@ class Processes:
 
     def __init__(self, folder: str, host: Namespace, container: Namespace) -> None:
         self.folder, self.host, self.container = folder, host, container
-        install(f"{folder}/bin", ["hostport_alloc", "portmap"])
+        for kind in ("bin", "asking"):
+            install(f"{folder}/{kind}", ["hostport_alloc", "portmap"], agent=kind == "asking")
+        self.agent = RunningAgent(Path(folder))
         self.base = {"cniVersion": "1.0.0", "name": "bench"}
 
     def run(self, path: str, verb: str, conf: dict[str, Any]) -> dict[str, Any]:
         """One plugin; its answer."""
         environ = {"CNI_COMMAND": verb, "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "PATH": os.environ["PATH"]}
-        environ |= {"CNI_NETNS": self.container.path, "CNI_PATH": f"{self.folder}/bin:{DEBIAN}"}
+        environ |= {"CNI_NETNS": self.container.path, "CNI_PATH": f"{self.folder}/bin:{DEBIAN}", **self.agent.environ}
         with self.host.entered():
             done = subprocess.run(
                 [path], input=json.dumps({**self.base, **conf}).encode(), env=environ, check=True, capture_output=True
             )
         return json.loads(done.stdout or b"{}")
 
-    def ours(self, verb: str) -> None:
+    def ours(self, verb: str, programs: str = "bin") -> None:
         """The wrapper."""
         conf = {"type": "hostport_alloc", "dataDir": f"{self.folder}/state", "expose": ["80/tcp"]}
-        self.run(f"{self.folder}/bin/hostport_alloc", verb, {**conf, "delegates": [bridge(self.folder)]})
+        self.run(f"{self.folder}/{programs}/hostport_alloc", verb, {**conf, "delegates": [bridge(self.folder)]})
+
+    def asking(self, verb: str) -> None:
+        """The wrapper, served by the agent."""
+        self.ours(verb, "asking")
 
     def theirs(self, verb: str) -> None:
         """The chain with a fixed port."""
@@ -95,14 +102,16 @@ class Processes:
         """ADD and DEL of both, in turn."""
         spent: dict[tuple[str, str], list[float]] = {}
         for _ in range(RUNS):
-            for who, call in (("ours", self.ours), ("theirs", self.theirs)):
+            for who, call in (("ours", self.ours), ("asking", self.asking), ("theirs", self.theirs)):
                 for verb in ("ADD", "DEL"):
                     started = time.perf_counter()
                     call(verb)
                     spent.setdefault((who, verb), []).append((time.perf_counter() - started) * 1000)
-        for verb in ("ADD", "DEL"):
-            ours, theirs = (statistics.median(spent[who, verb]) for who in ("ours", "theirs"))
-            yield Row(f"{verb}, bridge with a random port beside bridge and portmap", ours, theirs, "ms")
+        self.agent.close()
+        for who, label in (("ours", ""), ("asking", ", served by the agent")):
+            for verb in ("ADD", "DEL"):
+                ours, theirs = (statistics.median(spent[one, verb]) for one in (who, "theirs"))
+                yield Row(f"{verb}, bridge with a random port beside bridge and portmap{label}", ours, theirs, "ms")
 
 
 # --- the lock ------------------------------------------------------------------------------------------------

@@ -30,6 +30,11 @@ PLUGINS = {
 """The executables this project installs, by name: where the plugin class is."""
 
 
+_ASK_AGENT = """from cnimeta.agent.client import hand_over
+hand_over({!r})
+"""
+
+
 class Target(NamedTuple):
     """What a launcher runs: the class, and the folder of the cnimeta package it belongs to."""
 
@@ -49,8 +54,11 @@ def package_folder() -> str:
     return os.path.dirname(os.path.abspath(__file__))
 
 
-def render(plugin: str, interpreter: str, plugins_folder: str, site_folders: list[str]) -> str:
-    """The text of the launcher for `plugin` ("module:Class"). Raises ValueError for a path it cannot hold."""
+def render(plugin: str, interpreter: str, plugins_folder: str, site_folders: list[str], *, agent: bool = False) -> str:
+    """The text of the launcher for `plugin` ("module:Class"). Raises ValueError for a path it cannot hold.
+
+    agent: it asks the node agent first.
+    """
     module, _, name = plugin.partition(":")
     package = package_folder()
     if not package.isprintable():
@@ -63,7 +71,7 @@ for _name, _folder in (("cnimeta", {package!r}), ("cnimeta_plugins", {plugins_fo
     sys.modules[_name] = type(sys)(_name)
     sys.modules[_name].__path__ = [_folder]
 sys.path += {site_folders!r}
-from {module} import {name}
+{_ASK_AGENT.format(plugin) if agent else ""}from {module} import {name}
 from cnimeta.plugin.dispatch import main
 main({name}())
 """

@@ -45,11 +45,12 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         )
         if name == "install":
             parser.add_argument("--replace", action="store_true", help="replace foreign files, keeping a backup")
+            parser.add_argument("--agent", action="store_true", help="launchers ask `cnimeta agent` first")
         parser.set_defaults(run=run)
 
 
 def _install_command(args: argparse.Namespace) -> int:
-    for line in install(args.bin_dir, args.only or sorted(launcher.PLUGINS), replace=args.replace):
+    for line in install(args.bin_dir, args.only or sorted(launcher.PLUGINS), replace=args.replace, agent=args.agent):
         print(line)
     return 0
 
@@ -60,8 +61,8 @@ def _uninstall_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def install(bin_dir: str, names: Sequence[str], *, replace: bool = False) -> list[str]:
-    """Write launchers for `names` into `bin_dir`; what was done, a line each.
+def install(bin_dir: str, names: Sequence[str], *, replace: bool = False, agent: bool = False) -> list[str]:
+    """Write launchers for `names` into `bin_dir`; what was done, a line each. `agent`: they ask the node agent first.
 
     What stands in the way is found before anything is written. Raises IoFailure (code 5).
     """
@@ -73,7 +74,7 @@ def install(bin_dir: str, names: Sequence[str], *, replace: bool = False) -> lis
         raise IoFailure(f"folders are in the way: {', '.join(folders)}")
     if foreign and not replace:
         raise IoFailure(f"not written by cnimeta: {', '.join(foreign)}; --replace keeps a backup and replaces")
-    texts = {name: launcher_text(name) for name in names}
+    texts = {name: launcher_text(name, agent=agent) for name in names}
     compile_packages()
     lines = []
     for name, path in paths.items():
@@ -116,10 +117,10 @@ def is_launcher(path: str) -> bool:
     return any(line.startswith(launcher.MARK.encode() + b" ") for line in head[1:3])
 
 
-def launcher_text(name: str) -> str:
+def launcher_text(name: str, *, agent: bool = False) -> str:
     """The launcher of one plugin of this installation."""
     try:
-        return launcher.render(launcher.PLUGINS[name], interpreter(), plugins_folder(), site_folders())
+        return launcher.render(launcher.PLUGINS[name], interpreter(), plugins_folder(), site_folders(), agent=agent)
     except ValueError as error:
         raise IoFailure(f"{error}: install cnimeta under a plain path") from None
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MODULES = (
     "cnimeta.cli.install",
     "cnimeta.cli.run",
+    "cnimeta.cli.agent",
     "cnimeta.cli.doctor",
     "cnimeta.cli.conformance",
     "cnimeta_plugins.hostport_alloc.cli",

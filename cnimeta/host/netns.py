@@ -13,6 +13,15 @@ _CLONE_NEWNET = 0x40000000
 _OWN = "/proc/thread-self/ns/net"
 
 
+def join(descriptor: int) -> None:
+    """Go to the namespace (of any kind) of an open /proc/PID/ns file, for good. Raises OSError."""
+    import ctypes
+
+    if ctypes.CDLL(None, use_errno=True).setns(descriptor, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "setns")
+
+
 @contextlib.contextmanager
 def entered(path: str) -> Iterator[None]:
     """Run the block in the namespace at `path`. Raises OSError when it cannot be entered.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+from cnimeta.agent.wire import VARIABLE
 from cnimeta.cli.install import install
 
 if TYPE_CHECKING:
@@ -51,6 +53,15 @@ class Killed(Exception):
     """The plugin died of a signal."""
 
 
+def forbid_working_alone(launcher: Path) -> None:
+    """For a test through the agent: the launcher fails when the agent does not serve it."""
+    text = launcher.read_text()
+    start = "from cnimeta.plugin.dispatch import main"
+    assert "hand_over" in text
+    assert start in text
+    launcher.write_text(text.replace(start, "raise SystemExit('the agent did not serve this')"))
+
+
 class KernelNode:
     """A node with a client beside it, both namespaces; the plugin runs as a runtime would start it."""
 
@@ -59,7 +70,10 @@ class KernelNode:
         self.folder = folder
         self.bin = folder / "bin"
         self.bin.mkdir()
-        install(str(self.bin), plugins)
+        self.agent = os.environ.get(VARIABLE, "")
+        install(str(self.bin), plugins, agent=bool(self.agent))
+        for name in plugins if self.agent else ():
+            forbid_working_alone(self.bin / name)
         self.node, self.client = make("node"), make("client")
         self.node.veth("up0", self.client, "eth0")
         self.node.run("ip", "addr", "add", "192.0.2.10/24", "dev", "up0")
@@ -117,6 +131,7 @@ class KernelNode:
             "CNI_ARGS": args,
             "CNI_PATH": f"{self.bin}:{DEBIAN}",
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            **({VARIABLE: self.agent} if self.agent else {}),
         }
         done = subprocess.run(
             [

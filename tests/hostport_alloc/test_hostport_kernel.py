@@ -216,6 +216,7 @@ def test_port_that_portmap_mapped_by_itself_is_not_given_out(node: KernelNode) -
         "CNI_NETNS": node.container("c1").path,
         "CNI_PATH": str(node.bin),
         "PATH": "/usr/sbin:/usr/bin",
+        "CNIMETA_AGENT": node.agent,
     }
     conf = {"cniVersion": "1.0.0", "name": "plain", "type": "portmap", "prevResult": result}
     conf["dataDir"] = str(node.folder / "state")

@@ -27,6 +27,7 @@ BELOW = {
     "plugin": {"_record", "errors", "spec"},
     "launcher": {"_record"},
     "delegate": {"_record", "errors", "spec", "plugin", "launcher"},
+    "agent": {"_record", "errors", "spec", "host", "plugin", "launcher"},
     "runtime": {"_record", "errors", "spec", "host", "delegate", "plugin"},
 }
 """For each part of the SDK, the parts it may import. `cli` and `testing` stand above all of them."""
