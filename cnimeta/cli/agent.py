@@ -46,18 +46,10 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _run(args: argparse.Namespace) -> int:
     plugins = load()
-    folders = _package_folders()
-    started = [os.stat(folder).st_mtime_ns for folder in folders]
-
-    def is_current() -> bool:
-        """Files of an installation are replaced by renaming, which their folder's time tells."""
-        try:
-            return [os.stat(folder).st_mtime_ns for folder in folders] == started
-        except OSError:
-            return False
-
+    files = _sources()
+    started = _stamps(files)
     os.umask(0o022)
-    Agent(args.socket, plugins, is_current, _deliverer(args.deliver, args.conf)).serve()
+    Agent(args.socket, plugins, lambda: _stamps(files) == started, _deliverer(args.deliver, args.conf)).serve()
     return 0
 
 
@@ -84,13 +76,22 @@ def load() -> dict[str, Callable[[], Plugin]]:
     return plugins
 
 
-def _package_folders() -> list[str]:
-    """Every folder of the packages, but compiled files'."""
+def _sources() -> list[str]:
+    """Every source file of the packages."""
     packages = [package_folder()]
     if "cnimeta_plugins" in sys.modules:
         packages.append(sys.modules["cnimeta_plugins"].__path__[0])
-    found = [folder for package in packages for folder, _, _ in os.walk(package)]
-    return [folder for folder in found if os.path.basename(folder) != "__pycache__"]
+    found = [(folder, name) for package in packages for folder, _, names in os.walk(package) for name in names]
+    return [os.path.join(folder, name) for folder, name in found if name.endswith(".py")]
+
+
+def _stamps(files: list[str]) -> list[tuple[int, int, int]]:
+    """What changes when a file does; empty when one is gone. 0.2 ms."""
+    try:
+        stats = [os.stat(path) for path in files]
+    except OSError:
+        return []
+    return [(one.st_ino, one.st_size, one.st_mtime_ns) for one in stats]
 
 
 def _deliverer(seconds: float, conf: str | None) -> Callable[[], None]:
