@@ -75,11 +75,11 @@ class Host:
 
     @property
     def files(self) -> Files:
-        """Durable files."""
+        """Durable files. Written under the store's lock, so what a killed command left unfinished is used again."""
         if self._files is None:
             from cnimeta.host.files import PosixFiles
 
-            return PosixFiles()
+            return PosixFiles(exclusive=True)
         return self._files
 
     @property
