@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from run import Row
 
 from cnimeta.cli.install import install
-from cnimeta.host.links import RouteLinks
+from cnimeta.host.links.kernel import RouteLinks
 from cnimeta.testing import call
 from cnimeta.testing.agent import RunningAgent
 from cnimeta.testing.netns import Namespace, namespaces

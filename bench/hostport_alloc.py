@@ -25,11 +25,11 @@ from cnimeta.host.files import PosixFiles
 from cnimeta.host.lock import NodeLock
 from cnimeta.testing.agent import RunningAgent
 from cnimeta.testing.netns import namespaces
-from cnimeta_plugins.hostport_alloc.allocator import parse_range
-from cnimeta_plugins.hostport_alloc.expose import Exposure
-from cnimeta_plugins.hostport_alloc.layout import Layout, name_of
-from cnimeta_plugins.hostport_alloc.record import Pod, Port, Record, encode
-from cnimeta_plugins.hostport_alloc.store import Demand, Store
+from cnimeta_plugins.hostport_alloc.allocate.allocator import parse_range
+from cnimeta_plugins.hostport_alloc.allocate.expose import Exposure
+from cnimeta_plugins.hostport_alloc.state.layout import Layout, name_of
+from cnimeta_plugins.hostport_alloc.state.record import Pod, Port, Record, encode
+from cnimeta_plugins.hostport_alloc.state.store import Demand, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

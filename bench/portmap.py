@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from run import Row
 
 from cnimeta.cli.install import install
-from cnimeta.host.nft import NftProgram
+from cnimeta.host.nftables.program import NftProgram
 from cnimeta.spec.ip import parse_cidr
 from cnimeta.spec.jsonio import dumps
 from cnimeta.testing.netns import namespaces

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from cnimeta._record import NamedTuple
+from cnimeta.namedtuple import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

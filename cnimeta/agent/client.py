@@ -75,9 +75,10 @@ def _served(connection: socket) -> tuple[int, bytes]:
     environ = b"\0".join(key + b"=" + value for key, value in os.environb.items())
     # Descriptors go to an agent that has shown itself alive: in the queue of one that hangs they would stay open.
     places = [os.open(place, os.O_RDONLY | os.O_CLOEXEC) for place in _PLACES]
-    ancillary = b"".join(LENGTH.pack(descriptor) for descriptor in (*places, 2))
+    lifeline, _ours = os.pipe2(os.O_CLOEXEC)  # our end closes with this process, however that ends
+    ancillary = b"".join(LENGTH.pack(descriptor) for descriptor in (*places, 2, lifeline))
     connection.sendmsg([LENGTHS.pack(len(environ), len(stdin))], [(SOL_SOCKET, SCM_RIGHTS, ancillary)])
-    for descriptor in places:
+    for descriptor in (*places, lifeline):
         os.close(descriptor)
     connection.sendall(environ + stdin)
     status, length = ANSWER.unpack(receive(connection, ANSWER.size))

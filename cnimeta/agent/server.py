@@ -136,12 +136,13 @@ class Agent:
             raise Broken("not a launcher")
         environ, stdin = (receive(connection, size) for size in LENGTHS.unpack(sizes))
         connection.settimeout(None)
-        _take_place(descriptors)
+        *place, lifeline = descriptors
+        _take_place(place)
         os.environb.clear()
         os.environb.update(pair.partition(b"=")[::2] for pair in environ.split(b"\0") if pair)
-        _die_with(connection)
+        _die_with(lifeline)
         outcome = run(plugin(), os.environ, stdin, _log)
-        fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) & ~os.O_ASYNC)
+        os.close(lifeline)
         answer = outcome.stdout.encode()
         connection.sendall(ANSWER.pack(outcome.status, len(answer)) + answer)
 
@@ -189,12 +190,15 @@ def _take_place(descriptors: list[int]) -> None:
         os.close(descriptor)
 
 
-def _die_with(connection: socket.socket) -> None:
-    """Let the kernel kill this process when the launcher goes away, as whoever killed that wanted."""
-    fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(connection, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([connection], [], [], 0)[0]:
+def _die_with(lifeline: int) -> None:
+    """Let the kernel kill this process when the launcher goes away, as whoever killed that wanted.
+
+    The pipe is used for nothing else: a signal armed on the connection itself can fire for data already read.
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([lifeline], [], [], 0)[0]:
         raise Broken("the launcher went away")
 
 

@@ -3,7 +3,8 @@
     launcher -> agent   MAGIC, length, plugin ("module:Class")
     agent -> launcher   ACCEPTED, or REFUSED: then the launcher does the work itself
     launcher -> agent   two lengths, the environment (KEY=VALUE, NUL between), the configuration from stdin; with them
-                        descriptors of the launcher's network namespace, mount namespace, working directory and stderr
+                        descriptors of the launcher's network namespace, mount namespace, working directory and stderr,
+                        and the reading end of a pipe that is never written to: it ends when the launcher does
     agent -> launcher   exit status, length, stdout
 
 A launcher that goes away ends the work, as a kill of the plugin's own process would.
@@ -21,11 +22,11 @@ SOCKET = "/run/cnimeta/agent.sock"
 VARIABLE = "CNIMETA_AGENT"
 """Names another socket, for tests."""
 
-MAGIC = b"cnimeta-agent 1\n"
+MAGIC = b"cnimeta-agent 2\n"
 """Another protocol has another number here: neither side then goes on."""
 ACCEPTED, REFUSED = b"A", b"R"
 LENGTH, LENGTHS, ANSWER = struct.Struct("=I"), struct.Struct("=II"), struct.Struct("=iI")
-DESCRIPTORS = 4
+DESCRIPTORS = 5
 CREDENTIALS = struct.Struct("=3i")
 """struct ucred: pid, uid, gid."""
 LARGEST = 1 << 26

@@ -20,13 +20,31 @@ if TYPE_CHECKING:
     from cnimeta.plugin.base import Plugin
 
 PRELOADED = (
-    *("filelock", "pyroute2", "kubernetes.client", "kubernetes.config", "ssl", "json", "ctypes"),
-    *("cnimeta.host.nft", "cnimeta.host.conntrack", "cnimeta.host.links", "cnimeta.host.kube", "cnimeta.host.lock"),
-    *("cnimeta.host.portscan", "cnimeta.host.sockets", "cnimeta.host.addresses", "cnimeta.delegate.call"),
-    *("cnimeta.delegate.inprocess", "cnimeta.delegate.spawn"),
-    *("cnimeta_plugins.portmap.wiring", "cnimeta_plugins.bandwidth.shaper", "cnimeta_plugins.bandwidth.config"),
-    *("cnimeta_plugins.hostport_alloc.flow", "cnimeta_plugins.hostport_alloc.teardown"),
-    *("cnimeta_plugins.hostport_alloc.annotation", "cnimeta_plugins.hostport_alloc.store"),
+    "filelock",
+    "pyroute2",
+    "kubernetes.client",
+    "kubernetes.config",
+    "ssl",
+    "json",
+    "ctypes",
+    "cnimeta.host.nftables.program",
+    "cnimeta.host.conntrack",
+    "cnimeta.host.links.kernel",
+    "cnimeta.host.kube",
+    "cnimeta.host.lock",
+    "cnimeta.host.portscan",
+    "cnimeta.host.sockets",
+    "cnimeta.host.addresses",
+    "cnimeta.delegate.call",
+    "cnimeta.delegate.inprocess",
+    "cnimeta.delegate.spawn",
+    "cnimeta_plugins.portmap.wiring",
+    "cnimeta_plugins.bandwidth.shaper",
+    "cnimeta_plugins.bandwidth.config",
+    "cnimeta_plugins.hostport_alloc.verbs.add",
+    "cnimeta_plugins.hostport_alloc.verbs.delete",
+    "cnimeta_plugins.hostport_alloc.pod.annotation",
+    "cnimeta_plugins.hostport_alloc.state.store",
 )
 """What the plugins import on their way, so that no invocation does. One that is not installed is left out."""
 
@@ -67,8 +85,8 @@ def load() -> dict[str, Callable[[], Plugin]]:
             importlib.import_module(name)
         except ImportError:
             continue
-    if "cnimeta.host.links" in sys.modules:
-        from cnimeta.host.tc import token_bucket
+    if "cnimeta.host.links.kernel" in sys.modules:
+        from cnimeta.host.links.tc import token_bucket
 
         token_bucket(1, 1000, 1000, 1000, 15.625)  # pyroute2's definitions are made with the first message
     gc.collect()

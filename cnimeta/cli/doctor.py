@@ -124,7 +124,7 @@ def _launcher(name: str, path: str) -> Finding:
 
 def _nftables() -> Finding:
     """Maps, fib and NAT, judged by the kernel and not kept."""
-    from cnimeta.host.program import find_program, run_program
+    from cnimeta.host.process import find_program, run_program
 
     program = find_program("nft")
     if program is None:
@@ -136,7 +136,7 @@ def _nftables() -> Finding:
 
 
 def _iptables() -> Finding:
-    from cnimeta.host.iptables_variant import detect
+    from cnimeta.host.iptables.variant import detect
 
     variant = detect()
     if not variant:
@@ -186,7 +186,7 @@ def _tried_apart() -> str:
 def _try_shaping() -> str:
     import ctypes
 
-    from cnimeta.host.links import RouteLinks
+    from cnimeta.host.links.kernel import RouteLinks
 
     if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET) != 0:
         return f"no network namespace can be made: {os.strerror(ctypes.get_errno())}"

@@ -23,7 +23,7 @@ MODULES = (
     "cnimeta.cli.agent",
     "cnimeta.cli.doctor",
     "cnimeta.cli.conformance",
-    "cnimeta_plugins.hostport_alloc.cli",
+    "cnimeta_plugins.hostport_alloc.operator.commands",
 )
 """Where sub-commands come from. One that is not installed is left out, and the help says so."""
 

@@ -7,8 +7,8 @@ import os
 import select
 import time
 
-from cnimeta._record import NamedTuple
 from cnimeta.errors import DelegateFailed, shown
+from cnimeta.namedtuple import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import errno
 import struct
 from _socket import AF_NETLINK, SOCK_RAW, socket
 
-from cnimeta._record import NamedTuple
+from cnimeta.namedtuple import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

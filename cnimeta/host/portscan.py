@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 
 from cnimeta.errors import CniError
-from cnimeta.host.program import find_program, run_program
+from cnimeta.host.process import find_program, run_program
 from cnimeta.spec.jsonio import loads_object
 
 TYPE_CHECKING = False
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import TypeAlias
 
-    from cnimeta.host.program import Finished
+    from cnimeta.host.process import Finished
     from cnimeta.spec.jsonio import JSON
 
     Span: TypeAlias = tuple[str, int, int]

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from cnimeta.delegate.spawn import Completed
-    from cnimeta.host.htb import Classes
-    from cnimeta.host.iptables import Change
-    from cnimeta.host.nft import Change as NftChange
-    from cnimeta.host.rtnetlink import Link
-    from cnimeta.host.tc import Classifier, Queue
+    from cnimeta.host.iptables.values import Change
+    from cnimeta.host.links.htb import Classes
+    from cnimeta.host.links.rtnetlink import Link
+    from cnimeta.host.links.tc import Classifier, Queue
+    from cnimeta.host.nftables.values import Change as NftChange
     from cnimeta.spec.jsonio import JSON
 
 
@@ -146,7 +146,7 @@ class Iptables(Protocol):
         ...
 
     def commit(self, family: int, changes: Sequence[Change]) -> None:
-        """Apply all changes or none, under `held()`. cnimeta.host.iptables.Refused when one does not fit."""
+        """Apply all changes or none, under `held()`. cnimeta.host.iptables.values.Refused when one does not fit."""
         ...
 
     def has_rule(self, family: int, chain: str, rule: str) -> bool:
@@ -162,7 +162,7 @@ class Nft(Protocol):
         ...
 
     def apply(self, changes: Sequence[NftChange]) -> None:
-        """All changes or none. Raises cnimeta.host.nft.Refusal."""
+        """All changes or none. Raises cnimeta.host.nftables.program.Refusal."""
         ...
 
     def dry_run(self, changes: Sequence[NftChange]) -> None:

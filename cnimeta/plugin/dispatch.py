@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 
-from cnimeta._record import NamedTuple
 from cnimeta.errors import (
     CniError,
     DecodingFailure,
@@ -21,6 +20,7 @@ from cnimeta.errors import (
     IoFailure,
     shown,
 )
+from cnimeta.namedtuple import NamedTuple
 from cnimeta.plugin.request import Attachment, Request
 from cnimeta.spec import cniargs, validate, version
 from cnimeta.spec.convert import render_result

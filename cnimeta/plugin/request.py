@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnimeta._record import NamedTuple
+from cnimeta.namedtuple import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

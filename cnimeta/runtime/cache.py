@@ -12,8 +12,8 @@ import base64
 import os
 from typing import TYPE_CHECKING
 
-from cnimeta._record import NamedTuple
 from cnimeta.errors import CniError, IoFailure, shown
+from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import dumps, loads_object
 

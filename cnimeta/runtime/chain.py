@@ -16,12 +16,12 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from cnimeta._record import NamedTuple
 from cnimeta.delegate.call import Delegates
 from cnimeta.delegate.find import find
 from cnimeta.delegate.spawn import ProcessExec
 from cnimeta.errors import CniError, IncompatibleVersion, InvalidEnvironment, IoFailure, joined, shown
 from cnimeta.host.files import PosixFiles
+from cnimeta.namedtuple import NamedTuple
 from cnimeta.runtime.cache import DEFAULT_FOLDER, Cache, Cached
 from cnimeta.runtime.conf import declared
 from cnimeta.runtime.locks import Locks

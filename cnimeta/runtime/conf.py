@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from cnimeta._record import NamedTuple
 from cnimeta.errors import CniError, IncompatibleVersion, InvalidNetworkConfig, IoFailure, shown
+from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec import validate
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import loads_object

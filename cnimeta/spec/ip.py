@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
-from cnimeta._record import NamedTuple
+from cnimeta.namedtuple import NamedTuple
 
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 _ZEROS = b"\0" * 12

@@ -6,7 +6,7 @@ Spec: https://www.cni.dev/docs/spec/#add-success
 
 from __future__ import annotations
 
-from cnimeta._record import NamedTuple
+from cnimeta.namedtuple import NamedTuple
 
 
 class Interface(NamedTuple):

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cnimeta._record import NamedTuple
 from cnimeta.errors import CniError
+from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.convert import parse_result
 from cnimeta.spec.version import ALL, at_least
 from cnimeta.testing.conformance_subject import CONTAINER, IFNAME

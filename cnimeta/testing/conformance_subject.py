@@ -11,8 +11,8 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
-from cnimeta._record import NamedTuple
 from cnimeta.errors import DecodingFailure
+from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.convert import render_result
 from cnimeta.spec.jsonio import dumps, loads_all
 from cnimeta.spec.result import Interface, IPConfig, Result, Route

@@ -16,9 +16,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, cast
 
-from cnimeta._record import NamedTuple
 from cnimeta.delegate.spawn import Completed
 from cnimeta.errors import CheckFailed, CniError, DelegateFailed, shown
+from cnimeta.namedtuple import NamedTuple
 from cnimeta.plugin.base import Plugin
 from cnimeta.plugin.dispatch import run
 from cnimeta.spec.jsonio import dumps, loads_object

@@ -6,7 +6,7 @@ import contextlib
 import copy
 from typing import TYPE_CHECKING
 
-from cnimeta.host.iptables import Change, NatTable, Refused, filtered, target
+from cnimeta.host.iptables.values import Change, NatTable, Refused, filtered, target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

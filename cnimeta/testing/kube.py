@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from cnimeta._record import NamedTuple
 from cnimeta.host.kube import MERGE_PATCH, PodApiError
+from cnimeta.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,14 +6,14 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from cnimeta.errors import IoFailure
-from cnimeta.host.htb import HANDLE
-from cnimeta.host.rtnetlink import Link
-from cnimeta.host.tc import GONE, INGRESS, ROOT, Classifier, Queue
+from cnimeta.host.links.htb import HANDLE
+from cnimeta.host.links.rtnetlink import Link
+from cnimeta.host.links.tc import GONE, INGRESS, ROOT, Classifier, Queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cnimeta.host.htb import Classes
+    from cnimeta.host.links.htb import Classes
 
 _TICKS_PER_US = 15.625
 

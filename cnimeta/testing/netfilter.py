@@ -1,7 +1,7 @@
 """Fakes of the packet filter's surroundings: nftables as dictionaries, flows as a list, kernel settings as a mapping.
 
-`FakeNft` carries out the same `Change`s as `cnimeta.host.nft.NftProgram` and refuses the same ones in the same way, so
-one suite of tests runs on both. `dump()` is text to compare.
+`FakeNft` carries out the same `Change`s as `cnimeta.host.nftables.program.NftProgram` and refuses the same ones in the
+same way, so one suite of tests runs on both. `dump()` is text to compare.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING
 
-from cnimeta.host.nft import Refusal
+from cnimeta.host.nftables.values import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from cnimeta.host.nft import Change
+    from cnimeta.host.nftables.values import Change
 
 
 class _Tables:

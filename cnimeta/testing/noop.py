@@ -18,7 +18,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from cnimeta._record import NamedTuple
+from cnimeta.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
+    from cnimeta.host.links.rtnetlink import Link
     from cnimeta.host.protocols import Links
-    from cnimeta.host.rtnetlink import Link
     from cnimeta.plugin.request import Attachment, Request
     from cnimeta.spec.result import Result
     from cnimeta_plugins.bandwidth.config import Settings
@@ -113,7 +113,7 @@ class Bandwidth(Plugin):
             raise PluginNotAvailable(f"bandwidth cannot shape: {error.msg}") from None
 
     def _shaper(self) -> Shaper:
-        from cnimeta.host.links import RouteLinks, ticks_per_us
+        from cnimeta.host.links.kernel import RouteLinks, ticks_per_us
         from cnimeta_plugins.bandwidth.shaper import Shaper
 
         return Shaper(self._given or RouteLinks(), ticks_per_us())

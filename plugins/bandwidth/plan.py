@@ -7,8 +7,8 @@ container it is the other way round: the interface's own queue is for what it se
 
 from __future__ import annotations
 
-from cnimeta._record import NamedTuple
 from cnimeta.host.digest import sha512_hex
+from cnimeta.namedtuple import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cnimeta.errors import CheckFailed, CniError
-from cnimeta.host.htb import HANDLE, classes
-from cnimeta.host.tc import GONE, ROOT
+from cnimeta.host.links.htb import HANDLE, classes
+from cnimeta.host.links.tc import GONE, ROOT
 from cnimeta.spec.result import Interface
 from cnimeta_plugins.bandwidth.plan import ALIAS_PREFIX, IFB_PREFIX, alias, ifb_name, owner_of, plan_shaping
 
@@ -12,10 +12,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from cnimeta.host.htb import Classes
+    from cnimeta.host.links.htb import Classes
+    from cnimeta.host.links.rtnetlink import Link
+    from cnimeta.host.links.tc import Queue
     from cnimeta.host.protocols import Links
-    from cnimeta.host.rtnetlink import Link
-    from cnimeta.host.tc import Queue
     from cnimeta_plugins.bandwidth.config import Settings
     from cnimeta_plugins.bandwidth.plan import Shape
 

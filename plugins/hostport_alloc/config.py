@@ -6,14 +6,14 @@ Every failure is an InvalidNetworkConfig (code 7) that names the JSON path and t
 
 from __future__ import annotations
 
-from cnimeta._record import NamedTuple
 from cnimeta.errors import InvalidNetworkConfig, shown
+from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec import validate
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.ip import parse_ip
 from cnimeta.spec.jsonio import kind
-from cnimeta_plugins.hostport_alloc.allocator import PortRange, parse_range
-from cnimeta_plugins.hostport_alloc.expose import DEFAULT_RANGE, Exposure, parse_exposure
+from cnimeta_plugins.hostport_alloc.allocate.allocator import PortRange, parse_range
+from cnimeta_plugins.hostport_alloc.allocate.expose import DEFAULT_RANGE, Exposure, parse_exposure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cnimeta.plugin.base import Plugin
-from cnimeta_plugins.hostport_alloc.host import Host
+from cnimeta_plugins.hostport_alloc.wiring import Host
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,23 +22,23 @@ class HostportAlloc(Plugin):
 
     def add(self, request: Request) -> Result:
         from cnimeta_plugins.hostport_alloc.config import read_settings
-        from cnimeta_plugins.hostport_alloc.flow import Add
+        from cnimeta_plugins.hostport_alloc.verbs.add import Add
 
         return Add(self.host, request, read_settings(request.conf)).run()
 
     def delete(self, request: Request) -> None:
-        from cnimeta_plugins.hostport_alloc.teardown import delete
+        from cnimeta_plugins.hostport_alloc.verbs.delete import delete
 
         delete(self.host, request)
 
     def check(self, request: Request) -> None:
-        from cnimeta_plugins.hostport_alloc.verify import check
+        from cnimeta_plugins.hostport_alloc.verbs.check import check
 
         check(self.host, request)
 
     def gc(self, request: Request) -> None:
-        from cnimeta_plugins.hostport_alloc.publish import deliver_earlier
-        from cnimeta_plugins.hostport_alloc.teardown import gc
+        from cnimeta_plugins.hostport_alloc.pod.publish import deliver_earlier
+        from cnimeta_plugins.hostport_alloc.verbs.delete import gc
 
         try:
             gc(self.host, request)
@@ -46,6 +46,6 @@ class HostportAlloc(Plugin):
             deliver_earlier(self.host, request)
 
     def status(self, request: Request) -> None:
-        from cnimeta_plugins.hostport_alloc.verify import status
+        from cnimeta_plugins.hostport_alloc.verbs.check import status
 
         status(self.host, request)

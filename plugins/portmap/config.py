@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cnimeta._record import NamedTuple
 from cnimeta.errors import InvalidNetworkConfig, shown
+from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.ip import Address, parse_ip
 
 TYPE_CHECKING = False

@@ -6,10 +6,10 @@ Only when that fails is the whole table read, and what is missing made in the sa
 
 from __future__ import annotations
 
-from cnimeta._record import NamedTuple
 from cnimeta.errors import CheckFailed, CniError, HostPortConflict, IoFailure, joined, shown
-from cnimeta.host.iptables import FAMILIES, Change, Refused
-from cnimeta.host.iptables_adapters import installed, open_variant
+from cnimeta.host.iptables.adapters import installed, open_variant
+from cnimeta.host.iptables.values import FAMILIES, Change, Refused
+from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.ip import parse_cidr
 from cnimeta_plugins.portmap import iptables_plan as plan
 from cnimeta_plugins.portmap.iptables_rules import (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from cnimeta._record import NamedTuple
-from cnimeta.host.iptables import Change, split, target
+from cnimeta.host.iptables.values import Change, split, target
+from cnimeta.namedtuple import NamedTuple
 from cnimeta_plugins.portmap.iptables_rules import (
     DNAT_CHAIN,
     JUMP_IN,

@@ -14,9 +14,9 @@ Names and rules: https://github.com/containernetworking/plugins/blob/main/plugin
 
 from __future__ import annotations
 
-from cnimeta._record import NamedTuple
 from cnimeta.host.digest import sha512_hex
-from cnimeta.host.iptables import quote
+from cnimeta.host.iptables.values import quote
+from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.ip import parse_cidr, parse_ip
 
 TYPE_CHECKING = False

@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
-    from cnimeta.host.nft import Change
+    from cnimeta.host.nftables.values import Change
     from cnimeta.host.protocols import Conntrack, Files, Nft, Sysctl
     from cnimeta.plugin.request import Attachment
     from cnimeta.spec.netconf import NetConf

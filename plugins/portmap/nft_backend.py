@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cnimeta.errors import CheckFailed, HostPortConflict
-from cnimeta.host.nft import Change, Refusal
+from cnimeta.host.nftables.values import Change, Refusal
 from cnimeta_plugins.portmap.nft_rules import (
     BASE_CHAIN,
     CONDITIONAL,

@@ -26,9 +26,9 @@ plain data; elements also carry the attachment's name as a comment for people an
 
 from __future__ import annotations
 
-from cnimeta._record import NamedTuple
 from cnimeta.host.digest import sha512_hex
-from cnimeta.host.nft import Change
+from cnimeta.host.nftables.values import Change
+from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.ip import Address, parse_ip
 
 TYPE_CHECKING = False

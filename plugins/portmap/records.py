@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 
-from cnimeta._record import NamedTuple
 from cnimeta.errors import CniError, StateUnusable
 from cnimeta.host.digest import sha512_hex
+from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import dumps, loads_object
 from cnimeta_plugins.portmap.nft_rules import Element, Group

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 
-from cnimeta._record import NamedTuple
 from cnimeta.errors import CniError
 from cnimeta.host.clock import boot_id
 from cnimeta.host.files import PosixFiles
+from cnimeta.namedtuple import NamedTuple
 from cnimeta.plugin.request import Attachment, Request
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.portmap.main import Portmap

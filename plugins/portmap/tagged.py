@@ -6,9 +6,9 @@ iptables rules do not name the interface.
 
 from __future__ import annotations
 
-from cnimeta._record import NamedTuple
 from cnimeta.errors import CniError
-from cnimeta.host.nft import NftProgram
+from cnimeta.host.nftables.program import NftProgram
+from cnimeta.namedtuple import NamedTuple
 from cnimeta_plugins.portmap.nft_rules import BASE_CHAIN, TABLE, owner_id
 
 TYPE_CHECKING = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from cnimeta.errors import IoFailure
 from cnimeta.host.netlink import nft_table_exists
-from cnimeta.host.program import find_program, run_program
+from cnimeta.host.process import find_program, run_program
 
 _TABLE = "cni_hostport"
 _CHAINS = ("hostports", "hostip_hostports", "masquerading")

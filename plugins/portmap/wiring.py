@@ -5,10 +5,10 @@ from __future__ import annotations
 from cnimeta.host.clock import boot_id
 from cnimeta.host.conntrack import KernelConntrack
 from cnimeta.host.files import PosixFiles
+from cnimeta.host.links.rtnetlink import route_interface
 from cnimeta.host.netlink import nft_chain_exists
-from cnimeta.host.nft import NftProgram
+from cnimeta.host.nftables.program import NftProgram
 from cnimeta.host.nodeconfig import read_section
-from cnimeta.host.rtnetlink import route_interface
 from cnimeta.host.sysctl import ProcSysctl
 from cnimeta_plugins.portmap.config import BACKENDS
 from cnimeta_plugins.portmap.mapper import Mapper

@@ -264,7 +264,7 @@ def test_launcher_works_alone_when_something_else_answers(programs: Programs, tm
 
 
 def test_nothing_happens_when_strangers_talk_to_the_agent(programs: Programs, agent: RunningAgent) -> None:
-    for words in (b"", b"GET / HTTP/1.1\r\n\r\n", b"cnimeta-agent 1\n", b"cnimeta-agent 1\n\xff\xff\xff\xffx"):
+    for words in (b"", b"GET / HTTP/1.1\r\n\r\n", b"cnimeta-agent 2\n", b"cnimeta-agent 2\n\xff\xff\xff\xffx"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stranger:
             stranger.connect(agent.socket)
             stranger.sendall(words)

@@ -15,7 +15,7 @@ import ebpf
 import pytest
 
 from cnimeta.errors import CheckFailed, InvalidNetworkConfig
-from cnimeta.host import removal
+from cnimeta.host.links import removal
 from cnimeta.testing import call
 from cnimeta_plugins.bandwidth.main import Bandwidth
 from cnimeta_plugins.bandwidth.plan import ifb_name
@@ -480,7 +480,7 @@ def test_link_goes_when_the_process_that_removes_it_is_killed(pair: Pair, monkey
 def test_no_process_outlives_del_for_long(pair: Pair) -> None:
     pair.call("ADD", pair.conf(**RATES))
     marker = f"cnimeta-test-{os.getpid()}"
-    program = f"import os; from cnimeta.host.links import RouteLinks; RouteLinks().remove({IFB!r}); os.getcwd()"
+    program = f"import os; from cnimeta.host.links.kernel import RouteLinks; RouteLinks().remove({IFB!r}); os.getcwd()"
     command = ["ip", "netns", "exec", pair.host.name, sys.executable, "-c", program, marker]
     subprocess.run(command, check=True, capture_output=True, timeout=10)  # its pipes close at once, too
     assert IFB not in pair.names()

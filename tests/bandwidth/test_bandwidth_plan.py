@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cnimeta.errors import CniError, InvalidNetworkConfig, UnsupportedField
-from cnimeta.host.htb import classes, texts
+from cnimeta.host.links.htb import classes, texts
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.bandwidth.config import Limit, read_settings
 from cnimeta_plugins.bandwidth.plan import Bucket, alias, bucket, ifb_name, owner_of, plan_shaping

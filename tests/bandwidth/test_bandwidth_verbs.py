@@ -129,7 +129,7 @@ def test_add_is_refused_when_prev_result_lacks_the_veth(links: FakeLinks, keys: 
 
 
 def test_another_containers_gone_ifb_does_not_cost_a_foreign_filter(links: FakeLinks) -> None:
-    from cnimeta.host.tc import INGRESS, Classifier, Queue
+    from cnimeta.host.links.tc import INGRESS, Classifier, Queue
 
     host = links.index_of("vhost")
     links.waiting[host] = [Queue("clsact", INGRESS, 0xFFFFFFF1)]

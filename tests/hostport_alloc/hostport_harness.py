@@ -13,11 +13,11 @@ from cnimeta.testing.kube import FakePods
 from cnimeta.testing.lock import FakeLock
 from cnimeta.testing.memory import call
 from cnimeta.testing.sockets import FakePortScan, FakeSockets
-from cnimeta_plugins.hostport_alloc.host import Host
 from cnimeta_plugins.hostport_alloc.main import HostportAlloc
+from cnimeta_plugins.hostport_alloc.wiring import Host
 
 if TYPE_CHECKING:
-    from cnimeta_plugins.hostport_alloc.store import Rule, Store
+    from cnimeta_plugins.hostport_alloc.state.store import Rule, Store
 
 DATA_DIR = "/data"
 

@@ -6,7 +6,7 @@ import pytest
 
 from cnimeta.errors import CniError
 from cnimeta.spec.fields import Fields
-from cnimeta_plugins.hostport_alloc.expose import (
+from cnimeta_plugins.hostport_alloc.allocate.expose import (
     Explicit,
     Exposure,
     parse_annotation,

@@ -13,7 +13,7 @@ import pytest
 from kernel_node import POD_ARGS, SERVER, Failed, KernelNode, assert_nothing_left
 
 from cnimeta.testing.kube import Fault, PodServer
-from cnimeta_plugins.hostport_alloc import wrap
+from cnimeta_plugins.hostport_alloc.operator import wrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

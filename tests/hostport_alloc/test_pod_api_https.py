@@ -12,8 +12,8 @@ import yaml
 from cnimeta.host.clock import SystemClock
 from cnimeta.host.kube import KubernetesPodApi, PodApiError
 from cnimeta.testing.kube import Fault, PodServer
-from cnimeta_plugins.hostport_alloc import annotation
-from cnimeta_plugins.hostport_alloc.record import Pod
+from cnimeta_plugins.hostport_alloc.pod import annotation
+from cnimeta_plugins.hostport_alloc.state.record import Pod
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,8 +10,8 @@ import pytest
 from hostport_harness import DATA_DIR, POD_ARGS, Node, conf
 
 from cnimeta.testing.kube import Fault
-from cnimeta_plugins.hostport_alloc.cli import add_commands
-from cnimeta_plugins.hostport_alloc.table import age, drawing
+from cnimeta_plugins.hostport_alloc.operator.commands import add_commands
+from cnimeta_plugins.hostport_alloc.operator.table import age, drawing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -185,7 +185,7 @@ def test_age_is_short(seconds: float, text: str) -> None:
 
 
 def test_drawing_shows_parts_when_a_cell_is_many_ports() -> None:
-    from cnimeta_plugins.hostport_alloc.allocator import parse_range, ports_of
+    from cnimeta_plugins.hostport_alloc.allocate.allocator import parse_range, ports_of
 
     text = drawing(parse_range("r", "20000-24999", "r"), ports_of([(20000, 20004), (20005, 20005)]), 0, 0)
     assert text.splitlines()[0].startswith(" 20000 |#.")

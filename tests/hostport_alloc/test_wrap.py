@@ -11,9 +11,9 @@ import pytest
 
 from cnimeta.errors import CniError
 from cnimeta.spec.netconf import NetConf
-from cnimeta_plugins.hostport_alloc import wrap
-from cnimeta_plugins.hostport_alloc.cli import add_commands
 from cnimeta_plugins.hostport_alloc.config import read_settings
+from cnimeta_plugins.hostport_alloc.operator import wrap
+from cnimeta_plugins.hostport_alloc.operator.commands import add_commands
 
 pytestmark = pytest.mark.unit
 

@@ -15,10 +15,10 @@ from cnimeta.errors import CniError
 from cnimeta.host.clock import SystemClock, boot_id
 from cnimeta.host.files import PosixFiles
 from cnimeta.host.lock import NodeLock
-from cnimeta_plugins.hostport_alloc.allocator import parse_range
-from cnimeta_plugins.hostport_alloc.expose import Exposure
-from cnimeta_plugins.hostport_alloc.record import Annotation, Record
-from cnimeta_plugins.hostport_alloc.store import Demand, Store
+from cnimeta_plugins.hostport_alloc.allocate.allocator import parse_range
+from cnimeta_plugins.hostport_alloc.allocate.expose import Exposure
+from cnimeta_plugins.hostport_alloc.state.record import Annotation, Record
+from cnimeta_plugins.hostport_alloc.state.store import Demand, Store
 
 
 def open_store(folder: str, log=None) -> Store:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from cnimeta.testing.clock import FakeClock
 from cnimeta.testing.files import MemoryFiles
 from cnimeta.testing.lock import FakeLock
-from cnimeta_plugins.hostport_alloc import state
-from cnimeta_plugins.hostport_alloc.allocator import PortRange, parse_range
-from cnimeta_plugins.hostport_alloc.expose import Explicit, Exposure
-from cnimeta_plugins.hostport_alloc.layout import Layout, name_of
-from cnimeta_plugins.hostport_alloc.record import DamagedRecord, Pod, Record, decode
-from cnimeta_plugins.hostport_alloc.recovery import members
-from cnimeta_plugins.hostport_alloc.store import Demand, Store
+from cnimeta_plugins.hostport_alloc.allocate.allocator import PortRange, parse_range
+from cnimeta_plugins.hostport_alloc.allocate.expose import Explicit, Exposure
+from cnimeta_plugins.hostport_alloc.state import index as state
+from cnimeta_plugins.hostport_alloc.state.layout import Layout, name_of
+from cnimeta_plugins.hostport_alloc.state.record import DamagedRecord, Pod, Record, decode
+from cnimeta_plugins.hostport_alloc.state.recovery import members
+from cnimeta_plugins.hostport_alloc.state.store import Demand, Store
 
 FOLDER = "/state"
 BOOT = "boot-1"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnimeta.errors import InvalidNetworkConfig
-from cnimeta_plugins.hostport_alloc.allocator import (
+from cnimeta_plugins.hostport_alloc.allocate.allocator import (
     Exhausted,
     Held,
     Situation,

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cnimeta.testing.files import Killed
-from cnimeta_plugins.hostport_alloc.layout import name_of
-from cnimeta_plugins.hostport_alloc.record import Annotation
-from cnimeta_plugins.hostport_alloc.store import Rule
+from cnimeta_plugins.hostport_alloc.state.layout import name_of
+from cnimeta_plugins.hostport_alloc.state.record import Annotation
+from cnimeta_plugins.hostport_alloc.state.store import Rule
 
 pytestmark = pytest.mark.crash
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnimeta_plugins.hostport_alloc import state
-from cnimeta_plugins.hostport_alloc.allocator import Held
-from cnimeta_plugins.hostport_alloc.expose import PROTOCOLS, Explicit
-from cnimeta_plugins.hostport_alloc.record import Annotation, Pod, Port, Record, decode, encode
+from cnimeta_plugins.hostport_alloc.allocate.allocator import Held
+from cnimeta_plugins.hostport_alloc.allocate.expose import PROTOCOLS, Explicit
+from cnimeta_plugins.hostport_alloc.state import index as state
+from cnimeta_plugins.hostport_alloc.state.record import Annotation, Pod, Port, Record, decode, encode
 
 pytestmark = pytest.mark.unit
 

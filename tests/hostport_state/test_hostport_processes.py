@@ -14,9 +14,9 @@ import pytest
 from hostport_state_driver import command, demand, key, open_store
 
 from cnimeta.host.files import PosixFiles
-from cnimeta_plugins.hostport_alloc import state
-from cnimeta_plugins.hostport_alloc.layout import Layout
-from cnimeta_plugins.hostport_alloc.record import Record
+from cnimeta_plugins.hostport_alloc.state import index as state
+from cnimeta_plugins.hostport_alloc.state.layout import Layout
+from cnimeta_plugins.hostport_alloc.state.record import Record
 
 pytestmark = pytest.mark.crash
 

@@ -9,11 +9,11 @@ import pytest
 from hostport_state_kit import FOLDER, Node, always, demand, draft, key
 
 from cnimeta.errors import HostPortConflict, StateUnusable, TryAgainLater
-from cnimeta_plugins.hostport_alloc import state
-from cnimeta_plugins.hostport_alloc.allocator import Exhausted
-from cnimeta_plugins.hostport_alloc.expose import Explicit
-from cnimeta_plugins.hostport_alloc.layout import key_of, name_of
-from cnimeta_plugins.hostport_alloc.record import (
+from cnimeta_plugins.hostport_alloc.allocate.allocator import Exhausted
+from cnimeta_plugins.hostport_alloc.allocate.expose import Explicit
+from cnimeta_plugins.hostport_alloc.state import index as state
+from cnimeta_plugins.hostport_alloc.state.layout import key_of, name_of
+from cnimeta_plugins.hostport_alloc.state.record import (
     Annotation,
     DamagedRecord,
     NewerRecord,
@@ -23,7 +23,7 @@ from cnimeta_plugins.hostport_alloc.record import (
     decode,
     encode,
 )
-from cnimeta_plugins.hostport_alloc.store import Rule, Superseded
+from cnimeta_plugins.hostport_alloc.state.store import Rule, Superseded
 
 pytestmark = pytest.mark.unit
 

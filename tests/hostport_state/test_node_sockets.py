@@ -16,8 +16,8 @@ import pytest
 from cnimeta.errors import IoFailure
 from cnimeta.host.portscan import RulesetScan
 from cnimeta.host.sockets import NodeSockets
-from cnimeta_plugins.hostport_alloc.allocator import ports_of
-from cnimeta_plugins.hostport_alloc.eligibility import blocked_ports
+from cnimeta_plugins.hostport_alloc.allocate.allocator import ports_of
+from cnimeta_plugins.hostport_alloc.allocate.blocked import blocked_ports
 
 pytestmark = pytest.mark.kernel
 
@@ -273,7 +273,7 @@ def test_scan_costs_little_when_this_projects_maps_are_large(ns):
 
 
 def test_scan_reports_and_goes_on_when_nft_fails():
-    from cnimeta.host.program import Finished
+    from cnimeta.host.process import Finished
 
     log: list[str] = []
     scan = RulesetScan(log.append, run=lambda *_: Finished(1, b"", b"netlink: Error"), proc="/nowhere")

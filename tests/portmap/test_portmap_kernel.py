@@ -14,7 +14,7 @@ from portmap_kit import Host, conf, tcp
 from cnimeta import launcher
 from cnimeta.cli.install import interpreter, plugins_folder, site_folders
 from cnimeta.errors import CniError
-from cnimeta.host.nft import NftProgram
+from cnimeta.host.nftables.program import NftProgram
 from cnimeta.spec.jsonio import dumps
 from cnimeta.testing import call
 from cnimeta_plugins.portmap.main import Portmap
@@ -94,7 +94,7 @@ def test_conditions_come_and_go_when_the_container_does(host: Host) -> None:
 
 
 def test_check_tells_what_is_missing_when_an_element_was_taken(host: Host) -> None:
-    from cnimeta.host.nft import Change
+    from cnimeta.host.nftables.values import Change
 
     host.call("ADD", conf(tcp(8080)))
     host.nft.apply([Change("delete", "element", "any4", "tcp . 8080")])

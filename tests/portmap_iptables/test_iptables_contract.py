@@ -5,9 +5,10 @@ import contextlib
 import pytest
 
 from cnimeta.errors import CheckFailed, HostPortConflict, IoFailure
-from cnimeta.host.iptables import Change, Refused, XtablesLock
-from cnimeta.host.iptables_legacy import LegacyIptables
-from cnimeta.host.iptables_restore import NftIptables
+from cnimeta.host.iptables.legacy import LegacyIptables
+from cnimeta.host.iptables.lock import XtablesLock
+from cnimeta.host.iptables.restore import NftIptables
+from cnimeta.host.iptables.values import Change, Refused
 from cnimeta.testing.iptables import FakeIptables
 from cnimeta_plugins.portmap.iptables_backend import IptablesBackend, Part, Target
 from cnimeta_plugins.portmap.iptables_rules import (

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from cnimeta.errors import HostPortConflict
-from cnimeta.host.iptables import Change, Refused
-from cnimeta.host.iptables_adapters import open_variant
+from cnimeta.host.iptables.adapters import open_variant
+from cnimeta.host.iptables.values import Change, Refused
 from cnimeta.testing.iptables import FakeIptables
 from cnimeta_plugins.portmap.iptables_backend import IptablesBackend, Part, Target
 from cnimeta_plugins.portmap.iptables_rules import JUMP_IN, Mapping, Settings, container_rules
@@ -131,7 +131,7 @@ def test_the_error_is_raised_when_even_the_second_batch_is_refused():
 WORKER = """
     import sys
     from cnimeta.errors import HostPortConflict
-    from cnimeta.host.iptables_adapters import open_variant
+    from cnimeta.host.iptables.adapters import open_variant
     from cnimeta_plugins.portmap.iptables_backend import IptablesBackend, Part, Target
     from cnimeta_plugins.portmap.iptables_rules import Mapping, Settings
     variant, number, port = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

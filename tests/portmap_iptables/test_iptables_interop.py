@@ -11,8 +11,8 @@ import json
 import pytest
 
 from cnimeta.errors import CheckFailed, HostPortConflict
-from cnimeta.host.iptables import XtablesLock
-from cnimeta.host.iptables_adapters import open_variant
+from cnimeta.host.iptables.adapters import open_variant
+from cnimeta.host.iptables.lock import XtablesLock
 from cnimeta_plugins.portmap.iptables_backend import IptablesBackend, Part, Target, remove_foreign
 from cnimeta_plugins.portmap.iptables_rules import Mapping, Settings
 

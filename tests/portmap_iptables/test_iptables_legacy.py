@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from cnimeta.errors import CheckFailed, TryAgainLater
-from cnimeta.host.iptables import Change, Refused, XtablesLock
-from cnimeta.host.iptables_legacy import UNABLE, Inexpressible, LegacyIptables, parse_rule, run_in_child
+from cnimeta.host.iptables.legacy import UNABLE, Inexpressible, LegacyIptables, parse_rule, run_in_child
+from cnimeta.host.iptables.lock import XtablesLock
+from cnimeta.host.iptables.values import Change, Refused
 from cnimeta_plugins.portmap.iptables_backend import IptablesBackend, Part, Target
 from cnimeta_plugins.portmap.iptables_rules import Mapping, Settings
 
@@ -35,7 +36,7 @@ def test_a_rule_is_inexpressible_when_a_word_has_no_place(text):
 
 @pytest.mark.kernel
 def test_import_starts_no_program_when_the_libraries_are_installed():
-    code = "from cnimeta.host.iptables_legacy import import_iptc; print(import_iptc().Table.NAT)"
+    code = "from cnimeta.host.iptables.legacy import import_iptc; print(import_iptc().Table.NAT)"
     done = subprocess.run(
         ["strace", "-f", "-qq", "-e", "trace=execve", sys.executable, "-c", code],
         capture_output=True,

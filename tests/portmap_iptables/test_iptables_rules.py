@@ -2,7 +2,7 @@
 
 import pytest
 
-from cnimeta.host.iptables import Change, NatTable, Refused, quote, render, split, target
+from cnimeta.host.iptables.values import Change, NatTable, Refused, quote, render, split, target
 from cnimeta_plugins.portmap import iptables_plan as plan
 from cnimeta_plugins.portmap.iptables_rules import (
     JUMP_IN,

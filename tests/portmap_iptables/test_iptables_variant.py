@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from cnimeta.host.iptables import command_variant, program
-from cnimeta.host.iptables_variant import Evidence, decide, detect
+from cnimeta.host.iptables.programs import command_variant, program
+from cnimeta.host.iptables.variant import Evidence, decide, detect
 
 VARIANTS = ("nft", "legacy")
 CHAIN = "CNI-HOSTPORT-DNAT"
@@ -54,7 +54,7 @@ def test_the_stronger_evidence_decides_when_both_variants_are_in_use(command, nf
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_command_decides_and_nothing_is_started_when_the_host_is_empty(make_netns, path_of, variant):
     host, path = make_netns("host"), path_of(variant)
-    code = f"from cnimeta.host.iptables_adapters import installed; print(installed({path!r}).variant)"
+    code = f"from cnimeta.host.iptables.adapters import installed; print(installed({path!r}).variant)"
     done = host.run("strace", "-f", "-qq", "-e", "trace=execve", sys.executable, "-c", code)
     assert done.stdout.strip() == variant
     assert len([line for line in done.stderr.splitlines() if "execve(" in line and "= 0" in line]) == 1

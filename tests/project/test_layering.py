@@ -20,15 +20,15 @@ pytestmark = pytest.mark.project
 ROOT = Path(__file__).parents[2]
 
 BELOW = {
-    "_record": set(),
+    "namedtuple": set(),
     "errors": set(),
-    "spec": {"_record", "errors"},
-    "host": {"_record", "errors", "spec"},
-    "plugin": {"_record", "errors", "spec"},
-    "launcher": {"_record"},
-    "delegate": {"_record", "errors", "spec", "plugin", "launcher"},
-    "agent": {"_record", "errors", "spec", "host", "plugin", "launcher"},
-    "runtime": {"_record", "errors", "spec", "host", "delegate", "plugin"},
+    "spec": {"namedtuple", "errors"},
+    "host": {"namedtuple", "errors", "spec"},
+    "plugin": {"namedtuple", "errors", "spec"},
+    "launcher": {"namedtuple"},
+    "delegate": {"namedtuple", "errors", "spec", "plugin", "launcher"},
+    "agent": {"namedtuple", "errors", "spec", "host", "plugin", "launcher"},
+    "runtime": {"namedtuple", "errors", "spec", "host", "delegate", "plugin"},
 }
 """For each part of the SDK, the parts it may import. `cli` and `testing` stand above all of them."""
 

@@ -1,0 +1,54 @@
+"""The lock that every legacy iptables program takes."""
+
+from __future__ import annotations
+
+import os
+
+from cnimeta.errors import IoFailure, TryAgainLater
+
+LOCK_FILE = "/run/xtables.lock"
+"""XTABLES_LOCKFILE of iptables' build."""
+
+_FIRST_WAIT_S = 0.001
+_LONGEST_WAIT_S = 0.016
+
+
+class XtablesLock:
+    """The xtables lock, held for a `with` block, so that what was read is still so when it is changed.
+
+    Raises TryAgainLater (code 11) when another holder keeps it longer than `timeout_s`. Not re-entrant.
+    """
+
+    def __init__(self, path: str = LOCK_FILE, timeout_s: float = 10.0) -> None:
+        self.path = path
+        self.timeout_s = timeout_s
+        self._fd = -1
+
+    def __enter__(self) -> None:
+        import fcntl
+        import time
+
+        deadline = time.monotonic() + self.timeout_s
+        wait_s = _FIRST_WAIT_S
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise IoFailure(f"the xtables lock {self.path} cannot be opened: {error.strerror}") from None
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    os.close(fd)
+                    raise TryAgainLater(
+                        f"the xtables lock {self.path} was not had within {self.timeout_s:g} s: another program has it"
+                    ) from None
+            time.sleep(wait_s * (0.5 + os.urandom(1)[0] / 256))
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+        self._fd = fd
+
+    def __exit__(self, *_: object) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:  # not when it could not be had again after a program used it
+            os.close(fd)

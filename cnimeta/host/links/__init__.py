@@ -1,0 +1,1 @@
+"""Network interfaces, queueing disciplines and filters, over rtnetlink."""

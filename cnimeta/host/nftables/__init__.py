@@ -1,0 +1,1 @@
+"""nftables: changes as values, and the adapters that apply them."""

@@ -1,0 +1,315 @@
+"""Which host ports an attachment gets: uniform among the free ones, all or nothing. Pure; randomness is an argument.
+
+A set of ports is one whole number: bit p stands for port p. Counting, intersecting and picking the n-th member are a
+few machine-level operations on 8 KiB, so a pick costs the same at any occupancy, and it is exactly uniform: a random
+index among the eligible, never a random start with a scan, which favours the port after an occupied run.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cnimeta.errors import InvalidNetworkConfig, TryAgainLater, shown
+from cnimeta.namedtuple import NamedTuple
+from cnimeta_plugins.hostport_alloc.state.record import Port
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import TypeAlias
+
+    from cnimeta_plugins.hostport_alloc.allocate.expose import Exposure
+
+    PortSet: TypeAlias = int
+    """Bit p is set when port p is a member."""
+    Ports: TypeAlias = Mapping[str, PortSet]
+    """A set of ports per protocol; a missing protocol is the empty set."""
+    RandBelow: TypeAlias = Callable[[int], int]
+    """A uniform whole number from 0 to n-1."""
+    Preferred: TypeAlias = Mapping[tuple[int, str, str], int]
+    """(container port, protocol, range name): the host port it had."""
+
+PORT_MAX = 65535
+
+
+class PortRange(NamedTuple):
+    """A named set of host ports: spans of (first, last), both included, ascending, not overlapping."""
+
+    name: str
+    spans: tuple[tuple[int, int], ...]
+
+    @property
+    def ports(self) -> PortSet:
+        """The members."""
+        return ports_of(self.spans)
+
+    @property
+    def size(self) -> int:
+        """How many ports it has."""
+        return sum(last - first + 1 for first, last in self.spans)
+
+    @property
+    def text(self) -> str:
+        """As it would be written: `20000-24999,25010`."""
+        return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in self.spans)
+
+
+class Exhausted(TryAgainLater):
+    """No free port left in a range (code 11). Counts are of ports of the range, for the protocols asked for."""
+
+    def __init__(self, wanted: Exposure, found: PortRange, used: int, quarantined: int, blocked: int) -> None:
+        what = f"{wanted.length} consecutive host ports are" if wanted.length > 1 else "host port is"
+        super().__init__(
+            f"range {shown(found.name)} ({found.text}, {found.size} ports) is exhausted: no {what} free for"
+            f" {wanted.text}: {used} used, {quarantined} quarantined, {blocked} blocked by sockets, rules or"
+            " reservations of the node; remove Pods or enlarge the range"
+        )
+        self.range = found.name
+        self.size = found.size
+        self.used = used
+        self.quarantined = quarantined
+        self.blocked = blocked
+
+
+class Held(NamedTuple):
+    """A released port in quarantine; times are seconds since boot."""
+
+    protocol: str
+    port: int
+    released: float
+    until: float
+
+
+class Situation(NamedTuple):
+    """What is known of the node when ports are chosen."""
+
+    used: Ports
+    """Held by records, chosen or explicit."""
+    blocked: Ports
+    """Not held by records but not to be had: sockets, reserved ports, others' DNAT rules."""
+    quarantined: tuple[Held, ...] = ()
+    """Released lately, in the order of their release; given out again only when nothing else is left."""
+
+
+def parse_range(name: str, text: str, path: str) -> PortRange:
+    """Read `20000-24999,25010`. Raises InvalidNetworkConfig (code 7) naming `path`."""
+    spans: list[tuple[int, int]] = []
+    for part in text.split(","):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        ends = [_number(first), _number(last) if dash else _number(first)]
+        if ends[0] is None or ends[1] is None or ends[0] > ends[1]:
+            raise InvalidNetworkConfig(
+                f'{path} must be ports from 1 to {PORT_MAX} such as "20000-24999" or "20000-24999,25010",'
+                f" got {shown(text)}"
+            )
+        spans.append((ends[0], ends[1]))
+    spans.sort()
+    before = 0
+    for low, high in spans:
+        if low <= before:
+            raise InvalidNetworkConfig(f"{path} names port {low} twice: {shown(text)}")
+        before = high
+    return PortRange(name, tuple(spans))
+
+
+def _number(text: str) -> int | None:
+    if not (text.isascii() and text.isdigit() and len(text) <= 5):
+        return None
+    return int(text) if 1 <= int(text) <= PORT_MAX else None
+
+
+def refuse_overlap(found: PortRange, path: str, reserved: Iterable[tuple[str, int, int]]) -> None:
+    """Raise InvalidNetworkConfig (code 7) when the range shares ports with one of `reserved` (what, first, last).
+
+    Callers give NodePorts ("the NodePort range", 30000, 32767), which no bind test can see, and the ephemeral range,
+    from which the kernel takes source ports at any moment; and skip the call when the operator forces the overlap.
+    """
+    for what, first, last in reserved:
+        for low, high in found.spans:
+            if low <= last and first <= high:
+                raise InvalidNetworkConfig(
+                    f"{path} {shown(found.text)} overlaps {what} ({first}-{last}): choose ports outside it, or set"
+                    " forceOverlap if you keep them apart yourself"
+                )
+
+
+def ports_of(spans: Iterable[tuple[int, int]]) -> PortSet:
+    """The set of all ports in `spans` (first, last), both included."""
+    members = 0
+    for first, last in spans:
+        members |= ((1 << (last - first + 1)) - 1) << first
+    return members
+
+
+def os_random(below: int) -> int:
+    """A uniform whole number from 0 to `below` - 1, from the operating system's generator."""
+    bits = (below - 1).bit_length()
+    size, mask = (bits + 7) // 8, (1 << bits) - 1
+    while True:
+        number = int.from_bytes(os.urandom(size), "big") & mask
+        if number < below:  # rejection, not a remainder: every number is equally likely
+            return number
+
+
+def choose(
+    exposures: Sequence[Exposure],
+    ranges: Mapping[str, PortRange],
+    situation: Situation,
+    preferred: Preferred,
+    randbelow: RandBelow = os_random,
+) -> tuple[Port, ...]:
+    """Host ports for every exposure, or Exhausted. Preferred ones are taken where they are free, quarantined or not.
+
+    When placing one exposure at a time at random runs into a dead end (a single port taken in the only run that is
+    long enough for a block), they are packed instead: longest first, each into the smallest run that holds it.
+    """
+    order = sorted(range(len(exposures)), key=lambda i: (-exposures[i].length, -len(exposures[i].protocols)))
+    try:
+        starts = _place(exposures, order, ranges, _Room(situation), preferred, randbelow)
+    except Exhausted:
+        if len(exposures) < 2:
+            raise
+        starts = _place(exposures, order, ranges, _Room(situation), {}, None)
+    return tuple(
+        Port(exposure.port + offset, protocol, start + offset, exposure.range, exposure.host_ip)
+        for exposure, start in zip(exposures, starts, strict=True)
+        for offset in range(exposure.length)
+        for protocol in exposure.protocols
+    )
+
+
+def _place(
+    exposures: Sequence[Exposure],
+    order: Sequence[int],
+    ranges: Mapping[str, PortRange],
+    room: _Room,
+    preferred: Preferred,
+    randbelow: RandBelow | None,
+) -> list[int]:
+    """The first host port of every exposure; packed tightly when there is no `randbelow`."""
+    starts = [0] * len(exposures)
+    for index in order:
+        exposure = exposures[index]
+        start = _preferred_start(exposure, preferred)
+        free = room.free(exposure, ranges[exposure.range])
+        if start and runs(free, exposure.length) >> start & 1:
+            room.take(exposure, start)
+            starts[index] = start
+    for index in order:
+        if starts[index]:
+            continue
+        exposure = exposures[index]
+        eligible = room.eligible(exposure, ranges[exposure.range])
+        if randbelow is not None:
+            first = runs(eligible, exposure.length)
+            start = member(first, randbelow(first.bit_count()))
+        else:
+            start = _tightest(eligible, exposure.length)
+        room.take(exposure, start)
+        starts[index] = start
+    return starts
+
+
+def _preferred_start(exposure: Exposure, preferred: Preferred) -> int:
+    """The first port of the block the exposure had, 0 when it had none of this shape."""
+    start = preferred.get((exposure.port, exposure.protocols[0], exposure.range), 0)
+    for offset in range(exposure.length):
+        for protocol in exposure.protocols:
+            if preferred.get((exposure.port + offset, protocol, exposure.range)) != start + offset:
+                return 0
+    return start
+
+
+class _Room:
+    """The free ports while exposures are being placed."""
+
+    def __init__(self, situation: Situation) -> None:
+        self._situation = situation
+        self._taken: dict[str, PortSet] = {}
+
+    def _union(self, sets: Ports, exposure: Exposure) -> PortSet:
+        found = 0
+        for protocol in exposure.protocols:
+            found |= sets.get(protocol, 0)
+        return found
+
+    def take(self, exposure: Exposure, start: int) -> None:
+        block = ports_of([(start, start + exposure.length - 1)])
+        for protocol in exposure.protocols:
+            self._taken[protocol] = self._taken.get(protocol, 0) | block
+
+    def free(self, exposure: Exposure, found: PortRange) -> PortSet:
+        """Ports of the range that nothing holds, for all protocols of the exposure; quarantined ones included."""
+        busy = self._union(self._situation.used, exposure) | self._union(self._situation.blocked, exposure)
+        return found.ports & ~(busy | self._union(self._taken, exposure))
+
+    def eligible(self, exposure: Exposure, found: PortRange) -> PortSet:
+        """The free ports to pick from: without the quarantined, or with as few of the oldest of them as needed."""
+        free = self.free(exposure, found)
+        waiting = [held.port for held in self._situation.quarantined if held.protocol in exposure.protocols]
+        candidates = free & ~_set_of(waiting)
+        if runs(candidates, exposure.length):
+            return candidates
+        if not runs(free, exposure.length):
+            raise self._exhausted(exposure, found)
+        low, high = 1, len(waiting)
+        while low < high:  # the fewest of the oldest that make room
+            middle = (low + high) // 2
+            if runs(free & ~_set_of(waiting[middle:]), exposure.length):
+                high = middle
+            else:
+                low = middle + 1
+        return free & ~_set_of(waiting[low:])
+
+    def _exhausted(self, exposure: Exposure, found: PortRange) -> Exhausted:
+        used = found.ports & self._union(self._situation.used, exposure)
+        blocked = found.ports & self._union(self._situation.blocked, exposure) & ~used
+        waiting = [held.port for held in self._situation.quarantined if held.protocol in exposure.protocols]
+        quarantined = found.ports & _set_of(waiting) & ~used & ~blocked
+        return Exhausted(exposure, found, used.bit_count(), quarantined.bit_count(), blocked.bit_count())
+
+
+def _set_of(ports: Iterable[int]) -> PortSet:
+    found = bytearray((PORT_MAX + 1) // 8)
+    for port in ports:
+        found[port >> 3] |= 1 << (port & 7)
+    return int.from_bytes(found, "little")
+
+
+def runs(ports: PortSet, length: int) -> PortSet:
+    """The members that begin a run of at least `length` members."""
+    have = 1
+    while have < length:
+        step = min(have, length - have)
+        ports &= ports >> step
+        have += step
+    return ports
+
+
+def member(ports: PortSet, number: int) -> int:
+    """The member with `number` smaller ones (0 for the smallest), by halving."""
+    low, width = 0, PORT_MAX + 1
+    while width > 1:
+        width //= 2
+        half = ports & ((1 << width) - 1)
+        count = half.bit_count()
+        if number < count:
+            ports = half
+        else:
+            number -= count
+            ports >>= width
+            low += width
+    return low
+
+
+def _tightest(ports: PortSet, length: int) -> int:
+    """The start of the shortest run that holds `length`."""
+    text = bin(ports)[:1:-1]  # the lowest port first
+    best, best_size, end = 0, PORT_MAX + 2, 0
+    while (start := text.find("1", end)) >= 0:
+        end = text.find("0", start)
+        if end < 0:
+            end = len(text)
+        if length <= end - start < best_size:
+            best, best_size = start, end - start
+    return best

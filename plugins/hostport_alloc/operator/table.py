@@ -1,0 +1,58 @@
+"""How `cnimeta ports` shows things to people: tables, ages, and a range drawn in the terminal. Pure."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cnimeta_plugins.hostport_alloc.allocate.allocator import PortRange, PortSet
+
+WIDTH = 64
+"""Cells in a line of a drawn range."""
+_LINES_MAX = 16
+_SHADES = " .:-=#"
+_QUARANTINED = "q"
+_MARKS = "one cell is {per} ports: ' ' free, '.' to '=' partly used, '#' all used, 'x' blocked, 'q' in quarantine"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Left-aligned columns, two blanks apart; only the heads when there are no rows."""
+    lines = [list(heads), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    return "".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines
+    )
+
+
+def age(seconds: float) -> str:
+    """`42s`, `7m`, `3h12m`, `9d` as kubectl writes ages."""
+    total = max(0, int(seconds))
+    if total < 120:
+        return f"{total}s"
+    if total < 7200:
+        return f"{total // 60}m"
+    if total < 172800:
+        return f"{total // 3600}h{total % 3600 // 60}m"
+    return f"{total // 86400}d"
+
+
+def drawing(found: PortRange, used: PortSet, blocked: PortSet, quarantined: PortSet) -> str:
+    """The range as lines of cells, the port each line begins with in front."""
+    ports = [port for first, last in found.spans for port in range(first, last + 1)]
+    per = max(1, -(-len(ports) // (WIDTH * _LINES_MAX)))
+    lines = []
+    for start in range(0, len(ports), WIDTH * per):
+        line = ports[start : start + WIDTH * per]
+        cells = [_cell(line[at : at + per], used, blocked, quarantined) for at in range(0, len(line), per)]
+        lines.append(f"{line[0]:>6} |{''.join(cells)}|\n")
+    return "".join(lines) + _MARKS.format(per=per) + "\n"
+
+
+def _cell(ports: Sequence[int], used: PortSet, blocked: PortSet, quarantined: PortSet) -> str:
+    taken = sum(used >> port & 1 for port in ports)
+    if taken:
+        return _SHADES[max(1, taken * (len(_SHADES) - 1) // len(ports))]
+    if any(quarantined >> port & 1 for port in ports):
+        return _QUARANTINED
+    return "x" if all(blocked >> port & 1 for port in ports) else _SHADES[0]

@@ -1,0 +1,1 @@
+"""What is told to the Pod: its annotation, and when it is written."""

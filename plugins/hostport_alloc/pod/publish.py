@@ -1,0 +1,125 @@
+"""ADD's dealings with the Pod API: reading what the Pod asks for, writing what it got."""
+
+from __future__ import annotations
+
+from cnimeta.errors import AnnotationFailed, CniError, PodMismatch, TryAgainLater, shown
+from cnimeta.spec.fields import Fields
+from cnimeta_plugins.hostport_alloc.allocate.expose import POD_ANNOTATIONS, pod_annotations
+from cnimeta_plugins.hostport_alloc.state.record import Annotation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cnimeta.host.protocols import PodApi
+    from cnimeta.plugin.request import Request
+    from cnimeta.spec.jsonio import JSON
+    from cnimeta.spec.result import Result
+    from cnimeta_plugins.hostport_alloc.config import Settings
+    from cnimeta_plugins.hostport_alloc.state.record import Pod, Record
+    from cnimeta_plugins.hostport_alloc.state.store import Store
+    from cnimeta_plugins.hostport_alloc.wiring import Host
+
+OTHERS_LIMIT = 8
+OTHERS_BUDGET_S = 1.0
+"""An ADD delivers at most so many older annotations, in at most so much time."""
+
+
+class Publisher:
+    """The Pod API as one ADD uses it. Without the `kubernetes` key, or outside Kubernetes, it sends nothing."""
+
+    def __init__(self, host: Host, request: Request, settings: Settings, pod: Pod | None) -> None:
+        self.host = host
+        self.request = request
+        self.settings = settings
+        self.pod = pod if settings.api is not None else None
+        self._annotations = pod_annotations(request.conf.runtime_config)
+        self._api: PodApi | None = None
+        self._reachable = False
+
+    @property
+    def api(self) -> PodApi:
+        """The API, with the configured credentials."""
+        if self._api is None:
+            self._api = self.host.pods(self.settings.api.kubeconfig if self.settings.api is not None else "")
+        return self._api
+
+    def annotations(self) -> Fields:
+        """The Pod's annotations: the runtime's word, or with `readPod` and none from the runtime, the API server's."""
+        settings = self.settings.api
+        given = self.request.conf.runtime_config.has(POD_ANNOTATIONS)
+        if not given and settings is not None and settings.read_pod and self.pod is not None:
+            self._annotations = self._read(self.pod, settings.timeout_s)
+        return self._annotations
+
+    def _read(self, pod: Pod, timeout_s: float) -> Fields:
+        from cnimeta_plugins.hostport_alloc.pod import annotation
+
+        found: dict[str, JSON] = {}
+
+        def request(attempt_s: float) -> None:
+            found.update(self.api.read(pod.namespace, pod.name, attempt_s))
+
+        static = annotation.is_static(pod.uid, self._annotations)
+        deadline = annotation.Deadline(self.host.clock, timeout_s)
+        error = annotation.attempt(pod, deadline, static=static, patient=True, request=request)
+        if error:
+            raise TryAgainLater(
+                f"cannot read Pod {shown(f'{pod.namespace}/{pod.name}')} to see what it exposes: {error}"
+            )
+        metadata = Fields(found, "Pod").object("metadata")
+        uid = metadata.text("uid")
+        if pod.uid and uid != pod.uid and not static:
+            raise PodMismatch(
+                f"Pod {shown(f'{pod.namespace}/{pod.name}')} is not the one of this ADD: its uid is {shown(uid)},"
+                f" K8S_POD_UID is {shown(pod.uid)}"
+            )
+        return metadata.object("annotations")
+
+    def publish(self, record: Record, result: Result) -> Annotation:
+        """Annotate the Pod. Raises PodMismatch (103), and with policy `required` AnnotationFailed (102)."""
+        settings = self.settings.api
+        if settings is None or self.pod is None or not record.ports:
+            return Annotation()
+        from cnimeta.spec.ip import parse_cidr
+        from cnimeta_plugins.hostport_alloc.pod import annotation
+
+        families = {parse_cidr(ip.address).address.family for ip in result.ips}
+        addresses = self.settings.host_ips or self.host.primary_addresses()
+        value = annotation.ports_value(record, addresses, families)
+        static = annotation.is_static(self.pod.uid, self._annotations)
+        pending = record._replace(annotation=Annotation("pending", annotation.patch_for(record, value, static=static)))
+        deadline = annotation.Deadline(self.host.clock, settings.timeout_s)
+        state = annotation.deliver(self.api, pending, deadline, patient=settings.required)
+        if state.state == "pending":
+            where = shown(f"{self.pod.namespace}/{self.pod.name}")
+            if settings.required:
+                raise AnnotationFailed(
+                    f'Pod {where} could not be annotated and $.kubernetes.policy is "required": {state.error}'
+                )
+            self.request.log(f"hostport_alloc: annotation of Pod {where} is deferred: {state.error}")
+        self._reachable = state.state == "done"
+        return state
+
+    def deliver_others(self, store: Store) -> None:
+        """Deliver a few annotations of earlier ADDs, when the server has just shown that it answers."""
+        if not self._reachable:
+            return
+        from cnimeta_plugins.hostport_alloc.pod import annotation
+
+        deadline = annotation.Deadline(self.host.clock, OTHERS_BUDGET_S)
+        annotation.deliver_pending(store, self.api, deadline, OTHERS_LIMIT, self.request.log)
+
+
+def deliver_earlier(host: Host, request: Request) -> None:
+    """GC's part: annotations of earlier ADDs, on a node where no further ADD comes to deliver them. Never fails."""
+    from cnimeta_plugins.hostport_alloc.config import read_settings
+    from cnimeta_plugins.hostport_alloc.pod import annotation
+
+    try:
+        settings = read_settings(request.conf)
+        store = host.store(settings.data_dir, settings.lock_timeout_s, request.log)
+        if settings.api is None or not store.pending(1):
+            return
+        deadline = annotation.Deadline(host.clock, settings.api.timeout_s)
+        annotation.deliver_pending(store, host.pods(settings.api.kubeconfig), deadline, OTHERS_LIMIT, request.log)
+    except CniError as error:
+        request.log(f"hostport_alloc: annotations of earlier containers stay pending: {error}")

@@ -1,0 +1,1 @@
+"""The node's record of who holds which host port."""

@@ -1,0 +1,1 @@
+"""One module a verb, in the words of the specification, and the steps they share."""
