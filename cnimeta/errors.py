@@ -164,3 +164,38 @@ def joined(errors: Iterable[CniError]) -> CniError | None:
     if len(found) < 2:
         return found[0] if found else None
     return CniError("; ".join(str(error) for error in found), code=found[0].code)
+
+
+class Failures:
+    """The failures of steps that are all tried, whatever became of those before: what DEL and GC are made of.
+
+        failures = Failures()
+        for step in steps:
+            with failures:
+                step()
+        failures.raise_any()
+
+    Only a CniError is kept; anything else goes through.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[CniError] = []
+
+    def __enter__(self) -> None:
+        """Begin a step."""
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        if isinstance(error, CniError):
+            self.found.append(error)
+            return True
+        return False
+
+    def __bool__(self) -> bool:
+        """Whether any step failed."""
+        return bool(self.found)
+
+    def raise_any(self) -> None:
+        """Raise one error for all that failed, if any did."""
+        failure = joined(self.found)
+        if failure is not None:
+            raise failure from None

@@ -1,0 +1,1 @@
+"""What plugins agree on about host ports, without importing each other. Pure."""

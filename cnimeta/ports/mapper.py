@@ -1,0 +1,58 @@
+"""A port mapper as other plugins see it: what they need of it beside the CNI verbs.
+
+A plugin that maps ports gives one from `Plugin.port_mapper()`; others find it by the plugin's name in
+`cnimeta.plugin.registry`. ADD, DEL and CHECK go through the CNI protocol like any delegate's, so a foreign portmap that
+registers nothing works too, less recovery and repair.
+"""
+
+from __future__ import annotations
+
+from cnimeta.namedtuple import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping
+    from typing import Protocol
+
+    from cnimeta.spec.jsonio import JSON
+
+    class PortMapper(Protocol):
+        """What a plugin that maps host ports registers."""
+
+        refusals: frozenset[int]
+        """The error codes with which it refuses a configuration it does not understand or support."""
+
+        def essential(self, conf: Mapping[str, JSON]) -> dict[str, JSON]:
+            """The part of a configuration that DEL needs and no refusal concerns."""
+            ...
+
+        def mappings(self, data_dir: str, log: Callable[[str], None]) -> Iterable[RecordedMapping]:
+            """Every live mapping of this node: those recorded under `data_dir`, and those only the kernel knows."""
+            ...
+
+        def repair(self, data_dir: str, log: Callable[[str], None], skip: Collection[str]) -> Iterable[Repaired]:
+            """Put back what is missing of every live attachment, but those of the containers in `skip`."""
+            ...
+
+
+class RecordedMapping(NamedTuple):
+    """One host port of one attachment. `host_ip` is empty for every address of the node."""
+
+    network: str
+    container_id: str
+    ifname: str
+    protocol: str
+    host_port: int
+    container_port: int
+    host_ip: str = ""
+    managed_by: str = ""
+    """The type of the plugin on whose behalf it was made (`managedBy` of its configuration); empty for none known."""
+
+
+class Repaired(NamedTuple):
+    """One attachment that was looked at, and why it could not be put right; empty when it is."""
+
+    container_id: str
+    ifname: str
+    network: str
+    error: str = ""
