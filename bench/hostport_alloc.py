@@ -25,8 +25,8 @@ from cnimeta.host.files import PosixFiles
 from cnimeta.host.lock import NodeLock
 from cnimeta.testing.agent import RunningAgent
 from cnimeta.testing.netns import namespaces
-from cnimeta_plugins.hostport_alloc.allocate.allocator import parse_range
 from cnimeta_plugins.hostport_alloc.allocate.expose import Exposure
+from cnimeta_plugins.hostport_alloc.allocate.ranges import parse_range
 from cnimeta_plugins.hostport_alloc.state.layout import Layout, name_of
 from cnimeta_plugins.hostport_alloc.state.record import Pod, Port, Record, encode
 from cnimeta_plugins.hostport_alloc.state.store import Demand, Store

@@ -48,3 +48,15 @@ def entered(path: str) -> Iterator[None]:
                 os._exit(70)
     finally:
         os.close(home)
+
+
+def namespace_id(path: str) -> str:
+    """Which network namespace `path` leads to, as `device:inode`; empty when it leads to none, or cannot be told.
+
+    Paths come and go and are used again (/proc/PID/ns/net after the PID was); this tells one namespace from another.
+    """
+    try:
+        found, own = os.stat(path), os.stat(_OWN)
+    except (OSError, ValueError):
+        return ""
+    return f"{found.st_dev}:{found.st_ino}" if found.st_dev == own.st_dev else ""

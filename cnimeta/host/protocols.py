@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from _sqlite3 import Connection
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
+    from typing import TypeVar
 
     from cnimeta.delegate.spawn import Completed
     from cnimeta.host.iptables.values import Change
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from cnimeta.host.links.tc import Classifier, Queue
     from cnimeta.host.nftables.values import Change as NftChange
     from cnimeta.spec.jsonio import JSON
+
+    T = TypeVar("T")
 
 
 class PluginExec(Protocol):
@@ -64,6 +68,31 @@ class Files(Protocol):
         ...
 
 
+class Database(Protocol):
+    """The database of a plugin: see cnimeta.store.database, which the errors are of."""
+
+    @property
+    def later(self) -> int:
+        """The version of the database when it is later than the code's; else 0. Known after the first use."""
+        ...
+
+    def exists(self) -> bool:
+        """Whether there is one, or what is left of one."""
+        ...
+
+    def write(self, work: Callable[[Connection], T], *, tolerant: bool = False) -> T:
+        """Run `work` in a transaction: all or nothing; it may be run again. `tolerant`: of a later version too."""
+        ...
+
+    def read(self, work: Callable[[Connection], T], *, tolerant: bool = False) -> T:
+        """Run `work` on one snapshot."""
+        ...
+
+    def problems(self) -> list[str]:
+        """What a check of every page finds, in words."""
+        ...
+
+
 class PodApi(Protocol):
     """The two requests made of a Kubernetes API server; failures are cnimeta.host.kube.PodApiError."""
 
@@ -89,6 +118,18 @@ class Lock(Protocol):
 
     def held(self) -> AbstractContextManager[None]:
         """Hold it for a `with` block. TryAgainLater (code 11) when it is not had in time."""
+        ...
+
+
+class Locks(Protocol):
+    """One lock per attachment: (network, container ID, ifname)."""
+
+    def of(self, key: tuple[str, str, str]) -> Lock:
+        """The lock, waited for."""
+        ...
+
+    def try_of(self, key: tuple[str, str, str]) -> Lock:
+        """The lock, not waited for: TryAgainLater (code 11) at once."""
         ...
 
 

@@ -12,8 +12,8 @@ from cnimeta.spec import validate
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.ip import parse_ip
 from cnimeta.spec.jsonio import kind
-from cnimeta_plugins.hostport_alloc.allocate.allocator import PortRange, parse_range
 from cnimeta_plugins.hostport_alloc.allocate.expose import DEFAULT_RANGE, Exposure, parse_exposure
+from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange, parse_range
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ DEFAULT_PORTS = "20000-24999"
 """Below the ephemeral range (from 32768) and the NodePorts (30000-32767)."""
 NODE_PORTS = "30000-32767"
 PLUGIN_TYPE = "hostport_alloc"
+PORTMAP_TYPE = "portmap"
+QUARANTINE_S = 30.0
+STICKY_S = 3600.0
+LOCK_TIMEOUT_S = 10.0
 
 _SECONDS_MAX = 86400
 _PORTS_PER_POD_MAX = 4096
@@ -56,7 +60,7 @@ class Chain(NamedTuple):
         One of type `portmap` goes before one that only has the capability.
         """
         able = [index for index, raw in enumerate(self.plugins) if _maps_ports(raw)]
-        named = [index for index in able if Fields(self.plugins[index]).text("type") == "portmap"]
+        named = [index for index in able if Fields(self.plugins[index]).text("type") == PORTMAP_TYPE]
         return (named or able or [-1])[0]
 
 
@@ -98,9 +102,9 @@ def read_settings(conf: NetConf) -> Settings:
         portmap=read_portmap(fields),
         host_ips=_host_ips(fields),
         api=_api(fields),
-        quarantine_s=_seconds(fields, "quarantineSeconds", 30),
+        quarantine_s=_seconds(fields, "quarantineSeconds", QUARANTINE_S),
         sticky=fields.boolean("sticky", True),
-        sticky_s=_seconds(fields, "stickySeconds", 3600),
+        sticky_s=_seconds(fields, "stickySeconds", STICKY_S),
         force_overlap=fields.boolean("forceOverlap"),
         node_ports=parse_range("NodePorts", fields.text("nodePortRange") or NODE_PORTS, "$.nodePortRange"),
         max_ports=fields.integer("maxPortsPerPod", 1, _PORTS_PER_POD_MAX) or 64,
@@ -118,8 +122,8 @@ def read_data_dir(fields: Fields) -> str:
 
 
 def read_lock_timeout(fields: Fields) -> float:
-    """Seconds to wait for the node-wide lock."""
-    return _seconds(fields, "lockTimeout", 10)
+    """Seconds to wait for an attachment that another command works on, and for the database."""
+    return _seconds(fields, "lockTimeout", LOCK_TIMEOUT_S)
 
 
 def read_chain(conf: NetConf) -> Chain:
@@ -169,14 +173,17 @@ def _check_delegate(raw: dict[str, JSON], path: str) -> None:
 
 def _maps_ports(raw: dict[str, JSON]) -> bool:
     fields = Fields(raw)
-    return fields.text("type") == "portmap" or fields.object("capabilities").get("portMappings") is True
+    return fields.text("type") == PORTMAP_TYPE or fields.object("capabilities").get("portMappings") is True
 
 
 def read_portmap(fields: Fields) -> dict[str, JSON]:
     """The portmap that runs after the delegates; the plugin of that name with its defaults when not configured."""
     portmap = fields.object("portmap")
-    validate.plugin_type(portmap.text("type", "portmap"), portmap.at("type"))
-    return {"type": "portmap", **portmap.raw}
+    plugin_type = portmap.text("type") or PORTMAP_TYPE
+    validate.plugin_type(plugin_type, portmap.at("type"))
+    if plugin_type == PLUGIN_TYPE:
+        raise InvalidNetworkConfig(f"{portmap.at('type')} is {PLUGIN_TYPE}: it cannot map its own ports")
+    return {"type": PORTMAP_TYPE, **portmap.raw}
 
 
 def _ranges(fields: Fields) -> tuple[PortRange, ...]:

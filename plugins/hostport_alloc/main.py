@@ -1,9 +1,9 @@
-"""hostport_alloc: verbs and wiring."""
+"""hostport_alloc: the verbs."""
 
 from __future__ import annotations
 
 from cnimeta.plugin.base import Plugin
-from cnimeta_plugins.hostport_alloc.wiring import Host
+from cnimeta_plugins.hostport_alloc.wiring import Wiring
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,35 +17,30 @@ class HostportAlloc(Plugin):
     name = "hostport_alloc"
     about = "gives containers random free host ports and writes the addresses to their Pods"
 
-    def __init__(self, host: Host | None = None) -> None:
-        self.host = Host() if host is None else host
+    def __init__(self, wiring: Wiring | None = None) -> None:
+        self.wiring = Wiring() if wiring is None else wiring
 
     def add(self, request: Request) -> Result:
-        from cnimeta_plugins.hostport_alloc.config import read_settings
-        from cnimeta_plugins.hostport_alloc.verbs.add import Add
+        from cnimeta_plugins.hostport_alloc.verbs.add import add
 
-        return Add(self.host, request, read_settings(request.conf)).run()
+        return add(self.wiring, request)
 
     def delete(self, request: Request) -> None:
         from cnimeta_plugins.hostport_alloc.verbs.delete import delete
 
-        delete(self.host, request)
+        delete(self.wiring, request)
 
     def check(self, request: Request) -> None:
         from cnimeta_plugins.hostport_alloc.verbs.check import check
 
-        check(self.host, request)
+        check(self.wiring, request)
 
     def gc(self, request: Request) -> None:
-        from cnimeta_plugins.hostport_alloc.pod.publish import deliver_earlier
-        from cnimeta_plugins.hostport_alloc.verbs.delete import gc
+        from cnimeta_plugins.hostport_alloc.verbs.gc import gc
 
-        try:
-            gc(self.host, request)
-        finally:
-            deliver_earlier(self.host, request)
+        gc(self.wiring, request)
 
     def status(self, request: Request) -> None:
-        from cnimeta_plugins.hostport_alloc.verbs.check import status
+        from cnimeta_plugins.hostport_alloc.verbs.status import status
 
-        status(self.host, request)
+        status(self.wiring, request)

@@ -9,15 +9,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from cnimeta.delegate.call import Delegates
-    from cnimeta.host.protocols import Clock, Files, Lock, NodeAddresses, PluginExec, PodApi, PortScan, Sockets
-    from cnimeta.plugin.request import Request
-    from cnimeta_plugins.hostport_alloc.allocate.allocator import PortSet
-    from cnimeta_plugins.hostport_alloc.state.store import Rule, Store
-
-LOCK_FILE = "lock"
+    from cnimeta.host.protocols import Clock, Database, Locks, NodeAddresses, PluginExec, PodApi, PortScan, Sockets
+    from cnimeta.ports.mapper import PortMapper, RecordedMapping
+    from cnimeta_plugins.hostport_alloc.allocate.ranges import PortSet
+    from cnimeta_plugins.hostport_alloc.state.store import Store
 
 
-class Host:
+class Wiring:
     """The seams of hostport_alloc. Each adapter is made when it is first needed: their imports cost time."""
 
     def __init__(
@@ -25,62 +23,53 @@ class Host:
         *,
         executor: PluginExec | None = None,
         locate: Callable[[str, Sequence[str]], str] | None = None,
-        files: Files | None = None,
-        lock: Lock | None = None,
+        open_database: Callable[..., Database] | None = None,
+        locks: Locks | None = None,
         clock: Clock | None = None,
         sockets: Sockets | None = None,
         scan: PortScan | None = None,
         addresses: NodeAddresses | None = None,
         pods: Callable[[str], PodApi] | None = None,
-        rules: Callable[[], Iterable[Rule]] | None = None,
+        mapper: Callable[[str], PortMapper | None] | None = None,
+        namespace_id: Callable[[str], str] | None = None,
         boot_id: str | None = None,
     ) -> None:
         self._executor = executor
         self._locate = locate
-        self._files = files
-        self._lock = lock
+        self._open_database = open_database
+        self._locks = locks
         self._clock = clock
         self._sockets = sockets
         self._scan = scan
         self._addresses = addresses
         self._pods = pods
-        self._rules = rules
+        self._mapper = mapper
+        self._namespace_id = namespace_id
         self._boot_id = boot_id
 
-    @property
-    def clock(self) -> Clock:
-        """Time."""
-        if self._clock is None:
-            from cnimeta.host.clock import SystemClock
+    # --- the state -------------------------------------------------------------------------------------
 
-            self._clock = SystemClock()
-        return self._clock
-
-    @property
-    def sockets(self) -> Sockets:
-        """The node's sockets and port settings."""
-        if self._sockets is None:
-            from cnimeta.host.sockets import NodeSockets
-
-            self._sockets = NodeSockets()
-        return self._sockets
-
-    def store(self, folder: str, lock_timeout_s: float, log: Callable[[str], None]) -> Store:
+    def store(self, folder: str, timeout_s: float, log: Callable[[str], None]) -> Store:
         """The state under `folder`."""
-        from cnimeta.host.lock import NodeLock
+        from cnimeta_plugins.hostport_alloc.state.contents import PortContents
         from cnimeta_plugins.hostport_alloc.state.store import Store
 
-        lock = self._lock or NodeLock(os.path.join(folder, LOCK_FILE), lock_timeout_s)
-        return Store(folder, self.files, lock, self.clock, self.boot_id, log, lambda: self.portmap_rules(folder, log))
+        contents = PortContents(lambda: self.mappings(folder, log), self.clock, self.boot_id, log)
+        if self._open_database is not None:
+            database = self._open_database(folder, contents, self.boot_id, log, timeout_s)
+        else:
+            from cnimeta.store.database import Database as SqliteDatabase
 
-    @property
-    def files(self) -> Files:
-        """Durable files. Written under the store's lock, so what a killed command left unfinished is used again."""
-        if self._files is None:
-            from cnimeta.host.files import PosixFiles
+            database = SqliteDatabase(folder, contents, self.boot_id, log, timeout_s)
+        return Store(database, self.clock, self.boot_id, log)
 
-            return PosixFiles(exclusive=True)
-        return self._files
+    def locks(self, folder: str, timeout_s: float) -> Locks:
+        """The locks of attachments under `folder`."""
+        if self._locks is not None:
+            return self._locks
+        from cnimeta.store.locks import AttachmentLocks
+
+        return AttachmentLocks(os.path.join(folder, "locks"), timeout_s)
 
     @property
     def boot_id(self) -> str:
@@ -91,23 +80,25 @@ class Host:
             self._boot_id = boot_id()
         return self._boot_id
 
-    def portmap_rules(self, folder: str, log: Callable[[str], None]) -> Iterable[Rule]:
-        """The mappings that portmap, or else the kernel, says were made for us."""
-        if self._rules is not None:
-            return self._rules()
-        from cnimeta_plugins.hostport_alloc.state.salvage import portmap_rules
+    @property
+    def clock(self) -> Clock:
+        """Time."""
+        if self._clock is None:
+            from cnimeta.host.clock import SystemClock
 
-        return portmap_rules(folder, self.files, self.boot_id, log)
+            self._clock = SystemClock()
+        return self._clock
 
-    def refuses_writing(self, folder: str) -> str:
-        """Why nothing can be written under `folder`; empty when it can. Tries it: permissions alone do not tell."""
-        probe = os.path.join(folder, f"probe-{os.getpid()}")
-        try:
-            self.files.write(probe, b"")
-            self.files.remove(probe)
-        except OSError as error:
-            return f"{folder} cannot be written: {error.strerror or error}; check $.dataDir and its file system"
-        return ""
+    # --- ports -----------------------------------------------------------------------------------------
+
+    @property
+    def sockets(self) -> Sockets:
+        """The node's sockets and port settings."""
+        if self._sockets is None:
+            from cnimeta.host.sockets import NodeSockets
+
+            self._sockets = NodeSockets()
+        return self._sockets
 
     def blocked(self, log: Callable[[str], None]) -> dict[str, PortSet]:
         """The ports the node itself or somebody's rules use."""
@@ -119,6 +110,37 @@ class Host:
 
             scan = RulesetScan(log)
         return blocked_ports(self.sockets, scan)
+
+    def mapper(self, plugin_type: str) -> PortMapper | None:
+        """What an installed port mapper offers beside the CNI verbs; None for one that offers nothing."""
+        if self._mapper is not None:
+            return self._mapper(plugin_type)
+        from cnimeta.plugin.registry import port_mapper
+
+        return port_mapper(plugin_type)
+
+    def mappings(self, folder: str, log: Callable[[str], None]) -> tuple[RecordedMapping, ...]:
+        """What was mapped for hostport_alloc on this node, as the port mapper and the kernel know it."""
+        from cnimeta.errors import CniError
+        from cnimeta_plugins.hostport_alloc.config import PLUGIN_TYPE, PORTMAP_TYPE
+
+        try:
+            mapper = self.mapper(PORTMAP_TYPE)
+        except CniError as error:
+            log(f"hostport_alloc: {error.msg}")
+            mapper = None
+        found: Iterable[RecordedMapping] = mapper.mappings(folder, log) if mapper is not None else ()
+        return tuple(one for one in found if one.managed_by in ("", PLUGIN_TYPE))
+
+    # --- the container, its node and its Pod -------------------------------------------------------------
+
+    def namespace_id(self, path: str) -> str:
+        """Which namespace a path leads to, whatever it is called: `device:inode`; empty when that cannot be told."""
+        if self._namespace_id is not None:
+            return self._namespace_id(path)
+        from cnimeta.host.netns import namespace_id
+
+        return namespace_id(path)
 
     def primary_addresses(self) -> tuple[str, ...]:
         """The node's own addresses, at most one per family."""
@@ -136,14 +158,10 @@ class Host:
 
         return KubernetesPodApi(kubeconfig)
 
-    def delegates(self, request: Request, environ: Mapping[str, str] | None = None) -> Delegates:
-        """The plugins of CNI_PATH, seeing the request's environment or another one."""
-        return self.delegates_with(request.environ if environ is None else environ, request.cni_path, request.log)
+    # --- other plugins ---------------------------------------------------------------------------------
 
-    def delegates_with(
-        self, environ: Mapping[str, str], folders: Sequence[str], log: Callable[[str], None]
-    ) -> Delegates:
-        """The plugins in `folders`: our own run in this process, others as processes of their own."""
+    def delegates(self, environ: Mapping[str, str], folders: Sequence[str], log: Callable[[str], None]) -> Delegates:
+        """The plugins in `folders`, which see `environ`: our own run in this process, others as processes."""
         from cnimeta.delegate.call import Delegates
         from cnimeta.delegate.find import find
 

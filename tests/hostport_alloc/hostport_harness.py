@@ -8,18 +8,45 @@ from cnimeta.spec.result import Result
 from cnimeta.testing.addresses import FakeAddresses
 from cnimeta.testing.clock import FakeClock
 from cnimeta.testing.delegates import FakeDelegate, FakeExec, address_result
-from cnimeta.testing.files import MemoryFiles
 from cnimeta.testing.kube import FakePods
-from cnimeta.testing.lock import FakeLock
 from cnimeta.testing.memory import call
 from cnimeta.testing.sockets import FakePortScan, FakeSockets
+from cnimeta.testing.store import FakeLocks, MemoryDatabases
 from cnimeta_plugins.hostport_alloc.main import HostportAlloc
-from cnimeta_plugins.hostport_alloc.wiring import Host
+from cnimeta_plugins.hostport_alloc.wiring import Wiring
 
 if TYPE_CHECKING:
-    from cnimeta_plugins.hostport_alloc.state.store import Rule, Store
+    from collections.abc import Callable, Collection, Mapping
+
+    from cnimeta.ports.mapper import RecordedMapping, Repaired
+    from cnimeta.spec.jsonio import JSON
+    from cnimeta_plugins.hostport_alloc.state.store import Store
 
 DATA_DIR = "/data"
+
+
+class FakeMapper:
+    """The port mapper's own knowledge: `recorded` mappings, and what it was asked to repair."""
+
+    refusals = frozenset({2, 6, 7, 999})
+
+    def __init__(self) -> None:
+        self.recorded: list[RecordedMapping] = []
+        self.others: list[Repaired] = []
+
+    def essential(self, conf: Mapping[str, JSON]) -> dict[str, JSON]:
+        kept = ("cniVersion", "name", "type", "runtimeConfig", "dataDir")
+        known = {key: value for key, value in conf.items() if key in kept}
+        return {
+            **known,
+            **({"backend": conf["backend"]} if conf.get("backend") in ("auto", "nftables", "iptables") else {}),
+        }
+
+    def mappings(self, data_dir: str, log: Callable[[str], None]) -> list[RecordedMapping]:
+        return list(self.recorded)
+
+    def repair(self, data_dir: str, log: Callable[[str], None], skip: Collection[str]) -> list[Repaired]:
+        return [one for one in self.others if one.container_id not in skip]
 
 
 class Node:
@@ -34,36 +61,39 @@ class Node:
         self.pods = FakePods()
         self.kubeconfigs: list[str] = []
         self.addresses = FakeAddresses("192.0.2.10", "2001:db8::10")
-        self.files = MemoryFiles()
-        self.lock = FakeLock()
+        self.databases = MemoryDatabases()
+        self.locks = FakeLocks()
         self.boot = "boot-1"
-        self.rules: list[Rule] = []
+        self.mapper = FakeMapper()
+        self.namespaces: dict[str, str] = {}
+        """The namespace that a path leads to, by path; others lead to one that is called like the path."""
         self.log: list[str] = []
         self.executor.hook = lambda *_: self.unlocked()
 
     @property
-    def host(self) -> Host:
-        return Host(
+    def wiring(self) -> Wiring:
+        return Wiring(
             executor=self.executor,
             locate=self.executor.locate,
-            files=self.files,
-            lock=self.lock,
+            open_database=self.databases,
+            locks=self.locks,
             clock=self.clock,
             sockets=self.sockets,
             scan=FakePortScan(),
             addresses=self.addresses,
             pods=self._pods,
-            rules=lambda: self.rules,
+            mapper=lambda name: self.mapper if name == "portmap" else None,
+            namespace_id=lambda path: self.namespaces.get(path, f"id of {path}" if path else ""),
             boot_id=self.boot,
         )
 
     @property
     def store(self) -> Store:
-        return self.host.store(DATA_DIR, 1, self.log.append)
+        return self.wiring.store(DATA_DIR, 1, self.log.append)
 
     def unlocked(self) -> None:
-        """Nothing is executed or sent while the node's lock is held."""
-        assert not self.lock.is_held
+        """Nothing is executed or sent inside a transaction."""
+        assert not self.databases.in_transaction
 
     def _pods(self, kubeconfig: str) -> FakePods:
         self.unlocked()
@@ -71,7 +101,7 @@ class Node:
         return self.pods
 
     def call(self, verb: str, conf: dict[str, Any], **how: Any) -> Result | None:
-        return call(HostportAlloc(self.host), verb, conf, log=self.log, **how)
+        return call(HostportAlloc(self.wiring), verb, conf, log=self.log, **how)
 
     def mappings(self, verb: str = "ADD", plugin: str = "portmap") -> list[dict[str, Any]]:
         """The port mappings of the last call."""

@@ -32,7 +32,7 @@ class Shell:
 
     def __call__(self, *words: str) -> tuple[int, str]:
         parser = argparse.ArgumentParser()
-        add_commands(parser.add_subparsers(), self.node.host)
+        add_commands(parser.add_subparsers(), self.node.wiring)
         args = parser.parse_args(["ports", *words, "--conf", str(self.conf)])
         status: int = args.run(args)
         said = self.capsys.readouterr()
@@ -126,7 +126,7 @@ def test_check_finds_missing_rules_and_repair_puts_them_back(node: Node, shell: 
     ports = node.ports()
     node.portmap.attachments.clear()
     (problem,) = shell.json("check")["problems"]
-    assert (problem["kind"], problem["container_id"]) == ("rule", "c1")
+    assert (problem["kind"], problem["containerID"]) == ("rule", "c1")
     assert shell("check")[0] == 1
     assert shell("repair") == (0, "port mappings of 1 containers are in place, 0 could not be repaired\n")
     assert [one["hostPort"] for one in node.mappings()] == ports
@@ -185,7 +185,7 @@ def test_age_is_short(seconds: float, text: str) -> None:
 
 
 def test_drawing_shows_parts_when_a_cell_is_many_ports() -> None:
-    from cnimeta_plugins.hostport_alloc.allocate.allocator import parse_range, ports_of
+    from cnimeta_plugins.hostport_alloc.allocate.ranges import parse_range, ports_of
 
     text = drawing(parse_range("r", "20000-24999", "r"), ports_of([(20000, 20004), (20005, 20005)]), 0, 0)
     assert text.splitlines()[0].startswith(" 20000 |#.")

@@ -15,8 +15,8 @@ from cnimeta.errors import CniError
 from cnimeta.host.clock import SystemClock, boot_id
 from cnimeta.host.files import PosixFiles
 from cnimeta.host.lock import NodeLock
-from cnimeta_plugins.hostport_alloc.allocate.allocator import parse_range
 from cnimeta_plugins.hostport_alloc.allocate.expose import Exposure
+from cnimeta_plugins.hostport_alloc.allocate.ranges import parse_range
 from cnimeta_plugins.hostport_alloc.state.record import Annotation, Record
 from cnimeta_plugins.hostport_alloc.state.store import Demand, Store
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from cnimeta.testing.clock import FakeClock
 from cnimeta.testing.files import MemoryFiles
 from cnimeta.testing.lock import FakeLock
-from cnimeta_plugins.hostport_alloc.allocate.allocator import PortRange, parse_range
 from cnimeta_plugins.hostport_alloc.allocate.expose import Explicit, Exposure
+from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange, parse_range
 from cnimeta_plugins.hostport_alloc.state import index as state
 from cnimeta_plugins.hostport_alloc.state.layout import Layout, name_of
 from cnimeta_plugins.hostport_alloc.state.record import DamagedRecord, Pod, Record, decode

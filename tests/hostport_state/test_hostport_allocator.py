@@ -10,18 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnimeta.errors import InvalidNetworkConfig
-from cnimeta_plugins.hostport_alloc.allocate.allocator import (
-    Exhausted,
-    Held,
-    Situation,
-    choose,
-    member,
-    os_random,
-    parse_range,
-    ports_of,
-    refuse_overlap,
-    runs,
-)
+from cnimeta_plugins.hostport_alloc.allocate.picks import Exhausted, Held, Situation, choose, member, os_random, runs
+from cnimeta_plugins.hostport_alloc.allocate.ranges import parse_range, ports_of, refuse_overlap
 
 pytestmark = pytest.mark.unit
 

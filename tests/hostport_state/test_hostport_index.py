@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnimeta_plugins.hostport_alloc.allocate.allocator import Held
 from cnimeta_plugins.hostport_alloc.allocate.expose import PROTOCOLS, Explicit
+from cnimeta_plugins.hostport_alloc.allocate.picks import Held
 from cnimeta_plugins.hostport_alloc.state import index as state
 from cnimeta_plugins.hostport_alloc.state.record import Annotation, Pod, Port, Record, decode, encode
 

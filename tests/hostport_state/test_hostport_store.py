@@ -9,8 +9,8 @@ import pytest
 from hostport_state_kit import FOLDER, Node, always, demand, draft, key
 
 from cnimeta.errors import HostPortConflict, StateUnusable, TryAgainLater
-from cnimeta_plugins.hostport_alloc.allocate.allocator import Exhausted
 from cnimeta_plugins.hostport_alloc.allocate.expose import Explicit
+from cnimeta_plugins.hostport_alloc.allocate.picks import Exhausted
 from cnimeta_plugins.hostport_alloc.state import index as state
 from cnimeta_plugins.hostport_alloc.state.layout import key_of, name_of
 from cnimeta_plugins.hostport_alloc.state.record import (

@@ -16,8 +16,8 @@ import pytest
 from cnimeta.errors import IoFailure
 from cnimeta.host.portscan import RulesetScan
 from cnimeta.host.sockets import NodeSockets
-from cnimeta_plugins.hostport_alloc.allocate.allocator import ports_of
 from cnimeta_plugins.hostport_alloc.allocate.blocked import blocked_ports
+from cnimeta_plugins.hostport_alloc.allocate.ranges import ports_of
 
 pytestmark = pytest.mark.kernel
 

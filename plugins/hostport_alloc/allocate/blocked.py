@@ -6,13 +6,13 @@ is then probed under the lock (`Sockets.can_listen`), so a source that is late o
 
 from __future__ import annotations
 
-from cnimeta_plugins.hostport_alloc.allocate.allocator import ports_of
 from cnimeta_plugins.hostport_alloc.allocate.expose import PROTOCOLS
+from cnimeta_plugins.hostport_alloc.allocate.ranges import ports_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cnimeta.host.protocols import PortScan, Sockets
-    from cnimeta_plugins.hostport_alloc.allocate.allocator import PortSet
+    from cnimeta_plugins.hostport_alloc.allocate.ranges import PortSet
 
 _ANY = ""
 

@@ -1,41 +1,36 @@
-"""`cnimeta ports` and `cnimeta wrap`: what operators see of hostport_alloc."""
+"""`cnimeta ports` and `cnimeta wrap`: their arguments, what they print, and their exit status."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
+from typing import TYPE_CHECKING
 
 from cnimeta.errors import CniError, InvalidNetworkConfig, shown
-from cnimeta.spec.fields import Fields
-from cnimeta.spec.netconf import NetConf
-from cnimeta_plugins.hostport_alloc.config import DATA_DIR, PLUGIN_TYPE, Settings, read_settings
+from cnimeta_plugins.hostport_alloc.config import LOCK_TIMEOUT_S
 from cnimeta_plugins.hostport_alloc.operator import wrap
+from cnimeta_plugins.hostport_alloc.operator.conf import CONF_DIR, bin_dirs, data_dir, settings_of
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
-    from cnimeta.spec.jsonio import JSON
-    from cnimeta_plugins.hostport_alloc.allocate.allocator import PortRange
-    from cnimeta_plugins.hostport_alloc.operator.audit import Audit
-    from cnimeta_plugins.hostport_alloc.state.record import Record
+    from cnimeta_plugins.hostport_alloc.config import Settings
+    from cnimeta_plugins.hostport_alloc.operator.audit import Problem
+    from cnimeta_plugins.hostport_alloc.operator.repair import Repair
     from cnimeta_plugins.hostport_alloc.state.store import Store
-    from cnimeta_plugins.hostport_alloc.wiring import Host
+    from cnimeta_plugins.hostport_alloc.wiring import Wiring
 
-CONF_DIR = "/etc/cni/net.d"
 _DELIVER_LIMIT = 10_000
-_SHORT_ID = 12
 
 
-def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], host: Host | None = None) -> None:
+def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], wiring: Wiring | None = None) -> None:
     """Add `ports` and `wrap`. Each parser's `run` default takes the arguments and returns the exit status."""
-    _add_ports(subparsers, host)
+    _add_ports(subparsers, wiring)
     _add_wrap(subparsers)
 
 
-def _add_ports(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], host: Host | None) -> None:
+def _add_ports(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], wiring: Wiring | None) -> None:
     ports = subparsers.add_parser("ports", help="host ports that hostport_alloc has given out")
     actions = ports.add_subparsers(dest="action", metavar="ACTION")
     for name, run, about in (
@@ -50,11 +45,12 @@ def _add_ports(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], 
         if name == "show":
             action.add_argument("range", metavar="RANGE", help="a range's name, or ports such as 20000-24999")
         if name == "release":
-            action.add_argument("container", metavar="CONTAINER", help="the whole container ID, as --json prints it")
+            action.add_argument("container", metavar="CONTAINER", help="the container ID, or how it begins")
+            action.add_argument("--force", action="store_true", help="also when its namespace is alive")
         _add_common(action)
-        action.set_defaults(run=_guarded(run, host))
+        action.set_defaults(run=_guarded(run, wiring))
     _add_common(ports)
-    ports.set_defaults(run=_guarded(_list, host))
+    ports.set_defaults(run=_guarded(_list, wiring))
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +62,13 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--conf", metavar="FILE", default=quiet, help=f"the network configuration; default: in {CONF_DIR}"
     )
-    parser.add_argument("--bin-dir", metavar="DIR", default=quiet, help="where the plugins are; default: as at ADD")
+    parser.add_argument(
+        "--bin-dir",
+        action="append",
+        metavar="DIR[:DIR]",
+        default=quiet,
+        help="where the plugins are; default: as at ADD",
+    )
 
 
 def _add_wrap(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -89,12 +91,14 @@ def _add_wrap(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.set_defaults(run=_guarded(_wrap, None))
 
 
-def _guarded(run: Callable[[argparse.Namespace, Host], int], host: Host | None) -> Callable[[argparse.Namespace], int]:
+def _guarded(
+    run: Callable[[argparse.Namespace, Wiring], int], wiring: Wiring | None
+) -> Callable[[argparse.Namespace], int]:
     def guarded(args: argparse.Namespace) -> int:
-        from cnimeta_plugins.hostport_alloc.wiring import Host
+        from cnimeta_plugins.hostport_alloc.wiring import Wiring
 
         try:
-            return run(args, Host() if host is None else host)
+            return run(args, Wiring() if wiring is None else wiring)
         except CniError as error:
             print(f"cnimeta: {error}", file=sys.stderr)
             return 1
@@ -105,7 +109,7 @@ def _guarded(run: Callable[[argparse.Namespace, Host], int], host: Host | None) 
 # --- wrap ------------------------------------------------------------------------------------------------------
 
 
-def _wrap(args: argparse.Namespace, _: Host) -> int:
+def _wrap(args: argparse.Namespace, _: Wiring) -> int:
     if args.unwrap:
         original = wrap.unwrap_file(args.file, force=args.force)
         _say(args.json, {"action": "unwrap", "file": args.file}, f"{args.file} is as it was; {original} is gone")
@@ -134,46 +138,10 @@ def _say(as_json: bool, body: object, text: str) -> None:
 # --- ports -----------------------------------------------------------------------------------------------------
 
 
-def _settings(args: argparse.Namespace) -> Settings | None:
-    """The first hostport_alloc configuration in --conf, or in the runtime's folder; None when there is none."""
-    given = getattr(args, "conf", None)
-    found = _entry(wrap.read_document(given)) if given else None
-    if given and found is None:
-        raise InvalidNetworkConfig(f"{shown(given)} has no plugin of type {PLUGIN_TYPE}")
-    for name in () if given else _names(CONF_DIR):
-        try:
-            found = _entry(wrap.read_document(os.path.join(CONF_DIR, name)))
-        except CniError:
-            continue  # not ours to judge
-        if found is not None:
-            break
-    return read_settings(found) if found is not None else None
-
-
-def _names(folder: str) -> list[str]:
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return []
-    return sorted(name for name in names if name.endswith((".conf", ".conflist", ".json")))
-
-
-def _entry(document: dict[str, JSON]) -> NetConf | None:
-    fields = Fields(document)
-    head: dict[str, JSON] = {"name": fields.text("name"), "cniVersion": fields.text("cniVersion")}
-    for entry in fields.objects("plugins") if fields.has("plugins") else [fields]:
-        if entry.text("type") == PLUGIN_TYPE:
-            return NetConf({**entry.raw, **head})
-    return None
-
-
-def _store(args: argparse.Namespace, host: Host, settings: Settings | None) -> Store:
-    return host.store(_data_dir(args, settings), settings.lock_timeout_s if settings is not None else 10, _log)
-
-
-def _data_dir(args: argparse.Namespace, settings: Settings | None) -> str:
-    folder = getattr(args, "data_dir", None) or (settings.data_dir if settings is not None else DATA_DIR)
-    return os.path.abspath(folder)
+def _opened(args: argparse.Namespace, wiring: Wiring) -> tuple[Settings | None, Store]:
+    settings = settings_of(args)
+    timeout_s = settings.lock_timeout_s if settings is not None else LOCK_TIMEOUT_S
+    return settings, wiring.store(data_dir(args, settings), timeout_s, _log)
 
 
 def _log(line: str) -> None:
@@ -184,137 +152,74 @@ def _json(args: argparse.Namespace) -> bool:
     return bool(getattr(args, "json", False))
 
 
-def _list(args: argparse.Namespace, host: Host) -> int:
-    from cnimeta_plugins.hostport_alloc.operator.table import age, table
+def _list(args: argparse.Namespace, wiring: Wiring) -> int:
+    from cnimeta_plugins.hostport_alloc.operator.listing import entries_of, listing
 
-    store = _store(args, host, _settings(args))
-    now = host.clock.now()
-    found = [entry for record in store.records() for entry in _entries(record, store, now)]
-    found.sort(key=lambda entry: (entry["hostPort"], entry["protocol"]))
+    _, store = _opened(args, wiring)
+    found = entries_of(store, wiring.clock.now())
     if _json(args):
         print(json.dumps(found, indent=2))
-        return 0
-    heads = ("HOST PORT", "PROTOCOL", "RANGE", "PORT", "POD", "CONTAINER", "NETWORK", "AGE", "STATE", "ANNOTATION")
-    keys = ("hostPort", "protocol", "range", "containerPort", "pod")
-    rows = [
-        [
-            *(str(entry[key]) for key in keys),
-            str(entry["containerID"])[:_SHORT_ID],
-            str(entry["network"]),
-            age(float(str(entry["ageSeconds"]))),
-            str(entry["state"]),
-            str(entry["annotation"]),
-        ]
-        for entry in found
-    ]
-    sys.stdout.write(table(heads, rows))
+    else:
+        sys.stdout.write(listing(found))
     return 0
 
 
-def _entries(record: Record, store: Store, now: float) -> list[dict[str, object]]:
-    """One object per host port of a record."""
-    common = {
-        "pod": f"{record.pod.namespace}/{record.pod.name}" if record.pod is not None else "",
-        "podUID": record.pod.uid if record.pod is not None else "",
-        "containerID": record.container_id,
-        "ifname": record.ifname,
-        "network": record.network,
-        "ageSeconds": round(now - record.created) if record.created else 0,
-        "state": record.phase if store.is_alive(record) else "earlier boot",
-        "annotation": record.annotation.state,
-        "annotationError": record.annotation.error,
-    }
-    ports = [(port.host_port, port.protocol, port.range, port.container_port, port.host_ip) for port in record.ports]
-    ports += [
-        (port.host_port, port.protocol, "explicit", port.container_port, port.host_ip) for port in record.explicit
-    ]
-    keys = ("hostPort", "protocol", "range", "containerPort", "hostIP")
-    return [{**dict(zip(keys, port, strict=True)), **common} for port in ports]
+def _show(args: argparse.Namespace, wiring: Wiring) -> int:
+    from cnimeta_plugins.hostport_alloc.operator.listing import RangeView, range_named
 
-
-def _show(args: argparse.Namespace, host: Host) -> int:
-    from cnimeta_plugins.hostport_alloc.allocate.allocator import ports_of
-    from cnimeta_plugins.hostport_alloc.operator.table import drawing
-
-    settings = _settings(args)
-    found = _range(args.range, settings)
-    inspection = _store(args, host, settings).inspect()
-    blocked_by = host.blocked(_log)
-    used = blocked = 0
-    for protocol in ("tcp", "udp", "sctp"):
-        used |= inspection.used.get(protocol, 0)
-        blocked |= blocked_by.get(protocol, 0)
-    now = host.clock.boottime()
-    quarantined = ports_of((held.port, held.port) for held in inspection.quarantined if held.until > now)
-    counts = {
-        "size": found.size,
-        "used": (used & found.ports).bit_count(),
-        "quarantined": (quarantined & found.ports & ~used).bit_count(),
-        "blocked": (blocked & found.ports & ~used).bit_count(),
-    }
+    settings, store = _opened(args, wiring)
+    view = RangeView.of(range_named(args.range, settings), store.occupancy(), wiring.blocked(_log))
     if _json(args):
-        members = [port for first, last in found.spans for port in range(first, last + 1) if used >> port & 1]
-        print(json.dumps({"range": found.name, "ports": found.text, **counts, "usedPorts": members}))
-        return 0
-    print(f"{found.name}: {found.text}, " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-    sys.stdout.write(drawing(found, used, blocked, quarantined))
+        print(json.dumps(view.body))
+    else:
+        sys.stdout.write(view.text)
     return 0
 
 
-def _range(name: str, settings: Settings | None) -> PortRange:
-    from cnimeta_plugins.hostport_alloc.allocate.allocator import parse_range
-
-    if name[:1].isdigit():
-        return parse_range(name, name, "RANGE")
-    known = settings.ranges if settings is not None else ()
-    for found in known:
-        if found.name == name:
-            return found
-    where = ", ".join(found.name for found in known) or "no configuration was found, use --conf"
-    raise InvalidNetworkConfig(f"there is no range {shown(name)}: {where}")
-
-
-def _audit(args: argparse.Namespace, host: Host) -> Audit:
+def _check(args: argparse.Namespace, wiring: Wiring) -> int:
     from cnimeta_plugins.hostport_alloc.operator.audit import Audit
 
-    folder = getattr(args, "bin_dir", None)
-    settings = _settings(args)
-    store, data_dir = _store(args, host, settings), _data_dir(args, settings)
-    return Audit(host, store, data_dir, (os.path.abspath(folder),) if folder else (), _log)
-
-
-def _check(args: argparse.Namespace, host: Host) -> int:
-    problems = list(_audit(args, host).problems())
+    settings, store = _opened(args, wiring)
+    problems = list(Audit(wiring, store, data_dir(args, settings), bin_dirs(args), _log).problems())
     if _json(args):
-        print(json.dumps({"ok": not problems, "problems": [problem._asdict() for problem in problems]}, indent=2))
+        print(json.dumps({"ok": not problems, "problems": [problem.body for problem in problems]}, indent=2))
     else:
         _print_problems(problems)
-        print("rules, records, bits and sockets agree" if not problems else f"{len(problems)} problems")
+        print("rules, records, bits and sockets agree" if not problems else _counted(len(problems), "problem"))
     return 1 if problems else 0
 
 
-def _repair(args: argparse.Namespace, host: Host) -> int:
-    audit = _audit(args, host)
-    repaired, failed = audit.repair()
-    others, more = audit.repair_others(repaired)
-    repaired, failed = repaired + others, failed + more
+def _repairing(args: argparse.Namespace, wiring: Wiring) -> Repair:
+    from cnimeta_plugins.hostport_alloc.operator.repair import Repair
+
+    settings, store = _opened(args, wiring)
+    timeout_s = settings.lock_timeout_s if settings is not None else LOCK_TIMEOUT_S
+    folder = data_dir(args, settings)
+    return Repair(wiring, store, wiring.locks(folder, timeout_s), folder, bin_dirs(args), _log)
+
+
+def _repair(args: argparse.Namespace, wiring: Wiring) -> int:
+    repair = _repairing(args, wiring)
+    repaired, failed = repair.run()
     if _json(args):
-        body = {"ok": not failed, "containers": repaired, "problems": [problem._asdict() for problem in failed]}
+        body = {"ok": not failed, "containerIDs": repaired, "problems": [problem.body for problem in failed]}
         print(json.dumps(body, indent=2))
     else:
         _print_problems(failed)
-        print(f"port mappings of {len(repaired)} containers are in place, {len(failed)} could not be repaired")
+        print(
+            f"port mappings of {_counted(len(repaired), 'container')} are in place, {len(failed)} could not be repaired"
+        )
     return 1 if failed else 0
 
 
-def _release(args: argparse.Namespace, host: Host) -> int:
-    freed, failed = _audit(args, host).release(args.container)
+def _release(args: argparse.Namespace, wiring: Wiring) -> int:
+    freed, failed = _repairing(args, wiring).release(args.container, force=args.force)
     if not freed and not failed:
         raise InvalidNetworkConfig(
-            f"no record of container {shown(args.container)}: `cnimeta ports --json` has the IDs"
+            f"no record of container {shown(args.container)}: `cnimeta ports` lists the containers"
         )
     if _json(args):
-        problems = [problem._asdict() for problem in failed]
+        problems = [problem.body for problem in failed]
         print(json.dumps({"ok": not failed, "freed": freed, "problems": problems}, indent=2))
     else:
         _print_problems(failed)
@@ -322,24 +227,27 @@ def _release(args: argparse.Namespace, host: Host) -> int:
     return 1 if failed else 0
 
 
-def _print_problems(problems: Sequence[object]) -> None:
-    from cnimeta_plugins.hostport_alloc.operator.table import table
+def _print_problems(problems: Sequence[Problem]) -> None:
+    from cnimeta_plugins.hostport_alloc.operator.table import SHORT_ID, table
 
-    rows = [[str(value) for value in problem] for problem in problems]  # type: ignore[attr-defined]
+    rows = [[problem.kind, problem.container_id[:SHORT_ID], problem.message] for problem in problems]
     if rows:
-        sys.stdout.write(table(("KIND", "CONTAINER", "PROBLEM"), [[k, c[:_SHORT_ID], m] for k, c, m in rows]))
+        sys.stdout.write(table(("KIND", "CONTAINER", "PROBLEM"), rows))
 
 
-def _deliver(args: argparse.Namespace, host: Host) -> int:
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _deliver(args: argparse.Namespace, wiring: Wiring) -> int:
     from cnimeta_plugins.hostport_alloc.pod.annotation import Deadline, deliver_pending
 
-    settings = _settings(args)
+    settings, store = _opened(args, wiring)
     if settings is None or settings.api is None:
         raise InvalidNetworkConfig('no configuration with "kubernetes" was found: use --conf')
-    store = _store(args, host, settings)
-    api = host.pods(settings.api.kubeconfig)
-    done = deliver_pending(store, api, Deadline(host.clock, 60), _DELIVER_LIMIT, _log)
+    api = wiring.pods(settings.api.kubeconfig)
+    done = deliver_pending(store, api, Deadline(wiring.clock, 60), _DELIVER_LIMIT, _log)
     left = len(store.pending(_DELIVER_LIMIT))
-    text = f"{done.written} annotations written, {done.dropped} of Pods that are gone, {left} still pending"
+    text = f"{_counted(done.written, 'annotation')} written, {done.dropped} of Pods that are gone, {left} still pending"
     _say(_json(args), {**done._asdict(), "pending": left}, text)
     return 1 if left else 0

@@ -6,8 +6,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cnimeta_plugins.hostport_alloc.allocate.allocator import PortRange, PortSet
+    from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange, PortSet
 
+SHORT_ID = 12
+"""So much of a container ID is shown, as container runtimes do."""
 WIDTH = 64
 """Cells in a line of a drawn range."""
 _LINES_MAX = 16

@@ -179,7 +179,7 @@ def deliver_pending(store: Store, api: PodApi, deadline: Deadline, limit: int, l
         except PodMismatch as error:
             state = Annotation("none", None, error.msg)
         try:
-            store.update(record._replace(annotation=state))
+            store.settle(record._replace(annotation=state))
         except CniError as error:  # released meanwhile, or the state is unusable: the next command will tell
             log(f"hostport_alloc: annotation of {record.container_id}: {error}")
             continue

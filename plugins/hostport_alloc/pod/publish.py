@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cnimeta_plugins.hostport_alloc.config import Settings
     from cnimeta_plugins.hostport_alloc.state.record import Pod, Record
     from cnimeta_plugins.hostport_alloc.state.store import Store
-    from cnimeta_plugins.hostport_alloc.wiring import Host
+    from cnimeta_plugins.hostport_alloc.wiring import Wiring
 
 OTHERS_LIMIT = 8
 OTHERS_BUDGET_S = 1.0
@@ -26,8 +26,8 @@ OTHERS_BUDGET_S = 1.0
 class Publisher:
     """The Pod API as one ADD uses it. Without the `kubernetes` key, or outside Kubernetes, it sends nothing."""
 
-    def __init__(self, host: Host, request: Request, settings: Settings, pod: Pod | None) -> None:
-        self.host = host
+    def __init__(self, wiring: Wiring, request: Request, settings: Settings, pod: Pod | None) -> None:
+        self.wiring = wiring
         self.request = request
         self.settings = settings
         self.pod = pod if settings.api is not None else None
@@ -39,7 +39,7 @@ class Publisher:
     def api(self) -> PodApi:
         """The API, with the configured credentials."""
         if self._api is None:
-            self._api = self.host.pods(self.settings.api.kubeconfig if self.settings.api is not None else "")
+            self._api = self.wiring.pods(self.settings.api.kubeconfig if self.settings.api is not None else "")
         return self._api
 
     def annotations(self) -> Fields:
@@ -59,7 +59,7 @@ class Publisher:
             found.update(self.api.read(pod.namespace, pod.name, attempt_s))
 
         static = annotation.is_static(pod.uid, self._annotations)
-        deadline = annotation.Deadline(self.host.clock, timeout_s)
+        deadline = annotation.Deadline(self.wiring.clock, timeout_s)
         error = annotation.attempt(pod, deadline, static=static, patient=True, request=request)
         if error:
             raise TryAgainLater(
@@ -83,11 +83,11 @@ class Publisher:
         from cnimeta_plugins.hostport_alloc.pod import annotation
 
         families = {parse_cidr(ip.address).address.family for ip in result.ips}
-        addresses = self.settings.host_ips or self.host.primary_addresses()
+        addresses = self.settings.host_ips or self.wiring.primary_addresses()
         value = annotation.ports_value(record, addresses, families)
         static = annotation.is_static(self.pod.uid, self._annotations)
         pending = record._replace(annotation=Annotation("pending", annotation.patch_for(record, value, static=static)))
-        deadline = annotation.Deadline(self.host.clock, settings.timeout_s)
+        deadline = annotation.Deadline(self.wiring.clock, settings.timeout_s)
         state = annotation.deliver(self.api, pending, deadline, patient=settings.required)
         if state.state == "pending":
             where = shown(f"{self.pod.namespace}/{self.pod.name}")
@@ -105,21 +105,21 @@ class Publisher:
             return
         from cnimeta_plugins.hostport_alloc.pod import annotation
 
-        deadline = annotation.Deadline(self.host.clock, OTHERS_BUDGET_S)
+        deadline = annotation.Deadline(self.wiring.clock, OTHERS_BUDGET_S)
         annotation.deliver_pending(store, self.api, deadline, OTHERS_LIMIT, self.request.log)
 
 
-def deliver_earlier(host: Host, request: Request) -> None:
+def deliver_earlier(wiring: Wiring, request: Request) -> None:
     """GC's part: annotations of earlier ADDs, on a node where no further ADD comes to deliver them. Never fails."""
     from cnimeta_plugins.hostport_alloc.config import read_settings
     from cnimeta_plugins.hostport_alloc.pod import annotation
 
     try:
         settings = read_settings(request.conf)
-        store = host.store(settings.data_dir, settings.lock_timeout_s, request.log)
+        store = wiring.store(settings.data_dir, settings.lock_timeout_s, request.log)
         if settings.api is None or not store.pending(1):
             return
-        deadline = annotation.Deadline(host.clock, settings.api.timeout_s)
-        annotation.deliver_pending(store, host.pods(settings.api.kubeconfig), deadline, OTHERS_LIMIT, request.log)
+        deadline = annotation.Deadline(wiring.clock, settings.api.timeout_s)
+        annotation.deliver_pending(store, wiring.pods(settings.api.kubeconfig), deadline, OTHERS_LIMIT, request.log)
     except CniError as error:
         request.log(f"hostport_alloc: annotations of earlier containers stay pending: {error}")

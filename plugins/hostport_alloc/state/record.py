@@ -1,47 +1,32 @@
-"""The record of one attachment: everything DEL, CHECK, GC and repair need, with no other source of knowledge.
+"""The record of one attachment: everything DEL, CHECK, GC and repair need, with no other source of knowledge. Pure.
 
-One JSON document per attachment (network, container ID, ifname): `{"version":1,"crc":N,"record":{...}}`, where crc is
-the CRC-32 of the record's compact JSON. Unknown keys are ignored, so a later minor change can be read; a change that
-an older reader must not act on gets a new version number. Pure.
+Its document is versioned and checksummed (`cnimeta.store.document`).
 """
 
 from __future__ import annotations
 
-from binascii import crc32
-
 from cnimeta.errors import CniError
 from cnimeta.namedtuple import NamedTuple
-from cnimeta.spec.fields import Fields
-from cnimeta.spec.jsonio import dumps, loads_object
+from cnimeta.store import document
+from cnimeta.store.document import Damaged, Later
 from cnimeta_plugins.hostport_alloc.allocate.expose import PROTOCOLS, Explicit
+from cnimeta_plugins.hostport_alloc.allocate.picks import Port
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Literal, TypeAlias
 
+    from cnimeta.spec.fields import Fields
     from cnimeta.spec.jsonio import JSON
 
-    Phase: TypeAlias = Literal["reserved", "mapped", "releasing"]
+    Phase: TypeAlias = Literal["reserved", "mapped"]
     Key: TypeAlias = tuple[str, str, str]
     """(network, container ID, ifname), as `Attachment.key`."""
 
 VERSION = 1
-PHASES = ("reserved", "mapped", "releasing")
+PHASES = ("reserved", "mapped")
 ANNOTATION_STATES = ("none", "pending", "done")
 _PORT_MAX = 65535
-
-
-class DamagedRecord(Exception):
-    """The document is not a record: empty, cut off, altered, or of a shape no version has."""
-
-
-class NewerRecord(Exception):
-    """The document was written by a later version. `record` is what this version understands of it, if anything."""
-
-    def __init__(self, version: int, record: Record | None) -> None:
-        super().__init__(f"record format version {version}, this version reads up to {VERSION}")
-        self.version = version
-        self.record = record
 
 
 class Pod(NamedTuple):
@@ -50,17 +35,6 @@ class Pod(NamedTuple):
     namespace: str
     name: str
     uid: str = ""
-
-
-class Port(NamedTuple):
-    """One container port and the host port chosen for it. `protocol` is one of expose.PROTOCOLS."""
-
-    container_port: int
-    protocol: str
-    host_port: int
-    range: str
-    host_ip: str = ""
-    """Where the mapping listens; empty for every address of the node."""
 
 
 class Annotation(NamedTuple):
@@ -81,14 +55,16 @@ class Record(NamedTuple):
     container_id: str
     ifname: str
     netns: str = ""
+    netns_id: str = ""
+    """The namespace itself, whatever its path: `device:inode`; empty when it is not known."""
     boot_id: str = ""
     """The boot it was made in; after another boot its rules and namespace are gone and its ports are free."""
     token: str = ""
-    """Tells this reservation from an earlier or later one with the same key; set by Store.reserve."""
+    """Tells this reservation from an earlier or later one with the same key; set by Store.hold."""
     created: float = 0.0
     """Seconds since the epoch."""
     phase: str = "reserved"
-    """reserved: ports are held, rules may or may not exist; mapped: ADD is done; releasing: DEL has begun."""
+    """reserved: ports are held, rules may or may not exist; mapped: ADD is done."""
     pod: Pod | None = None
     ports: tuple[Port, ...] = ()
     explicit: tuple[Explicit, ...] = ()
@@ -96,7 +72,7 @@ class Record(NamedTuple):
     undo: JSON = None
     """What the verbs need on DEL: the delegates' complete configurations as run, in order."""
     salvaged: bool = False
-    """Rebuilt from kernel rules after the document was lost: `undo`, `pod` and `netns` are unknown."""
+    """Made from what others know after the document was lost: `undo`, `pod` and `netns` are unknown."""
 
     @property
     def key(self) -> Key:
@@ -112,65 +88,59 @@ class Record(NamedTuple):
         )
 
 
-def encode(record: Record) -> bytes:
+def encode(record: Record) -> str:
     """The document for `record`."""
-    body: dict[str, JSON] = {
-        "network": record.network,
-        "containerID": record.container_id,
-        "ifname": record.ifname,
-        "netns": record.netns,
-        "bootID": record.boot_id,
-        "token": record.token,
-        "created": record.created,
-        "phase": record.phase,
-        "pod": None if record.pod is None else {**record.pod._asdict()},
-        "ports": [
-            {
-                "containerPort": port.container_port,
-                "protocol": port.protocol,
-                "hostPort": port.host_port,
-                "range": port.range,
-                "hostIP": port.host_ip,
-            }
-            for port in record.ports
-        ],
-        "explicit": [
-            {
-                "containerPort": port.container_port,
-                "protocol": port.protocol,
-                "hostPort": port.host_port,
-                "hostIP": port.host_ip,
-            }
-            for port in record.explicit
-        ],
-        "annotation": {**record.annotation._asdict()},
-        "undo": record.undo,
-        "salvaged": record.salvaged,
-    }
-    text = dumps(body)
-    return f'{{"version":{VERSION},"crc":{crc32(text.encode())},"record":{text}}}\n'.encode()
+    return document.encode(
+        VERSION,
+        {
+            "network": record.network,
+            "containerID": record.container_id,
+            "ifname": record.ifname,
+            "netns": record.netns,
+            "netnsID": record.netns_id,
+            "bootID": record.boot_id,
+            "token": record.token,
+            "created": record.created,
+            "phase": record.phase,
+            "pod": None if record.pod is None else {**record.pod._asdict()},
+            "ports": [
+                {
+                    "containerPort": port.container_port,
+                    "protocol": port.protocol,
+                    "hostPort": port.host_port,
+                    "range": port.range,
+                    "hostIP": port.host_ip,
+                }
+                for port in record.ports
+            ],
+            "explicit": [
+                {
+                    "containerPort": port.container_port,
+                    "protocol": port.protocol,
+                    "hostPort": port.host_port,
+                    "hostIP": port.host_ip,
+                }
+                for port in record.explicit
+            ],
+            "annotation": {**record.annotation._asdict()},
+            "undo": record.undo,
+            "salvaged": record.salvaged,
+        },
+    )
 
 
-def decode(data: bytes) -> Record:
-    """Read a document. Raises DamagedRecord, or NewerRecord with as much as could be understood."""
+def decode(text: str) -> Record:
+    """Read a document, a later version's too where it has these keys. Raises Damaged; Later when it has not."""
     try:
-        fields = Fields(loads_object(data, "the record"))
-        version = fields.integer("version", 1, 2**31)
-        body = fields.object("record")
-        if version is not None and version > VERSION:
-            raise NewerRecord(version, _tolerant(body))
-        if version is None or fields.get("crc") != crc32(dumps(body.raw).encode()):
-            raise DamagedRecord("its checksum does not match")
+        body, later = document.decode(VERSION, text), None
+    except Later as error:
+        body, later = error.body, error
+    try:
         return _read(body)
     except CniError as error:
-        raise DamagedRecord(error.msg) from None
-
-
-def _tolerant(body: Fields) -> Record | None:
-    try:
-        return _read(body)
-    except CniError:
-        return None
+        if later is not None:
+            raise later from None
+        raise Damaged(error.msg) from None
 
 
 def _read(body: Fields) -> Record:
@@ -182,6 +152,7 @@ def _read(body: Fields) -> Record:
         container_id=body.text("containerID"),
         ifname=body.text("ifname"),
         netns=body.text("netns"),
+        netns_id=body.text("netnsID"),
         boot_id=body.text("bootID"),
         token=body.text("token"),
         created=float(created) if isinstance(created, int | float) else 0.0,

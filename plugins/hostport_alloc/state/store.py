@@ -1,54 +1,45 @@
-"""The node's state on disk: records, the bitmap index, their one lock. See docs/hostport_alloc.md, State.
+"""Who holds which host port, and how to undo it: the state of the node as the verbs use it. See docs/hostport_alloc.md.
 
-How the verbs use it, with `key` = attachment.key:
+With `key` = attachment.key, and the attachment's lock (`locks.of(key)`) held by ADD, DEL, GC and repair:
 
-ADD     blocked = eligibility.blocked_ports(...)            # before the lock
-        reservation = store.reserve(draft, demand)          # ports held, record on disk, phase "reserved"
-        if not reservation.fresh: the same ADD was served before; its ports are unchanged
+ADD     reservation = store.hold(draft, demand)             # ports held, record written, phase "reserved"
         ... run delegates and portmap ...
-        store.update(record._replace(phase="mapped", undo=..., annotation=...))
+        store.settle(record._replace(phase="mapped", undo=..., annotation=...))
         on failure: undo what was run, then store.release(key)
 DEL     record = store.load(key)                            # None: nothing was allocated, or DEL was served before
         ... undo from record.undo ...
         store.release(key)                                  # record gone, ports free (quarantined)
 CHECK   store.load(key)
-GC      for record in store.records(): if its key is not listed: undo, store.release(record.key)
-STATUS  store.inspect()
-later   for record in store.pending(limit): deliver record.annotation.patch, then store.update(record with "done")
+GC      for record in store.unlisted(network, keep): undo, store.release(record.key)
+STATUS  store.occupancy()
+later   for record in store.pending(limit): deliver record.annotation.patch, then store.settle(record with "done")
 """
 
 from __future__ import annotations
 
-import errno
+import _sqlite3
 import os
 
-from cnimeta.errors import CniError, shown
+from cnimeta.errors import CniError, TryAgainLater, shown
 from cnimeta.namedtuple import NamedTuple
-from cnimeta_plugins.hostport_alloc.allocate import allocator
-from cnimeta_plugins.hostport_alloc.allocate.allocator import Situation
-from cnimeta_plugins.hostport_alloc.state import index as state
-from cnimeta_plugins.hostport_alloc.state import inspection
-from cnimeta_plugins.hostport_alloc.state.disk import Disk, KernelNeeded, LaterVersion
-from cnimeta_plugins.hostport_alloc.state.index import Index, Last
-from cnimeta_plugins.hostport_alloc.state.inspection import Inspection as Inspection  # noqa: TC001 - interface
-from cnimeta_plugins.hostport_alloc.state.layout import key_of, name_of, record_names
-from cnimeta_plugins.hostport_alloc.state.recovery import Rule as Rule  # noqa: TC001 - interface
+from cnimeta_plugins.hostport_alloc.allocate import picks
+from cnimeta_plugins.hostport_alloc.allocate.picks import Situation
+from cnimeta_plugins.hostport_alloc.config import QUARANTINE_S, STICKY_S
+from cnimeta_plugins.hostport_alloc.state import rows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from typing import TypeVar
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
-    from cnimeta.host.protocols import Clock, Files, Lock
-    from cnimeta_plugins.hostport_alloc.allocate.allocator import PortRange, Ports, Preferred
+    from cnimeta.host.protocols import Clock, Database
+    from cnimeta.store.sql import Connection
     from cnimeta_plugins.hostport_alloc.allocate.expose import Exposure
-    from cnimeta_plugins.hostport_alloc.state.record import Key, Port, Record
-    from cnimeta_plugins.hostport_alloc.state.recovery import Found
+    from cnimeta_plugins.hostport_alloc.allocate.picks import Port, Preferred, QuarantinedPort
+    from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange, Ports
+    from cnimeta_plugins.hostport_alloc.state.record import Key, Record
 
-    T = TypeVar("T")
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_REBUILD_ATTEMPTS = 5
+_ATTEMPTS = 100  # each that fails means that another command got a port
+_CHUNK = 256
 
 
 class Superseded(CniError):
@@ -64,81 +55,97 @@ class Demand(NamedTuple):
     ranges: Mapping[str, PortRange]
     """Every range an exposure names."""
     blocked: Ports
-    """Ports not to be had, from `eligibility.blocked_ports`."""
+    """Ports not to be had, from `blocked.blocked_ports`."""
     probe: Callable[[str, int], bool]
-    """probe(protocol, port): whether the port can be bound and listened on right now. Called under the lock."""
+    """probe(protocol, port): whether the port can be bound and listened on right now. Not called in a transaction."""
     sticky: bool = True
     """Prefer the ports the same Pod had."""
 
 
 class Reservation(NamedTuple):
-    """What `reserve` did. `fresh` is False when the attachment held exactly these ports already."""
+    """What `hold` did. `fresh` is False when the attachment held exactly these ports already."""
 
     record: Record
     fresh: bool
 
 
-class Store:
-    """Node-wide state under `folder` (made 0700 when missing).
+class Occupancy(NamedTuple):
+    """What is held and what is kept back."""
 
-    Errors, from every method: StateUnusable (104) when the files cannot be read or written (nothing was changed
-    then), TryAgainLater (11) when the lock is not had in time.
+    used: Ports
+    quarantined: tuple[QuarantinedPort, ...]
+
+
+class _View(NamedTuple):
+    """What a pick is made from: a snapshot, so the transaction that commits it looks again."""
+
+    before: Record | None
+    used: Ports
+    """Less what the attachment itself holds."""
+    quarantined: tuple[QuarantinedPort, ...]
+    preferred: Preferred
+
+
+class Store:
+    """The node-wide state in one database.
+
+    Errors, from every method: StateUnusable (104) when it cannot be read or written (nothing was changed then),
+    TryAgainLater (11) when it is not free in time.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        files: Files,
-        lock: Lock,
-        clock: Clock,
-        boot_id: str,
-        log: Callable[[str], None],
-        rules: Callable[[], Iterable[Rule]] = tuple,
-    ) -> None:
-        """`log` gets one line per repair. `rules` lists this project's mappings in the kernel; it is called, without
-        the lock, only when files were lost.
-        """
-        self._disk = Disk(folder, files, clock, boot_id, log)
-        self._lock = lock
+    def __init__(self, database: Database, clock: Clock, boot_id: str, log: Callable[[str], None]) -> None:
+        self._database = database
         self._clock = clock
+        self._boot_id = boot_id
         self._log = log
-        self._rules = rules
 
     # --- the verbs -------------------------------------------------------------------------------------
 
-    def reserve(self, draft: Record, demand: Demand) -> Reservation:
+    def hold(self, draft: Record, demand: Demand) -> Reservation:
         """Hold ports for `draft.key` and write its record, with `draft`'s netns, pod, explicit, undo and annotation.
 
         Repeating it gives the same ports. Exhausted (11): no port free; HostPortConflict (100): an explicit mapping
-        is held by another attachment; StateUnusable (104) also when a later version wrote the state.
+        is held by another container; StateUnusable (104) also when a later version wrote the state. Ports are picked
+        and probed from a snapshot, and the transaction tells whether they are still free.
         """
-        token = os.urandom(8).hex()
-        return self._locked(lambda index: self._reserve(index, draft._replace(token=token), demand))
-
-    def _reserve(self, index: Index, draft: Record, demand: Demand) -> Reservation:
-        name = name_of(draft.key)
-        before = self._disk.live(name)
-        if before is not None:
-            index = state.free(index, before.held, name)
-        state.refuse_conflicts(index, draft.explicit)
-        ports = self._kept_ports(before, demand)
-        if ports is None:
-            ports = self._choose(state.hold(index, draft._replace(ports=()), name), draft, before, demand)
-        record = draft._replace(
-            boot_id=self._disk.boot_id, created=self._clock.now(), phase="reserved", ports=ports, salvaged=False
+        draft = draft._replace(
+            token=os.urandom(8).hex(),
+            boot_id=self._boot_id,
+            created=self._clock.now(),
+            phase="reserved",
+            salvaged=False,
         )
-        fresh = before is None or (before.ports, before.explicit) != (record.ports, record.explicit)
-        if fresh:
-            held = record.held if before is None else record.held | before.held
-            last = Last("reserve", name, record.token, tuple(held))
-            self._disk.commit(state.hold(index, record, name)._replace(last=last))
-        try:
-            self._disk.put(name, record)
-        except OSError:
-            if before is None:  # the next command takes the bits back when there is no record
-                self._disk.try_remove(name)
-            raise
-        return Reservation(record, fresh)
+        for _ in range(_ATTEMPTS):
+            view = self._database.read(lambda connection: self._view(connection, draft, demand))
+            ports = self._kept_ports(view.before, demand)
+            if ports is None:
+                ports = self._choose(view, draft, demand)
+            record = draft._replace(ports=ports)
+            try:
+                if self._database.write(lambda connection: self._commit(connection, record, view)):  # noqa: B023
+                    before = view.before
+                    fresh = before is None or (before.ports, before.explicit) != (record.ports, record.explicit)
+                    return Reservation(record, fresh)
+            except _sqlite3.IntegrityError:  # the bitmap said free, the ports say held
+                self._log("state: the bitmaps and the ports do not agree; the bitmaps are made anew")
+                self._database.write(rows.renew_bits)
+        raise TryAgainLater(f"no port could be had in {_ATTEMPTS} attempts: too many other commands ask for ports")
+
+    def _view(self, connection: Connection, draft: Record, demand: Demand) -> _View:
+        rows.refuse_conflicts(connection, draft.explicit, draft.container_id, draft.netns_id)
+        used: Ports = rows.current_bits(connection)
+        row = rows.find(connection, draft.key)
+        before = None
+        if row is not None and row.boot_id == self._boot_id:
+            used = rows.without_row(connection, used, row)
+            before = rows.record_of(connection, row)
+        preferred: Preferred = {}
+        if demand.sticky:
+            preferred = rows.recall(connection, draft.pod, self._boot_id, self._clock.now())
+        if before is not None and not before.salvaged:
+            own = {(port.container_port, port.protocol, port.range): port.host_port for port in before.ports}
+            preferred = {**preferred, **own}
+        return _View(before, used, rows.quarantined(connection, self._clock.boottime()), preferred)
 
     @staticmethod
     def _kept_ports(before: Record | None, demand: Demand) -> tuple[Port, ...] | None:
@@ -158,217 +165,225 @@ class Store:
         )
         return before.ports if wanted == have and inside else None
 
-    def _choose(self, index: Index, draft: Record, before: Record | None, demand: Demand) -> tuple[Port, ...]:
+    @staticmethod
+    def _choose(view: _View, draft: Record, demand: Demand) -> tuple[Port, ...]:
         """Pick until every picked port passes the probe; each that does not is out, so this ends."""
-        preferred: Preferred = state.recall(index, draft.pod, self._clock.now()) if demand.sticky else {}
-        if before is not None and not before.salvaged:
-            preferred = {
-                **preferred,
-                **{(port.container_port, port.protocol, port.range): port.host_port for port in before.ports},
-            }
+        used = rows.with_bits(view.used, ((port.protocol, port.host_port) for port in draft.explicit))
         blocked = dict(demand.blocked)
-        waiting = state.quarantined(index, self._clock.boottime())
         while True:
-            ports = allocator.choose(
-                demand.exposures, demand.ranges, Situation(index.bits, blocked, waiting), preferred
-            )
+            situation = Situation(used, blocked, view.quarantined)
+            ports = picks.choose(demand.exposures, demand.ranges, situation, view.preferred)
             refused = [port for port in ports if not demand.probe(port.protocol, port.host_port)]
             if not refused:
                 return ports
             for port in refused:
                 blocked[port.protocol] = blocked.get(port.protocol, 0) | 1 << port.host_port
 
+    def _commit(self, connection: Connection, record: Record, view: _View) -> bool:
+        """Write the record; False, and nothing done, when what the pick was made from has changed."""
+        rows.refuse_conflicts(connection, record.explicit, record.container_id, record.netns_id)
+        row = rows.find(connection, record.key)
+        here = row if row is not None and row.boot_id == self._boot_id else None
+        if (here.token if here is not None else "") != (view.before.token if view.before is not None else ""):
+            return False
+        before = rows.current_bits(connection)
+        used = rows.without_row(connection, before, here) if here is not None else before
+        if any(used.get(port.protocol, 0) >> port.host_port & 1 for port in record.ports):
+            return False
+        if row is not None:
+            rows.delete(connection, row)
+        rows.insert(connection, record)
+        rows.write_bits(connection, rows.bits(connection) or {}, rows.with_bits(used, record.held))
+        connection.execute("DELETE FROM meta WHERE key='stale'")
+        rows.end_quarantine(connection, record.held)
+        return True
+
     def load(self, key: Key) -> Record | None:
-        """The attachment's record, without the lock. A record that was lost to damage comes back `salvaged`, with no
-        `undo`. A record of an earlier boot is returned too (delegates may keep leases on disk): see `is_alive`.
+        """The attachment's record. One that was lost to damage comes back `salvaged`, with no `undo`. A record of an
+        earlier boot is returned too (delegates may keep leases on disk): see `is_alive`.
         """
-        name = name_of(key)
-        self._rebuild_if_damaged(name)
-        try:
-            return self._disk.read(name, key)
-        except OSError as error:
-            raise self._disk.unusable(error) from None
+        return self._database.read(
+            lambda connection: self._record(connection, rows.find(connection, key)), tolerant=True
+        )
+
+    def _record(self, connection: Connection, row: rows.Row | None) -> Record | None:
+        if row is None:
+            return None
+        record = rows.record_of(connection, row)
+        if record.salvaged and rows.is_damaged(row):
+            self._log(f"state: the record of container {shown(row.container_id)} cannot be read")
+        return record
 
     def renamed(self, key: Key) -> Record | None:
         """The record of the same container and interface under another network's name, if there is exactly one.
 
         A container has one interface of a name, so this is the attachment, and its network has another name since.
         """
-        try:
-            keys = map(key_of, record_names(self._disk.files.names(self._disk.layout.records)))
-            found = [other for other in keys if other is not None and other[1:] == key[1:] and other != key]
-        except OSError as error:
-            raise self._disk.unusable(error) from None
-        return self.load(found[0]) if len(found) == 1 else None
 
-    def _rebuild_if_damaged(self, name: str) -> bool:
-        """Find out what a damaged record held; False when it is sound. When that fails, what is known must do."""
-        try:
-            if not self._disk.is_damaged(name):
-                return False
-            self.rebuild()
-        except OSError as error:
-            raise self._disk.unusable(error) from None
-        except CniError as error:
-            self._log(f"state: {error}")
-        return True
+        def work(connection: Connection) -> Record | None:
+            network, container_id, ifname = key
+            found = rows.select(connection, "container_id=? AND ifname=? AND network<>?", container_id, ifname, network)
+            return self._record(connection, found[0]) if len(found) == 1 else None
+
+        return self._database.read(work, tolerant=True)
 
     def is_alive(self, record: Record) -> bool:
         """Whether the record is of this boot, so that its ports are held and its rules may exist."""
-        return self._disk.is_alive(record)
+        return record.boot_id == self._boot_id
 
-    def update(self, record: Record) -> None:
+    def settle(self, record: Record) -> None:
         """Replace the record of the same key and token; its ports cannot change. Superseded (11) if it is gone."""
-        self._locked(lambda _: self._update(record))
 
-    def _update(self, record: Record) -> None:
-        name = name_of(record.key)
-        now = self._disk.read(name, record.key)
-        if now is None or now.token != record.token or now.held != record.held:
-            raise Superseded(
-                f"container {shown(record.container_id)} was {'deleted' if now is None else 'added anew'} while this"
-                " command worked on it; nothing of it was kept"
-            )
-        self._disk.put(name, record)
+        def work(connection: Connection) -> None:
+            row = rows.find(connection, record.key)
+            now = rows.record_of(connection, row) if row is not None else None
+            if now is None or now.token != record.token or now.held != record.held:
+                raise Superseded(
+                    f"container {shown(record.container_id)} was {'deleted' if now is None else 'added anew'} while"
+                    " this command worked on it; nothing of it was kept"
+                )
+            rows.replace_document(connection, record)
 
-    def release(self, key: Key, *, token: str = "", quarantine_s: float = 30, sticky_s: float = 3600) -> Record | None:
+        self._database.write(work)
+
+    def release(
+        self, key: Key, *, token: str = "", quarantine_s: float = QUARANTINE_S, sticky_s: float = STICKY_S
+    ) -> Record | None:
         """Forget the attachment and free its ports; None when there was none. With `token`, only that reservation.
 
-        The ports stay in quarantine for `quarantine_s`; the same Pod prefers them for `sticky_s` (0: not). On a full
-        disk the record goes and the index with it, to be made anew from the records: space may only come back when
-        Pods are deleted.
+        The ports stay in quarantine for `quarantine_s`; the same Pod prefers them for `sticky_s` (0: not). Done also
+        in a database of a later version, and on a full disk: space may only come back when Pods are deleted.
         """
-        self._rebuild_if_damaged(name_of(key))
-        try:
-            return self._locked(lambda index: self._release(index, key, token, (quarantine_s, sticky_s)))
-        except LaterVersion:
-            return self._plainly(lambda: self._release_blindly(key, token))
-
-    def _release(self, index: Index, key: Key, token: str, times: tuple[float, float]) -> Record | None:
-        name = name_of(key)
-        record = self._disk.read(name, key)
-        if record is None or (token and record.token != token):
+        if not self._database.exists():
             return None
-        held = {*record.held, *((pin.protocol, pin.port) for pin in index.pins if pin.holder == name)}
-        if record.salvaged or self.is_alive(record):
-            changed = state.free(index, record.held, name)
-            changed = state.quarantine(changed, record, self._clock.boottime(), times[0])
-            if times[1] > 0:
-                changed = state.remember(changed, record, self._clock.now() + times[1])
-            last = Last("release", name, record.token, tuple(held))
-            try:
-                self._disk.commit(changed._replace(last=last))
-            except OSError as error:
-                if error.errno not in _NO_SPACE:
-                    raise
-                self._log(f"state: no space to write the index ({error.strerror}); it will be made anew")
-                self._disk.drop_index()
-        self._disk.remove(name)
-        return record
 
-    def _release_blindly(self, key: Key, token: str) -> Record | None:
-        """Release with an index of a later version: the record goes, and that version makes its index anew."""
-        name = name_of(key)
-        record = self._disk.read(name, key)
-        if record is None or (token and record.token != token):
+        def work(connection: Connection) -> Record | None:
+            row = rows.find(connection, key)
+            if row is None or (token and row.token != token):
+                return None
+            record = rows.record_of(connection, row)
+            if self._database.later:
+                connection.execute("INSERT OR REPLACE INTO meta VALUES ('stale', 1)")
+            else:
+                self._free(connection, row, record, quarantine_s, sticky_s)
+            rows.delete(connection, row)
+            return record
+
+        if self.load(key) is None:  # a DEL that has nothing to do writes nothing
             return None
-        self._disk.files.write(self._disk.layout.rebuild, b"")
-        self._disk.remove(name)
-        return record
+        return self._database.write(work, tolerant=True)
+
+    def _free(
+        self, connection: Connection, row: rows.Row, record: Record, quarantine_s: float, sticky_s: float
+    ) -> None:
+        if self.is_alive(record):
+            before = rows.current_bits(connection)
+            after = rows.without_row(connection, before, row)
+            rows.write_bits(connection, before, after)
+            rows.quarantine(connection, record, self._clock.boottime(), quarantine_s)
+        if sticky_s > 0:
+            now = self._clock.now()
+            rows.remember(connection, record, now + sticky_s, now)
 
     # --- looking ---------------------------------------------------------------------------------------
 
     def records(self) -> Iterator[Record]:
-        """Every record, this boot's and earlier ones, without the lock; unreadable ones as `salvaged`. Reads the whole
-        folder.
-        """
-        try:
-            for name in record_names(self._disk.files.names(self._disk.layout.records)):
-                record = self._disk.read(name, key_of(name))
-                if record is not None and record.salvaged and self._rebuild_if_damaged(name):
-                    record = self._disk.read(name, key_of(name))
-                if record is not None:
-                    yield record
-        except OSError as error:
-            raise self._disk.unusable(error) from None
+        """Every record, this boot's and earlier ones; unreadable ones as `salvaged`. Read in chunks."""
+        after = 0
+        while True:
+            chunk = self._database.read(lambda connection: self._chunk(connection, after), tolerant=True)  # noqa: B023
+            yield from (record for _, record in chunk)
+            if len(chunk) < _CHUNK:
+                return
+            after = chunk[-1][0]
+
+    def _chunk(self, connection: Connection, after: int) -> list[tuple[int, Record]]:
+        found = rows.select(connection, "id > ? ORDER BY id LIMIT ?", after, _CHUNK)
+        return [(row.id, rows.record_of(connection, row)) for row in found]
+
+    def unlisted(self, network: str, keep: Collection[tuple[str, str]]) -> list[Record]:
+        """The records of a network whose (container ID, ifname) is not in `keep`. Reads no others."""
+
+        def work(connection: Connection) -> list[Record]:
+            found = connection.execute(
+                "SELECT id, container_id, ifname FROM attachments WHERE network=?", (network,)
+            ).fetchall()
+            gone = [number for number, *names in found if (names[0], names[1]) not in keep]
+            chosen = [row for number in gone for row in rows.select(connection, "id=?", number)]
+            return [rows.record_of(connection, row) for row in chosen]
+
+        return self._database.read(work, tolerant=True)
 
     def pending(self, limit: int = 16) -> tuple[Record, ...]:
-        """Up to `limit` records whose annotation is pending, without the lock. Costs one look when there is none."""
-        found: list[Record] = []
-        try:
-            for name in self._disk.files.names(self._disk.layout.pending):
-                if len(found) >= limit:
-                    break
-                record = self._disk.read(name, None)
-                if record is not None and record.annotation.state == "pending" and self.is_alive(record):
-                    found.append(record)
-                else:
-                    self._drop_mark(name)
-        except OSError as error:
-            raise self._disk.unusable(error) from None
-        return tuple(found)
+        """Up to `limit` records of this boot whose annotation is pending, oldest first."""
 
-    def _drop_mark(self, name: str) -> None:
-        """Remove a mark whose record is gone or settled; judged again under the lock, for marks precede records."""
+        def work(connection: Connection) -> tuple[Record, ...]:
+            condition = "annotation='pending' AND boot_id=? ORDER BY id LIMIT ?"
+            return tuple(
+                rows.record_of(connection, row) for row in rows.select(connection, condition, self._boot_id, limit)
+            )
 
-        def work() -> None:
-            record = self._disk.read(name, None)
-            if record is None or record.annotation.state != "pending" or not self.is_alive(record):
-                self._disk.files.remove(self._disk.layout.mark(name))
+        return self._database.read(work) if self._database.exists() else ()
 
-        self._plainly(work)
+    def occupancy(self) -> Occupancy:
+        """Which ports are held, and which are in quarantine."""
 
-    def inspect(self) -> Inspection:
-        """What is held and what is wrong, changing nothing. Works when the state is unusable: it says so."""
-        return inspection.inspect(self._disk)
+        def work(connection: Connection) -> Occupancy:
+            return Occupancy(rows.current_bits(connection), rows.quarantined(connection, self._clock.boottime()))
 
-    def disagreements(self) -> tuple[str, ...]:
-        """Where records and bitmap differ, in words. Reads every record, under the lock; changes nothing."""
-        return self._plainly(lambda: inspection.disagreements(self._disk))
+        return self._database.read(work)
+
+    def try_writing(self) -> None:
+        """Raise what ADD would, when nothing can be written: permissions alone do not tell."""
+        self._database.write(lambda _: None)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the database and where its parts disagree, in words. Reads all of it, changes nothing."""
+        return [*self._database.problems(), *self._database.read(self._disagreements)]
+
+    def _disagreements(self, connection: Connection) -> list[str]:
+        lines = []
+        have = rows.bits(connection)
+        if have is None:
+            lines.append("the bitmaps are damaged or stale; the next command that changes them makes them anew")
+        held = rows.held_bits(connection)
+        owed: Ports = {}
+        for row in rows.select(connection, "boot_id=?", self._boot_id):
+            record = rows.record_of(connection, row)
+            owed = rows.with_bits(owed, record.held)
+            if rows.is_damaged(row):
+                lines.append(f"the record of container {shown(row.container_id)} cannot be read")
+        for one, other, text in (
+            (owed, held, "has a record and is not held"),
+            (held, owed, "is held and has no record"),
+            (held, have if have is not None else held, "is held and has no bit"),
+            (have if have is not None else held, held, "has a bit and is not held"),
+        ):
+            lines += [
+                f"port {port}/{protocol} {text}"
+                for protocol in sorted(one)
+                for port in rows.members(one[protocol] & ~other.get(protocol, 0))
+            ]
+        return lines
 
     def rebuild(self) -> None:
-        """Make the index anew from the records and, for lost ones, the kernel's rules."""
-        rules: tuple[Rule, ...] = ()
-        for _ in range(_REBUILD_ATTEMPTS):
-            generation = self._plainly(lambda: _generation_of(self._disk.found()))
-            rules = tuple(self._rules())
-            if self._rebuild(generation, rules):
-                return
-        # Too busy a node: only rules of records that are still there, unreadable, can be relied on.
-        self._rebuild(None, tuple(rule for rule in rules if self._disk.is_damaged(name_of(rule.key))))
+        """Make ports and bitmaps anew from the records that can be read."""
 
-    def _rebuild(self, generation: int | None, rules: Sequence[Rule]) -> bool:
-        """False, and nothing done, when the index has moved on since the rules were listed: a container deleted since
-        would be taken for one whose record was lost.
-        """
+        def work(connection: Connection) -> None:
+            for row in rows.select(connection, "boot_id=?", self._boot_id):
+                if not rows.is_damaged(row) and not rows.record_of(connection, row).salvaged:
+                    self._hold_again(connection, row)
+            connection.execute("DELETE FROM ports WHERE attachment NOT IN (SELECT id FROM attachments)")
+            rows.renew_bits(connection)
 
-        def work() -> bool:
-            found = self._disk.found()
-            if generation is not None and generation != _generation_of(found):
-                return False
-            self._disk.rebuild(found, rules)
-            return True
+        self._database.write(work)
 
-        return self._plainly(work)
-
-    # --- the lock --------------------------------------------------------------------------------------
-
-    def _plainly(self, work: Callable[[], T]) -> T:
-        """Run `work` under the lock."""
+    def _hold_again(self, connection: Connection, row: rows.Row) -> None:
+        connection.execute("SAVEPOINT one")
         try:
-            with self._lock.held():
-                return work()
-        except OSError as error:
-            raise self._disk.unusable(error) from None
-
-    def _locked(self, work: Callable[[Index], T]) -> T:
-        """Run `work` on the current index, repaired first if need be."""
-        try:
-            return self._plainly(lambda: work(self._disk.open(None)))
-        except KernelNeeded:
-            rules = tuple(self._rules())
-            return self._plainly(lambda: work(self._disk.open(rules)))
-
-
-def _generation_of(found: Found) -> int:
-    return found.newest.generation if found.newest is not None else -1
+            rows.hold_again(connection, row)
+        except _sqlite3.IntegrityError as error:
+            connection.execute("ROLLBACK TO one")
+            self._log(f"state: ports of container {shown(row.container_id)} stay as they are: {error}")
+        finally:
+            connection.execute("RELEASE one")

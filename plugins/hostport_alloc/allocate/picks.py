@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 
-from cnimeta.errors import InvalidNetworkConfig, TryAgainLater, shown
+from cnimeta.errors import TryAgainLater, shown
 from cnimeta.namedtuple import NamedTuple
-from cnimeta_plugins.hostport_alloc.state.record import Port
+from cnimeta_plugins.hostport_alloc.allocate.ranges import PORT_MAX, ports_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,39 +19,23 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from cnimeta_plugins.hostport_alloc.allocate.expose import Exposure
+    from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange, Ports, PortSet
 
-    PortSet: TypeAlias = int
-    """Bit p is set when port p is a member."""
-    Ports: TypeAlias = Mapping[str, PortSet]
-    """A set of ports per protocol; a missing protocol is the empty set."""
     RandBelow: TypeAlias = Callable[[int], int]
     """A uniform whole number from 0 to n-1."""
     Preferred: TypeAlias = Mapping[tuple[int, str, str], int]
     """(container port, protocol, range name): the host port it had."""
 
-PORT_MAX = 65535
 
+class Port(NamedTuple):
+    """One container port and the host port chosen for it. `protocol` is one of expose.PROTOCOLS."""
 
-class PortRange(NamedTuple):
-    """A named set of host ports: spans of (first, last), both included, ascending, not overlapping."""
-
-    name: str
-    spans: tuple[tuple[int, int], ...]
-
-    @property
-    def ports(self) -> PortSet:
-        """The members."""
-        return ports_of(self.spans)
-
-    @property
-    def size(self) -> int:
-        """How many ports it has."""
-        return sum(last - first + 1 for first, last in self.spans)
-
-    @property
-    def text(self) -> str:
-        """As it would be written: `20000-24999,25010`."""
-        return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in self.spans)
+    container_port: int
+    protocol: str
+    host_port: int
+    range: str
+    host_ip: str = ""
+    """Where the mapping listens; empty for every address of the node."""
 
 
 class Exhausted(TryAgainLater):
@@ -71,7 +55,7 @@ class Exhausted(TryAgainLater):
         self.blocked = blocked
 
 
-class Held(NamedTuple):
+class QuarantinedPort(NamedTuple):
     """A released port in quarantine; times are seconds since boot."""
 
     protocol: str
@@ -87,58 +71,8 @@ class Situation(NamedTuple):
     """Held by records, chosen or explicit."""
     blocked: Ports
     """Not held by records but not to be had: sockets, reserved ports, others' DNAT rules."""
-    quarantined: tuple[Held, ...] = ()
+    quarantined: tuple[QuarantinedPort, ...] = ()
     """Released lately, in the order of their release; given out again only when nothing else is left."""
-
-
-def parse_range(name: str, text: str, path: str) -> PortRange:
-    """Read `20000-24999,25010`. Raises InvalidNetworkConfig (code 7) naming `path`."""
-    spans: list[tuple[int, int]] = []
-    for part in text.split(","):
-        first, dash, last = (piece.strip() for piece in part.partition("-"))
-        ends = [_number(first), _number(last) if dash else _number(first)]
-        if ends[0] is None or ends[1] is None or ends[0] > ends[1]:
-            raise InvalidNetworkConfig(
-                f'{path} must be ports from 1 to {PORT_MAX} such as "20000-24999" or "20000-24999,25010",'
-                f" got {shown(text)}"
-            )
-        spans.append((ends[0], ends[1]))
-    spans.sort()
-    before = 0
-    for low, high in spans:
-        if low <= before:
-            raise InvalidNetworkConfig(f"{path} names port {low} twice: {shown(text)}")
-        before = high
-    return PortRange(name, tuple(spans))
-
-
-def _number(text: str) -> int | None:
-    if not (text.isascii() and text.isdigit() and len(text) <= 5):
-        return None
-    return int(text) if 1 <= int(text) <= PORT_MAX else None
-
-
-def refuse_overlap(found: PortRange, path: str, reserved: Iterable[tuple[str, int, int]]) -> None:
-    """Raise InvalidNetworkConfig (code 7) when the range shares ports with one of `reserved` (what, first, last).
-
-    Callers give NodePorts ("the NodePort range", 30000, 32767), which no bind test can see, and the ephemeral range,
-    from which the kernel takes source ports at any moment; and skip the call when the operator forces the overlap.
-    """
-    for what, first, last in reserved:
-        for low, high in found.spans:
-            if low <= last and first <= high:
-                raise InvalidNetworkConfig(
-                    f"{path} {shown(found.text)} overlaps {what} ({first}-{last}): choose ports outside it, or set"
-                    " forceOverlap if you keep them apart yourself"
-                )
-
-
-def ports_of(spans: Iterable[tuple[int, int]]) -> PortSet:
-    """The set of all ports in `spans` (first, last), both included."""
-    members = 0
-    for first, last in spans:
-        members |= ((1 << (last - first + 1)) - 1) << first
-    return members
 
 
 def os_random(below: int) -> int:

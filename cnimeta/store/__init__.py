@@ -1,0 +1,1 @@
+"""Records of attachments in one embedded database, and one lock per attachment. See docs/sdk.md."""

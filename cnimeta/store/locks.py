@@ -1,0 +1,44 @@
+"""One lock per attachment, so that no command acts on what another has changed meanwhile.
+
+The locks are striped over a fixed set of files that are never written, renamed or removed (a removed lock file has two
+holders); the kernel drops a lock when its holder dies. Two attachments may share a stripe: then one waits for the
+other, which costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+from binascii import crc32
+
+from cnimeta.host.lock import NodeLock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from cnimeta.host.protocols import Lock
+
+    Key: TypeAlias = tuple[str, str, str]
+    """(network, container ID, ifname), as `Attachment.key`."""
+
+STRIPES = 1024
+"""Never change: an earlier and a later version have to meet at the same file."""
+
+
+class AttachmentLocks:
+    """The locks under `folder`, waited for at most `timeout_s` seconds."""
+
+    def __init__(self, folder: str, timeout_s: float) -> None:
+        self.folder = folder
+        self.timeout_s = timeout_s
+
+    def of(self, key: Key) -> Lock:
+        """The lock of one attachment. TryAgainLater (code 11) when another command works on it for too long."""
+        return NodeLock(self._file(key), self.timeout_s)
+
+    def try_of(self, key: Key) -> Lock:
+        """The same without a wait, for commands that rather leave out what is busy."""
+        return NodeLock(self._file(key), 0)
+
+    def _file(self, key: Key) -> str:
+        _, container_id, ifname = key  # a network can be renamed between ADD and DEL
+        return f"{self.folder}/{crc32(f'{container_id}/{ifname}'.encode('utf-8', 'surrogateescape')) % STRIPES:03x}"

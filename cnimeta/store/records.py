@@ -1,0 +1,148 @@
+"""A plugin author's records: one JSON document per attachment, with everything that `Database` promises."""
+
+from __future__ import annotations
+
+from cnimeta.errors import StateUnusable, shown
+from cnimeta.namedtuple import NamedTuple
+from cnimeta.store import document
+from cnimeta.store.database import Database
+from cnimeta.store.document import Damaged, Later
+from cnimeta.store.locks import AttachmentLocks
+from cnimeta.store.sql import Schema
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cnimeta.host import protocols
+    from cnimeta.spec.fields import Fields
+    from cnimeta.spec.jsonio import JSON
+    from cnimeta.store.locks import Key
+    from cnimeta.store.sql import Connection
+
+_SCHEMA = Schema(
+    (
+        (
+            """CREATE TABLE records (
+                network TEXT NOT NULL, container_id TEXT NOT NULL, ifname TEXT NOT NULL, document TEXT NOT NULL,
+                PRIMARY KEY (network, container_id, ifname)
+            )""",
+            "CREATE INDEX records_container ON records (container_id)",
+        ),
+    )
+)
+_KEY = "network=? AND container_id=? AND ifname=?"
+
+
+class Stored(NamedTuple):
+    """One attachment's record. `body` is None for one that cannot be read any more."""
+
+    key: Key
+    body: Fields | None
+
+
+class Records:
+    """The records of one plugin in `folder`, a folder of its own: kept over a reboot, a kill and a power loss.
+
+        records = Records("/var/lib/cni/example", log=request.log)
+        with records.locks.of(request.attachment.key).held():
+            records.put(request.attachment.key, {"address": "10.0.0.2"})
+
+    `version` is the version of the documents; one of a later version can be removed and not read. Raises StateUnusable
+    (code 104) when the database cannot be used, TryAgainLater (code 11) when it is not free in time.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        log: Callable[[str], None],
+        version: int = 1,
+        boot_id: str = "",
+        timeout_s: float = 10,
+        open_database: Callable[..., protocols.Database] = Database,
+    ) -> None:
+        self._version = version
+        self._log = log
+        self._database = open_database(folder, _Contents(log), boot_id, log, timeout_s)
+        self.locks = AttachmentLocks(f"{folder}/locks", timeout_s)
+
+    def put(self, key: Key, body: Mapping[str, JSON]) -> None:
+        """Write the record of an attachment, in place of what there was."""
+        text = document.encode(self._version, body)
+        self._database.write(
+            lambda connection: connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)", (*key, text))
+        )
+
+    def get(self, key: Key) -> Fields | None:
+        """The record; None when there is none. StateUnusable (104) for one that cannot be read: it is not gone."""
+        rows = self._select(_KEY, *key)
+        if not rows:
+            return None
+        stored = self._stored(rows[0])
+        if stored.body is None:
+            raise StateUnusable(f"the record of container {shown(key[1])} cannot be read")
+        return stored.body
+
+    def remove(self, key: Key) -> None:
+        """Remove the record; missing is fine."""
+        if self._database.exists():
+            self._database.write(
+                lambda connection: connection.execute(f"DELETE FROM records WHERE {_KEY}", key),
+                tolerant=True,
+            )
+
+    def of_container(self, container_id: str) -> list[Stored]:
+        """Every record of one container."""
+        return [self._stored(row) for row in self._select("container_id=?", container_id)]
+
+    def every(self) -> list[Stored]:
+        """Every record, by key."""
+        return [self._stored(row) for row in self._select("1")]
+
+    def _select(self, condition: str, *values: str) -> list[tuple[str, str, str, str]]:
+        if not self._database.exists():
+            return []
+        statement = f"SELECT * FROM records WHERE {condition} ORDER BY network, container_id, ifname"
+        found: list[tuple[str, str, str, str]] = self._database.read(
+            lambda connection: connection.execute(statement, values).fetchall(), tolerant=True
+        )
+        return found
+
+    def _stored(self, row: tuple[str, str, str, str]) -> Stored:
+        *key, text = row
+        try:
+            body = document.decode(self._version, text)
+        except (Damaged, Later) as error:
+            self._log(f"the record of container {shown(key[1])} cannot be read: {error}")
+            return Stored((key[0], key[1], key[2]), None)
+        return Stored((key[0], key[1], key[2]), body)
+
+
+class _Contents:
+    """What the database needs to know: nobody else has these records, so a damaged one gives what can be read of it."""
+
+    schema = _SCHEMA
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log = log
+
+    def gather(self) -> None:
+        """There is no other source."""
+
+    def fill(self, new: Connection, old: Connection | None, _gathered: object) -> None:
+        """Take over what is readable."""
+        import _sqlite3
+
+        if old is None:
+            return
+        taken = 0
+        try:
+            for row in old.execute("SELECT * FROM records"):
+                new.execute("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?)", row)
+                taken += 1
+        except (_sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            self._log(f"state: {taken} records were read from the damaged database, then: {error}")
+
+    def new_boot(self, connection: Connection) -> None:
+        """Records stay."""

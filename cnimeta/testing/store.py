@@ -1,0 +1,195 @@
+"""Databases and locks of attachments without a disk, with a fault or a kill at any step of a transaction.
+
+A transaction takes three steps: before it begins, before it is committed, and after. `fail_at` and `kill_at` count them
+from the moment they are set. The tables and the SQL are the real ones, in memory.
+"""
+
+from __future__ import annotations
+
+import _sqlite3
+import contextlib
+from typing import TYPE_CHECKING, TypeVar
+
+from cnimeta.errors import CniError, StateUnusable, TryAgainLater
+from cnimeta.store.database import LaterVersion
+from cnimeta.store.sql import begin, enter_boot, migrate
+from cnimeta.testing.files import Killed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cnimeta.host.protocols import Lock
+    from cnimeta.store.locks import Key
+    from cnimeta.store.sql import Connection, Contents
+
+T = TypeVar("T")
+
+
+class MemoryDatabases:
+    """The databases of a node, by folder; call it as `cnimeta.store.Database` is called."""
+
+    def __init__(self) -> None:
+        self.connections: dict[str, Connection] = {}
+        self.busy = False
+        """Let every transaction time out."""
+        self.in_transaction = False
+        self.transactions = 0
+        self.reads = 0
+        self.statements: list[str] = []
+        """Every statement of the transactions and snapshots, as it was run."""
+        self.steps: list[str] = []
+        self._fault: Callable[[], BaseException] | None = None
+        self._countdown = 0
+        self._lasting = False
+
+    def __call__(
+        self, folder: str, contents: Contents, boot_id: str, log: Callable[[str], None], timeout_s: float = 10
+    ) -> MemoryDatabase:
+        """The database in `folder`, as the next command finds it."""
+        return MemoryDatabase(self, folder, contents, boot_id, log, timeout_s)
+
+    def lose(self, folder: str) -> None:
+        """Let the database be gone."""
+        self.connections.pop(folder).close()
+
+    def fail_at(self, step: int, error: CniError | None = None, *, lasting: bool = False) -> None:
+        """Let the step-th step from now (1 for the next) fail; `lasting`: and all after it."""
+        failure = error or StateUnusable("state: disk I/O error")
+        self._fault, self._countdown, self._lasting = lambda: failure, step, lasting
+
+    def kill_at(self, step: int) -> None:
+        """End the process before the step-th step from now."""
+        self._fault, self._countdown, self._lasting = Killed, step, False
+
+    def heal(self) -> None:
+        """No more faults."""
+        self._fault = None
+
+    def step(self, text: str) -> None:
+        """Count a step, and take the fault that was set for it."""
+        if self._fault is not None:
+            self._countdown -= 1
+            if self._countdown <= 0:
+                fault = self._fault
+                if not self._lasting:
+                    self._fault = None
+                raise fault()
+        self.steps.append(text)
+
+
+class MemoryDatabase:
+    """A Database in memory."""
+
+    def __init__(
+        self,
+        node: MemoryDatabases,
+        folder: str,
+        contents: Contents,
+        boot_id: str,
+        log: Callable[[str], None],
+        timeout_s: float,
+    ) -> None:
+        self.node = node
+        self.folder = folder
+        self.contents = contents
+        self.boot_id = boot_id
+        self.log = log
+        self.timeout_s = timeout_s
+        self.later = 0
+
+    def exists(self) -> bool:
+        """As the protocol says."""
+        return self.folder in self.node.connections
+
+    def write(self, work: Callable[[Connection], T], *, tolerant: bool = False) -> T:
+        """As the protocol says."""
+        if self.node.busy:
+            raise TryAgainLater(f"{self.folder} was not free within {self.timeout_s:g} s")
+        connection = self._opened(tolerant=tolerant)
+        assert not self.node.in_transaction, "a transaction inside a transaction"
+        self.node.step("begin")
+        result = self._transaction(connection, work)
+        self.node.step("done")
+        return result
+
+    def _transaction(self, connection: Connection, work: Callable[[Connection], T]) -> T:
+        self.node.in_transaction = True
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            result = work(connection)
+            self.node.step("commit")
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        finally:
+            self.node.in_transaction = False
+        self.node.transactions += 1
+        return result
+
+    def read(self, work: Callable[[Connection], T], *, tolerant: bool = False) -> T:
+        """As the protocol says."""
+        connection = self._opened(tolerant=tolerant)
+        self.node.reads += 1
+        return work(connection)
+
+    def problems(self) -> list[str]:
+        """As the protocol says."""
+        rows = self.read(lambda connection: connection.execute("PRAGMA quick_check").fetchall(), tolerant=True)
+        return [row[0] for row in rows if row[0] != "ok"]
+
+    def _opened(self, *, tolerant: bool) -> Connection:
+        connection = self.node.connections.get(self.folder)
+        if connection is None:
+            connection = self._created()
+        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        self.later = version if version > self.contents.schema.version else 0
+        if self.later and not tolerant:
+            raise LaterVersion(f"{self.folder} was written by a later version")
+        if not self.later:
+            with connection:
+                migrate(connection, self.contents.schema)
+                enter_boot(connection, self.contents, self.boot_id)
+        return connection
+
+    def _created(self) -> Connection:
+        gathered = self.contents.gather()
+        connection = _sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        connection.set_trace_callback(self.node.statements.append)
+        begin(connection, self.contents.schema, self.boot_id, 1)
+        self.contents.fill(connection, None, gathered)
+        self.node.connections[self.folder] = connection
+        return connection
+
+
+class FakeLocks:
+    """Locks of attachments for tests: `busy` holds keys that another command works on; `held` those of this one."""
+
+    def __init__(self) -> None:
+        self.busy: set[Key] = set()
+        self.held: list[Key] = []
+
+    def of(self, key: Key) -> Lock:
+        """The lock of one attachment."""
+        return _FakeLock(self, key)
+
+    def try_of(self, key: Key) -> Lock:
+        """The same: nothing waits here."""
+        return _FakeLock(self, key)
+
+
+class _FakeLock:
+    def __init__(self, locks: FakeLocks, key: Key) -> None:
+        self._locks = locks
+        self._key = key
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        assert self._key not in self._locks.held, "this command has the lock already"
+        if self._key in self._locks.busy:
+            raise TryAgainLater(f"another command works on container {self._key[1]}")
+        self._locks.held.append(self._key)
+        try:
+            yield
+        finally:
+            self._locks.held.remove(self._key)

@@ -1,0 +1,65 @@
+"""Which configuration and which state a command is about: `--conf`, `--data-dir`, or the runtime's folder."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from cnimeta.errors import CniError, InvalidNetworkConfig, shown
+from cnimeta.spec.fields import Fields
+from cnimeta.spec.netconf import NetConf
+from cnimeta_plugins.hostport_alloc.config import DATA_DIR, PLUGIN_TYPE, read_settings
+from cnimeta_plugins.hostport_alloc.operator.wrap import read_document
+
+if TYPE_CHECKING:
+    import argparse
+
+    from cnimeta.spec.jsonio import JSON
+    from cnimeta_plugins.hostport_alloc.config import Settings
+
+CONF_DIR = "/etc/cni/net.d"
+
+
+def settings_of(args: argparse.Namespace) -> Settings | None:
+    """The first hostport_alloc configuration in --conf, or in the runtime's folder; None when there is none."""
+    given = getattr(args, "conf", None)
+    found = _entry(read_document(given)) if given else None
+    if given and found is None:
+        raise InvalidNetworkConfig(f"{shown(given)} has no plugin of type {PLUGIN_TYPE}")
+    for name in () if given else _names(CONF_DIR):
+        try:
+            found = _entry(read_document(os.path.join(CONF_DIR, name)))
+        except CniError:
+            continue  # not ours to judge
+        if found is not None:
+            break
+    return read_settings(found) if found is not None else None
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    return sorted(name for name in names if name.endswith((".conf", ".conflist", ".json")))
+
+
+def _entry(document: dict[str, JSON]) -> NetConf | None:
+    fields = Fields(document)
+    head: dict[str, JSON] = {"name": fields.text("name"), "cniVersion": fields.text("cniVersion")}
+    for entry in fields.objects("plugins") if fields.has("plugins") else [fields]:
+        if entry.text("type") == PLUGIN_TYPE:
+            return NetConf({**entry.raw, **head})
+    return None
+
+
+def data_dir(args: argparse.Namespace, settings: Settings | None) -> str:
+    """Where the state is."""
+    folder = getattr(args, "data_dir", None) or (settings.data_dir if settings is not None else DATA_DIR)
+    return os.path.abspath(folder)
+
+
+def bin_dirs(args: argparse.Namespace) -> tuple[str, ...]:
+    """The folders of plugins that were given, each `A:B` a list; none: those of each ADD."""
+    given = getattr(args, "bin_dir", None) or ()
+    return tuple(os.path.abspath(folder) for text in given for folder in text.split(":") if folder)

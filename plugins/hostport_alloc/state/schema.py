@@ -1,0 +1,70 @@
+"""The tables of hostport_alloc's state, as steps from one version to the next. Steps are never changed, only added.
+
+What every version relies on in a database of a later one: the columns `id`, `network`, `container_id`, `ifname`,
+`token`, `boot_id` and `document` of `attachments`; that deleting a row of it frees what the attachment holds (by a
+trigger of that version's); and that a `stale` in `meta` asks for the bitmaps to be made anew.
+"""
+
+from __future__ import annotations
+
+from cnimeta.store.sql import Schema
+
+_OVERLAP = """
+    held.protocol = NEW.protocol AND held.port = NEW.port
+    AND held.container_id <> NEW.container_id
+    AND (held.netns_id = '' OR held.netns_id <> NEW.netns_id)
+    AND (held.host_ip = '' OR NEW.host_ip = ''
+        OR ((instr(held.host_ip, ':') > 0) = (instr(NEW.host_ip, ':') > 0)
+            AND (held.host_ip = NEW.host_ip OR held.host_ip IN ('0.0.0.0', '::') OR NEW.host_ip IN ('0.0.0.0', '::'))))
+"""
+"""A number has one holder: a container, told by its ID or its namespace, whatever networks ask for it. An unspecified
+address stands for every address of its family, none at all for every address.
+"""
+
+SCHEMA = Schema(
+    (
+        (
+            """CREATE TABLE attachments (
+                id INTEGER PRIMARY KEY,
+                network TEXT NOT NULL,
+                container_id TEXT NOT NULL,
+                ifname TEXT NOT NULL,
+                token TEXT NOT NULL,
+                boot_id TEXT NOT NULL,
+                pod_namespace TEXT NOT NULL,
+                pod_name TEXT NOT NULL,
+                annotation TEXT NOT NULL,
+                document TEXT NOT NULL,
+                UNIQUE (network, container_id, ifname)
+            )""",
+            "CREATE INDEX attachments_container ON attachments (container_id, ifname)",
+            "CREATE INDEX attachments_pod ON attachments (pod_namespace, pod_name) WHERE pod_name <> ''",
+            "CREATE INDEX attachments_pending ON attachments (id) WHERE annotation = 'pending'",
+            """CREATE TABLE ports (
+                protocol TEXT NOT NULL,
+                port INTEGER NOT NULL,
+                host_ip TEXT NOT NULL,
+                attachment INTEGER NOT NULL,
+                container_id TEXT NOT NULL,
+                netns_id TEXT NOT NULL,
+                PRIMARY KEY (protocol, port, host_ip, attachment)
+            ) WITHOUT ROWID""",
+            "CREATE INDEX ports_attachment ON ports (attachment)",
+            f"""CREATE TRIGGER ports_one_holder BEFORE INSERT ON ports
+                WHEN EXISTS (SELECT 1 FROM ports AS held WHERE {_OVERLAP})
+                BEGIN SELECT RAISE(ABORT, 'the port is held by another container'); END""",
+            """CREATE TRIGGER attachments_released AFTER DELETE ON attachments
+                BEGIN DELETE FROM ports WHERE attachment = OLD.id; END""",
+            "CREATE TABLE bitmaps (protocol TEXT PRIMARY KEY, bits BLOB NOT NULL, crc INTEGER NOT NULL)",
+            """CREATE TABLE quarantine (
+                protocol TEXT NOT NULL, port INTEGER NOT NULL, released REAL NOT NULL, until REAL NOT NULL,
+                PRIMARY KEY (protocol, port)
+            ) WITHOUT ROWID""",
+            """CREATE TABLE remembered (
+                namespace TEXT NOT NULL, name TEXT NOT NULL, until REAL NOT NULL, ports TEXT NOT NULL,
+                PRIMARY KEY (namespace, name)
+            ) WITHOUT ROWID""",
+            "CREATE INDEX remembered_until ON remembered (until)",
+        ),
+    )
+)

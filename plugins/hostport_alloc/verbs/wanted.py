@@ -1,0 +1,54 @@
+"""What one ADD has to map: the union of what the Pod, the runtime and the configuration ask for."""
+
+from __future__ import annotations
+
+from cnimeta.errors import InvalidNetworkConfig
+from cnimeta_plugins.hostport_alloc.allocate.expose import EXPOSE_ANNOTATION, parse_annotation, read_mappings, union
+from cnimeta_plugins.hostport_alloc.state.record import Pod
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cnimeta.plugin.request import Request
+    from cnimeta.spec.fields import Fields
+    from cnimeta_plugins.hostport_alloc.allocate.expose import Wanted
+    from cnimeta_plugins.hostport_alloc.config import Settings
+    from cnimeta_plugins.hostport_alloc.state.record import Record
+
+
+def pod_of(request: Request) -> Pod | None:
+    """The Pod as CNI_ARGS name it; None outside Kubernetes."""
+    args = request.attachment.args
+    namespace, name = args.get("K8S_POD_NAMESPACE", ""), args.get("K8S_POD_NAME", "")
+    return Pod(namespace, name, args.get("K8S_POD_UID", "")) if namespace and name else None
+
+
+def wanted_by(request: Request, settings: Settings, annotations: Fields) -> Wanted:
+    """The union. Raises InvalidNetworkConfig (code 7)."""
+    names = tuple(found.name for found in settings.ranges)
+    given = read_mappings(request.conf.runtime_config, names)
+    asked = annotations.text(EXPOSE_ANNOTATION)
+    path = f'the Pod\'s annotation "{EXPOSE_ANNOTATION}"'
+    exposures = union(parse_annotation(asked, path, names), given.exposures, settings.expose)
+    count = sum(exposure.length * len(exposure.protocols) for exposure in exposures)
+    if count > settings.max_ports:
+        raise InvalidNetworkConfig(
+            f"{count} host ports are asked for, $.maxPortsPerPod allows {settings.max_ports}: expose fewer or raise it"
+        )
+    return given._replace(exposures=exposures)
+
+
+def asked_by(wanted: Wanted) -> tuple[frozenset[object], frozenset[object]]:
+    """What is asked for, to be compared with what a record has."""
+    ports = frozenset(
+        (exposure.port + offset, protocol, exposure.range, exposure.host_ip)
+        for exposure in wanted.exposures
+        for offset in range(exposure.length)
+        for protocol in exposure.protocols
+    )
+    return ports, frozenset(wanted.explicit)
+
+
+def given_to(record: Record) -> tuple[frozenset[object], frozenset[object]]:
+    """What a record has, to be compared with what is asked for."""
+    ports = frozenset((port.container_port, port.protocol, port.range, port.host_ip) for port in record.ports)
+    return ports, frozenset(record.explicit)
