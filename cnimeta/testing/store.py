@@ -38,6 +38,8 @@ class MemoryDatabases:
         self.statements: list[str] = []
         """Every statement of the transactions and snapshots, as it was run."""
         self.steps: list[str] = []
+        self.hook: Callable[[str], None] | None = None
+        """Called with every step, before it is taken."""
         self._fault: Callable[[], BaseException] | None = None
         self._countdown = 0
         self._lasting = False
@@ -67,6 +69,8 @@ class MemoryDatabases:
 
     def step(self, text: str) -> None:
         """Count a step, and take the fault that was set for it."""
+        if self.hook is not None:
+            self.hook(text)
         if self._fault is not None:
             self._countdown -= 1
             if self._countdown <= 0:

@@ -103,6 +103,10 @@ class Node:
     def call(self, verb: str, conf: dict[str, Any], **how: Any) -> Result | None:
         return call(HostportAlloc(self.wiring), verb, conf, log=self.log, **how)
 
+    def damage_document(self, text: str) -> None:
+        """Let the document of every record be this."""
+        self.databases.connections[DATA_DIR].execute("UPDATE attachments SET document=?", (text,))
+
     def mappings(self, verb: str = "ADD", plugin: str = "portmap") -> list[dict[str, Any]]:
         """The port mappings of the last call."""
         sent = self.executor.sent(verb, plugin)[-1]

@@ -193,7 +193,7 @@ def test_lost_state_is_recovered_from_portmap_before_a_port_could_be_given_away(
     node.call("ADD", conf, "c1")
     (kept,) = node.ports("c1")
     state = node.folder / "state"
-    for path in [*state.glob("hostports.*"), *(state / "records").iterdir()]:
+    for path in state.glob("cnimeta.db*"):
         path.write_bytes(b"")
     node.call("ADD", conf, "c2")
     assert node.ports("c2") == [20000 + 20001 - kept]
@@ -224,7 +224,7 @@ def test_port_that_portmap_mapped_by_itself_is_not_given_out(node: KernelNode) -
     words = [f"{key}={value}" for key, value in environ.items()]
     node.node.run("env", "-i", *words, str(node.bin / "portmap"), stdin=json.dumps(conf))
     for _ in range(3):
-        for path in (node.folder / "state").glob("hostports.*"):
+        for path in (node.folder / "state").glob("cnimeta.db*"):
             path.unlink()  # portmap's own mappings never become records of ours
         node.call("ADD", node.conf(ranges={"default": "20000-20001"}, quarantineSeconds=0, sticky=False), "c2")
         assert node.ports("c2") == [20001]

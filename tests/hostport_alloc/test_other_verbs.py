@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hostport_harness import POD_ARGS, Node, conf
+from hostport_harness import DATA_DIR, POD_ARGS, Node, conf
 
-from cnimeta.errors import CniError, IoFailure, PluginNotAvailable
+from cnimeta.errors import CniError, IoFailure, PluginNotAvailable, StateUnusable
 from cnimeta.testing.delegates import FakeDelegate
 from cnimeta.testing.memory import call
 from cnimeta_plugins.hostport_alloc.main import HostportAlloc
@@ -169,22 +168,22 @@ def test_status_is_50_when_a_plugin_is_missing() -> None:
 def test_status_is_50_when_the_data_dir_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     plugin = HostportAlloc()
-    with pytest.raises(CniError, match="Not a directory") as caught:
+    with pytest.raises(CniError, match="no folder, owner 0") as caught:
         call(plugin, "STATUS", conf(**GC, dataDir=str(tmp_path / "data")))
     assert caught.value.code == 50
 
 
 @pytest.mark.parametrize("folder", ["/proc/cnimeta", "/sys/cnimeta"])
 def test_status_is_50_when_the_data_dir_cannot_be_written(folder: str) -> None:
-    with pytest.raises(CniError, match="cannot be written") as caught:
+    with pytest.raises(CniError, match=f"state: {folder}: .*check dataDir") as caught:
         call(HostportAlloc(), "STATUS", conf(**GC, dataDir=folder))
     assert caught.value.code == 50
 
 
 def test_status_is_50_when_the_disk_is_full() -> None:
     node = Node()
-    node.files.fail_at(1, lasting=True)
-    with pytest.raises(CniError, match="No space left") as caught:
+    node.databases.fail_at(1, StateUnusable("state: database or disk is full"), lasting=True)
+    with pytest.raises(CniError, match="disk is full") as caught:
         node.call("STATUS", conf(**GC))
     assert caught.value.code == 50
 
@@ -192,10 +191,7 @@ def test_status_is_50_when_the_disk_is_full() -> None:
 def test_status_is_50_when_a_later_version_wrote_the_state() -> None:
     node = Node()
     node.call("ADD", conf())
-    for path in list(node.files.content):
-        if path.startswith("/data/hostports."):
-            body = node.files.content[path].replace(b"hostports 1", b"hostports 99")[:-9]
-            node.files.content[path] = body + b"%08x\n" % zlib.crc32(body)
+    node.databases.connections[DATA_DIR].execute("PRAGMA user_version=99")
     with pytest.raises(CniError) as caught:
         node.call("STATUS", conf(**GC))
     assert caught.value.code == 50
@@ -203,7 +199,7 @@ def test_status_is_50_when_a_later_version_wrote_the_state() -> None:
 
 def test_add_fails_clean_when_the_disk_is_full() -> None:
     node = Node()
-    node.files.fail_at(1, lasting=True)
+    node.databases.fail_at(1, lasting=True)
     with pytest.raises(CniError) as caught:
         node.call("ADD", conf())
     assert caught.value.code == 104
@@ -215,7 +211,7 @@ def test_add_takes_all_back_when_the_disk_fills_up_meanwhile() -> None:
 
     def hook(name: str, *_: Any) -> None:
         if name == "portmap":
-            node.files.fail_at(1, lasting=True)
+            node.databases.fail_at(1, lasting=True)
 
     node.executor.hook = hook
     with pytest.raises(CniError) as caught:
@@ -223,7 +219,7 @@ def test_add_takes_all_back_when_the_disk_fills_up_meanwhile() -> None:
     assert caught.value.code == 104
     assert node.portmap.attachments == node.bridge.attachments == {}
     node.executor.hook = None
-    node.files.heal()
+    node.databases.heal()
     node.call("DEL", conf())
     assert node.ports() == []
 
@@ -248,15 +244,14 @@ def test_same_container_gets_its_ports_again_after_a_reboot() -> None:
     node.call("ADD", conf(), args=POD_ARGS)
     assert node.ports() == ports
     assert [call.verb for call in node.executor.calls] == ["DEL", "DEL", "ADD", "ADD"]
-    assert node.store.disagreements() == ()
+    assert node.store.problems() == []
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"\0" * 100, b"garbage"])
-def test_delete_undoes_by_the_configuration_when_the_record_is_damaged(damage: bytes) -> None:
+@pytest.mark.parametrize("damage", ["", "{", "\0" * 100, "garbage"])
+def test_delete_undoes_by_the_configuration_when_the_record_is_damaged(damage: str) -> None:
     node = Node()
     node.call("ADD", conf())
-    (path,) = (path for path in node.files.content if "c1" in path or path.endswith(".json"))
-    node.files.content[path] = damage
+    node.damage_document(damage)
     node.executor.calls.clear()
     node.call("DEL", conf(), netns="")
     node.call("DEL", conf(), netns="")
@@ -303,6 +298,6 @@ def test_next_command_restores_everything_when_add_is_killed(at: int) -> None:
     node.executor.hook = None
     node.call("DEL", settings, netns="")
     assert all(plugin.attachments == {} for plugin in node.executor.plugins.values())
-    assert node.store.disagreements() == ()
+    assert node.store.problems() == []
     node.call("ADD", settings, container_id="c2")
     assert node.ports("c2") == [20000]

@@ -83,7 +83,7 @@ def test_pending_annotation_is_listed_with_its_reason_and_delivered(node: Node, 
     assert entry["annotation"] == "pending"
     assert "no answer" in entry["annotationError"]
     status, text = shell("deliver")
-    assert (status, text) == (0, "1 annotations written, 0 of Pods that are gone, 0 still pending\n")
+    assert (status, text) == (0, "1 annotation written, 0 of Pods that are gone, 0 still pending\n")
     assert shell.json()[0]["annotation"] == "done"
     assert "cnimeta.io/hostports" in node.pods.annotations("default", "web")
 
@@ -128,7 +128,7 @@ def test_check_finds_missing_rules_and_repair_puts_them_back(node: Node, shell: 
     (problem,) = shell.json("check")["problems"]
     assert (problem["kind"], problem["containerID"]) == ("rule", "c1")
     assert shell("check")[0] == 1
-    assert shell("repair") == (0, "port mappings of 1 containers are in place, 0 could not be repaired\n")
+    assert shell("repair") == (0, "port mappings of 1 container are in place, 0 could not be repaired\n")
     assert [one["hostPort"] for one in node.mappings()] == ports
     assert node.executor.sent("ADD", "portmap")[-1].conf["prevResult"]["ips"] == [
         {"address": "10.1.0.2/24", "interface": 0}
@@ -145,8 +145,9 @@ def test_check_finds_a_process_that_took_a_port(node: Node, shell: Shell) -> Non
 
 def test_check_finds_damaged_files_and_repair_rebuilds_them(node: Node, shell: Shell) -> None:
     node.call("ADD", conf())
-    for slot in ("hostports.0", "hostports.1"):
-        node.files.content[f"{DATA_DIR}/{slot}"] = b"garbage"
+    connection = node.databases.connections[DATA_DIR]
+    connection.execute("UPDATE bitmaps SET bits=zeroblob(8192)")
+    connection.execute("UPDATE ports SET port=port+1")
     assert {problem["kind"] for problem in shell.json("check")["problems"]} == {"state"}
     assert shell("repair")[0] == 0
     assert shell.json("check") == {"ok": True, "problems": []}
@@ -171,6 +172,11 @@ def test_check_finds_an_add_that_was_cut_short(node: Node, shell: Shell) -> None
 def test_release_does_what_del_would_have_done(node: Node, shell: Shell) -> None:
     node.call("ADD", conf())
     (port,) = node.ports()
+    status, text = shell("release", "c1")
+    assert status == 1
+    assert "is alive: stop the container, or use --force" in text
+    assert node.ports() == [port]
+    node.namespaces["/run/netns/c1"] = ""
     assert shell("release", "c1") == (0, f"freed {port}/tcp\n")
     assert node.ports() == []
     assert node.bridge.attachments == node.portmap.attachments == {}

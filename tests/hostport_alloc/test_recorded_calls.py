@@ -61,7 +61,7 @@ def test_recorded_calls_are_served(wrapper: bool) -> None:
         if call["env"]["CNI_COMMAND"] == "ADD":
             assert [one["hostPort"] for one in node.mappings()][: len(explicit)] == explicit
     assert node.portmap.attachments == node.bridge.attachments == {}
-    assert node.store.disagreements() == ()
+    assert node.store.problems() == []
     assert list(node.store.records()) == []
 
 

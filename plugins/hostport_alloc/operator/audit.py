@@ -53,7 +53,9 @@ class Audit:
         for text in self.store.problems():
             yield Problem("state", "", text)
         in_use = set(self.wiring.sockets.in_use())
+        held: dict[tuple[str, str, str], frozenset[tuple[str, int]]] = {}
         for record in self.store.records():
+            held[record.key] = record.held
             yield from self._of_record(record)
             for protocol, port in sorted(record.held & in_use):
                 message = (
@@ -61,8 +63,8 @@ class Audit:
                 )
                 yield Problem("socket", record.container_id, message)
         for mapping in self.wiring.mappings(self.data_dir, self.log):
-            known = self.store.load((mapping.network, mapping.container_id, mapping.ifname))
-            if known is None or (mapping.protocol, mapping.host_port) not in known.held:
+            key = mapping.network, mapping.container_id, mapping.ifname
+            if (mapping.protocol, mapping.host_port) not in held.get(key, ()):
                 message = f"host port {mapping.host_port}/{mapping.protocol} is mapped and has no record"
                 yield Problem("rule", mapping.container_id, message)
 

@@ -290,7 +290,7 @@ class Store:
     def records(self) -> Iterator[Record]:
         """Every record, this boot's and earlier ones; unreadable ones as `salvaged`. Read in chunks."""
         after = 0
-        while True:
+        while self._database.exists():
             chunk = self._database.read(lambda connection: self._chunk(connection, after), tolerant=True)  # noqa: B023
             yield from (record for _, record in chunk)
             if len(chunk) < _CHUNK:
@@ -331,7 +331,7 @@ class Store:
         def work(connection: Connection) -> Occupancy:
             return Occupancy(rows.current_bits(connection), rows.quarantined(connection, self._clock.boottime()))
 
-        return self._database.read(work)
+        return self._database.read(work) if self._database.exists() else Occupancy({}, ())
 
     def try_writing(self) -> None:
         """Raise what ADD would, when nothing can be written: permissions alone do not tell."""
@@ -339,6 +339,8 @@ class Store:
 
     def problems(self) -> list[str]:
         """What is wrong with the database and where its parts disagree, in words. Reads all of it, changes nothing."""
+        if not self._database.exists():
+            return []  # looking makes none
         return [*self._database.problems(), *self._database.read(self._disagreements)]
 
     def _disagreements(self, connection: Connection) -> list[str]:
