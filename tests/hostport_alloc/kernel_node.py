@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -170,8 +171,19 @@ class KernelNode:
         return done.stdout.strip()
 
     def record(self, name: str = "c1") -> dict[str, Any] | None:
-        path = self.folder / "state" / "records" / f"{name}:eth0:pods.json"
-        return json.loads(path.read_text())["record"] if path.exists() else None
+        return self.records().get(name)
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Every record of the state, by container."""
+        path = self.folder / "state" / "cnimeta.db"
+        if not path.exists():
+            return {}
+        connection = sqlite3.connect(path)
+        try:
+            found = connection.execute("SELECT container_id, document FROM attachments").fetchall()
+        finally:
+            connection.close()
+        return {name: json.loads(document)["record"] for name, document in found}
 
     def ports(self, name: str = "c1") -> list[int]:
         record = self.record(name)
@@ -194,4 +206,4 @@ class KernelNode:
 def assert_nothing_left(node: KernelNode) -> None:
     assert node.rules() == ""
     assert node.leases() == []
-    assert list((node.folder / "state" / "records").glob("[!.]*")) == []
+    assert node.records() == {}
