@@ -6,6 +6,8 @@ Every failure is an InvalidNetworkConfig (code 7) that names the JSON path and t
 
 from __future__ import annotations
 
+import os
+
 from cnimeta.errors import InvalidNetworkConfig, shown
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec import validate
@@ -86,6 +88,23 @@ class Settings(NamedTuple):
     def range(self, name: str) -> PortRange:
         """The range of that name; exposures have been checked against the names."""
         return next(found for found in self.ranges if found.name == name)
+
+    def reserved(self, ephemeral: tuple[int, int]) -> list[tuple[str, int, int]]:
+        """(what, first, last) of ports that no range may have, unless the operator forces it."""
+        if self.force_overlap:
+            return []
+        return [
+            *(("the NodePort range", *span) for span in self.node_ports.spans),
+            ("the ephemeral range net.ipv4.ip_local_port_range", *ephemeral),
+        ]
+
+
+def refuse_unreadable_credentials(api: ApiSettings | None) -> None:
+    """Raise InvalidNetworkConfig (code 7) when Pods must be annotated with credentials that are not there."""
+    if api is not None and api.required and api.kubeconfig and not os.access(api.kubeconfig, os.R_OK):
+        raise InvalidNetworkConfig(
+            f'$.kubernetes.kubeconfig {shown(api.kubeconfig)} cannot be read, and $.kubernetes.policy is "required"'
+        )
 
 
 def read_settings(conf: NetConf) -> Settings:

@@ -13,7 +13,7 @@ import pytest
 from kernel_node import POD_ARGS, SERVER, Failed, KernelNode, assert_nothing_left
 
 from cnimeta.testing.kube import Fault, PodServer
-from cnimeta_plugins.hostport_alloc.operator import wrap
+from cnimeta_plugins.hostport_alloc.operator import wrap, wrapfile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -289,7 +289,9 @@ def test_ptp_is_wrapped_from_its_file(node: KernelNode) -> None:
     ipam = {**node.bridge()["ipam"]}
     file = node.folder / "20-ptp.conf"
     file.write_text(json.dumps({"cniVersion": "0.4.0", "name": "pods", "type": "ptp", "ipam": ipam}))
-    wrap.wrap_file(str(file), wrap.Options({"default": "20000-20099"}, ["80/tcp"], data_dir=str(node.folder / "state")))
+    wrapfile.wrap_file(
+        str(file), wrap.Options({"default": "20000-20099"}, ["80/tcp"], data_dir=str(node.folder / "state"))
+    )
     conf = json.loads(file.read_text())
     node.call("ADD", conf)
     node.serve("c1")

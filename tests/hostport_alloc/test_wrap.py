@@ -12,7 +12,7 @@ import pytest
 from cnimeta.errors import CniError
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.hostport_alloc.config import read_settings
-from cnimeta_plugins.hostport_alloc.operator import wrap
+from cnimeta_plugins.hostport_alloc.operator import wrap, wrapfile
 from cnimeta_plugins.hostport_alloc.operator.commands import add_commands
 
 pytestmark = pytest.mark.unit
@@ -174,13 +174,72 @@ def test_unwrapping_is_refused_when_the_file_was_replaced_unless_forced(tmp_path
 
 def test_unwrapping_is_refused_when_nothing_was_wrapped(tmp_path: Path) -> None:
     with pytest.raises(CniError, match="does not exist"):
-        wrap.unwrap_file(str(tmp_path / "a.conf"))
+        wrapfile.unwrap_file(str(tmp_path / "a.conf"))
 
 
-def test_wrapping_twice_is_refused_when_the_original_is_still_there(tmp_path: Path) -> None:
+def test_earlier_original_is_kept_under_a_number_when_another_installer_replaced_the_file(tmp_path: Path) -> None:
     file = tmp_path / "a.conf"
     file.write_text(json.dumps(CONFIGURATIONS["ptp.conf"]))
-    (tmp_path / "a.conf.cnimeta-original").write_text("precious")
-    with pytest.raises(CniError, match="exists: unwrap the file first"):
-        wrap.wrap_file(str(file), wrap.Options({}))
-    assert (tmp_path / "a.conf.cnimeta-original").read_text() == "precious"
+    assert run("wrap", str(file)) == 0
+    file.write_text(json.dumps(CONFIGURATIONS["bridge.conf"]))
+    assert run("wrap", str(file)) == 0
+    assert json.loads((tmp_path / "a.conf.cnimeta-original").read_text()) == CONFIGURATIONS["bridge.conf"]
+    assert json.loads((tmp_path / "a.conf.cnimeta-original.1").read_text()) == CONFIGURATIONS["ptp.conf"]
+    assert run("wrap", str(file), "--unwrap") == 0
+    assert json.loads(file.read_text()) == CONFIGURATIONS["bridge.conf"]
+
+
+def test_unwrapping_says_what_would_be_lost_when_the_wrapped_file_was_edited(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.conf"
+    file.write_text(json.dumps(CONFIGURATIONS["ptp.conf"]))
+    assert run("wrap", str(file)) == 0
+    edited = json.loads(file.read_text())
+    edited["delegates"][0]["mtu"] = 1400
+    file.write_text(json.dumps(edited))
+    assert run("wrap", str(file), "--unwrap") == 1
+    assert "$.delegates[0].mtu" in capsys.readouterr().err
+    assert json.loads(file.read_text()) == edited
+    assert run("wrap", str(file), "--unwrap", "--force") == 0
+    assert json.loads(file.read_text()) == CONFIGURATIONS["ptp.conf"]
+
+
+def test_nothing_is_changed_when_unwrapping_is_only_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a.conf"
+    file.write_text(json.dumps(CONFIGURATIONS["ptp.conf"]))
+    assert run("wrap", str(file)) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    capsys.readouterr()
+    assert run("wrap", str(file), "--print", "--unwrap") == 0
+    assert json.loads(capsys.readouterr().out) == CONFIGURATIONS["ptp.conf"]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_default_range_stays_when_another_one_is_named_until_it_is_emptied(tmp_path: Path) -> None:
+    file = tmp_path / "a.conf"
+    for words, ranges in (
+        (("--range", "games=7000-7999"), {"default": "20000-24999", "games": "7000-7999"}),
+        (("--range", "games=7000-7999", "--range", "default="), {"games": "7000-7999"}),
+    ):
+        file.write_text(json.dumps(CONFIGURATIONS["ptp.conf"]))
+        assert run("wrap", str(file), *words) == 0
+        assert json.loads(file.read_text())["ranges"] == ranges
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--range", "default=30000-31000"), "overlaps the NodePort range"),
+        (("--range", "default=40000-41000"), "overlaps the ephemeral range"),
+        (("--kubeconfig", "/no/such/file", "--policy", "required"), "cannot be read"),
+    ],
+)
+def test_wrapping_is_refused_when_add_would_be(
+    words: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.conf"
+    file.write_text(json.dumps(CONFIGURATIONS["ptp.conf"]))
+    assert run("wrap", str(file), *words) == 1
+    assert said in capsys.readouterr().err
+    assert json.loads(file.read_text()) == CONFIGURATIONS["ptp.conf"]

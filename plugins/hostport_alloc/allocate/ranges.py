@@ -67,18 +67,19 @@ def _number(text: str) -> int | None:
     return int(text) if 1 <= int(text) <= PORT_MAX else None
 
 
-def refuse_overlap(found: PortRange, path: str, reserved: Iterable[tuple[str, int, int]]) -> None:
-    """Raise InvalidNetworkConfig (code 7) when the range shares ports with one of `reserved` (what, first, last).
+def refuse_reserved(ranges: Iterable[PortRange], reserved: Iterable[tuple[str, int, int]]) -> None:
+    """Raise InvalidNetworkConfig (code 7) when a range shares ports with one of `reserved` (what, first, last).
 
-    Callers give NodePorts ("the NodePort range", 30000, 32767), which no bind test can see, and the ephemeral range,
-    from which the kernel takes source ports at any moment; and skip the call when the operator forces the overlap.
+    Callers give NodePorts, which no bind test can see, and the ephemeral range, from which the kernel takes source
+    ports at any moment; nothing when the operator forces the overlap.
     """
-    for what, first, last in reserved:
-        for low, high in found.spans:
-            if low <= last and first <= high:
+    kept = tuple(reserved)
+    for found in ranges:
+        for what, first, last in kept:
+            if any(low <= last and first <= high for low, high in found.spans):
                 raise InvalidNetworkConfig(
-                    f"{path} {shown(found.text)} overlaps {what} ({first}-{last}): choose ports outside it, or set"
-                    " forceOverlap if you keep them apart yourself"
+                    f"$.ranges.{found.name} {shown(found.text)} overlaps {what} ({first}-{last}): choose ports outside"
+                    " it, or set forceOverlap if you keep them apart yourself"
                 )
 
 

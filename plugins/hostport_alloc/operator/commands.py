@@ -7,14 +7,17 @@ import sys
 from typing import TYPE_CHECKING
 
 from cnimeta.errors import CniError, InvalidNetworkConfig, shown
-from cnimeta_plugins.hostport_alloc.config import LOCK_TIMEOUT_S
-from cnimeta_plugins.hostport_alloc.operator import wrap
-from cnimeta_plugins.hostport_alloc.operator.conf import CONF_DIR, bin_dirs, data_dir, settings_of
+from cnimeta_plugins.hostport_alloc.allocate.ranges import refuse_reserved
+from cnimeta_plugins.hostport_alloc.config import LOCK_TIMEOUT_S, read_settings, refuse_unreadable_credentials
+from cnimeta_plugins.hostport_alloc.operator import wrapfile
+from cnimeta_plugins.hostport_alloc.operator.conf import CONF_DIR, bin_dirs, data_dir, entry_of, settings_of
+from cnimeta_plugins.hostport_alloc.operator.wrap import Options, wrapped
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.hostport_alloc.config import Settings
     from cnimeta_plugins.hostport_alloc.operator.audit import Problem
     from cnimeta_plugins.hostport_alloc.operator.repair import Repair
@@ -109,9 +112,12 @@ def _guarded(
 # --- wrap ------------------------------------------------------------------------------------------------------
 
 
-def _wrap(args: argparse.Namespace, _: Wiring) -> int:
+def _wrap(args: argparse.Namespace, wiring: Wiring) -> int:
+    if args.unwrap and args.only_print:
+        sys.stdout.write(wrapfile.unwrapped(args.file, force=args.force).decode("utf-8", "replace"))
+        return 0
     if args.unwrap:
-        original = wrap.unwrap_file(args.file, force=args.force)
+        original = wrapfile.unwrap_file(args.file, force=args.force)
         _say(args.json, {"action": "unwrap", "file": args.file}, f"{args.file} is as it was; {original} is gone")
         return 0
     ranges = {}
@@ -121,14 +127,26 @@ def _wrap(args: argparse.Namespace, _: Wiring) -> int:
             raise InvalidNetworkConfig(f"--range must be NAME=FIRST-LAST, got {shown(text)}")
         ranges[name] = ports
     kubeconfig = "" if args.kubeconfig == "node" else args.kubeconfig
-    options = wrap.Options(ranges, args.expose, kubeconfig, args.policy, args.data_dir)
+    options = Options(ranges, args.expose, kubeconfig, args.policy, args.data_dir)
+    document = wrapped(wrapfile.read_document(args.file), options)
+    _refuse_what_add_would(document, wiring)
     if args.only_print:
-        sys.stdout.write(wrap.render(wrap.wrapped(wrap.read_document(args.file), options)))
+        sys.stdout.write(wrapfile.render(document))
         return 0
-    original = wrap.wrap_file(args.file, options)
+    original = wrapfile.wrap_file(args.file, options)
     body = {"action": "wrap", "file": args.file, "original": original}
     _say(args.json, body, f"{args.file} is wrapped; the original is {original}")
     return 0
+
+
+def _refuse_what_add_would(document: Mapping[str, JSON], wiring: Wiring) -> None:
+    """What ADD would refuse on this node is refused now, when somebody looks."""
+    conf = entry_of(document)
+    if conf is None:
+        raise RuntimeError("the wrapped document has no entry of ours")
+    settings = read_settings(conf)
+    refuse_reserved(settings.ranges, settings.reserved(wiring.sockets.ephemeral()))
+    refuse_unreadable_credentials(settings.api)
 
 
 def _say(as_json: bool, body: object, text: str) -> None:

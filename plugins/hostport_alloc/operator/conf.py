@@ -9,10 +9,11 @@ from cnimeta.errors import CniError, InvalidNetworkConfig, shown
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.hostport_alloc.config import DATA_DIR, PLUGIN_TYPE, read_settings
-from cnimeta_plugins.hostport_alloc.operator.wrap import read_document
+from cnimeta_plugins.hostport_alloc.operator.wrapfile import read_document
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
     from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.hostport_alloc.config import Settings
@@ -23,12 +24,12 @@ CONF_DIR = "/etc/cni/net.d"
 def settings_of(args: argparse.Namespace) -> Settings | None:
     """The first hostport_alloc configuration in --conf, or in the runtime's folder; None when there is none."""
     given = getattr(args, "conf", None)
-    found = _entry(read_document(given)) if given else None
+    found = entry_of(read_document(given)) if given else None
     if given and found is None:
         raise InvalidNetworkConfig(f"{shown(given)} has no plugin of type {PLUGIN_TYPE}")
     for name in () if given else _names(CONF_DIR):
         try:
-            found = _entry(read_document(os.path.join(CONF_DIR, name)))
+            found = entry_of(read_document(os.path.join(CONF_DIR, name)))
         except CniError:
             continue  # not ours to judge
         if found is not None:
@@ -44,7 +45,8 @@ def _names(folder: str) -> list[str]:
     return sorted(name for name in names if name.endswith((".conf", ".conflist", ".json")))
 
 
-def _entry(document: dict[str, JSON]) -> NetConf | None:
+def entry_of(document: Mapping[str, JSON]) -> NetConf | None:
+    """The configuration of hostport_alloc in a network's, as the runtime would hand it over."""
     fields = Fields(document)
     head: dict[str, JSON] = {"name": fields.text("name"), "cniVersion": fields.text("cniVersion")}
     for entry in fields.objects("plugins") if fields.has("plugins") else [fields]:

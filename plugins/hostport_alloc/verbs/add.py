@@ -7,7 +7,7 @@ to undo) is committed before the first delegate runs; the record goes only after
 from __future__ import annotations
 
 from cnimeta.errors import CniError, HostPortConflict, joined
-from cnimeta_plugins.hostport_alloc.allocate.ranges import refuse_overlap
+from cnimeta_plugins.hostport_alloc.allocate.ranges import refuse_reserved
 from cnimeta_plugins.hostport_alloc.config import read_settings
 from cnimeta_plugins.hostport_alloc.pod.publish import Publisher
 from cnimeta_plugins.hostport_alloc.state.record import Record
@@ -94,14 +94,7 @@ class Add:
     def _hold(self, wanted: Wanted, steps: tuple[Step, ...]) -> None:
         settings = self.settings
         ranges = {exposure.range: settings.range(exposure.range) for exposure in wanted.exposures}
-        if not settings.force_overlap:
-            first, last = self.wiring.sockets.ephemeral()
-            reserved = [
-                *(("the NodePort range", *span) for span in settings.node_ports.spans),
-                ("the ephemeral range net.ipv4.ip_local_port_range", first, last),
-            ]
-            for name, found in ranges.items():
-                refuse_overlap(found, f"$.ranges.{name}", reserved)
+        refuse_reserved(ranges.values(), settings.reserved(self.wiring.sockets.ephemeral()))
         blocked = self.wiring.blocked(self.request.log) if wanted.exposures else {}
         for port in self.avoid:
             blocked = {protocol: ports | 1 << port for protocol, ports in blocked.items()}

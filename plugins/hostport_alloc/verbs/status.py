@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cnimeta.errors import CniError, PluginNotAvailable, shown
-from cnimeta_plugins.hostport_alloc.config import read_settings
+from cnimeta_plugins.hostport_alloc.allocate.ranges import refuse_reserved
+from cnimeta_plugins.hostport_alloc.config import read_settings, refuse_unreadable_credentials
 from cnimeta_plugins.hostport_alloc.verbs import steps as calls
 from cnimeta_plugins.hostport_alloc.verbs.steps import planned
 
@@ -20,6 +21,8 @@ def status(wiring: Wiring, request: Request) -> None:
     store = wiring.store(settings.data_dir, settings.lock_timeout_s, request.log)
     delegates, steps = wiring.delegates(request.environ, request.cni_path, request.log), planned(request)
     try:
+        refuse_reserved(settings.ranges, settings.reserved(wiring.sockets.ephemeral()))
+        refuse_unreadable_credentials(settings.api)
         store.try_writing()
         used = store.occupancy().used
         blocked = wiring.blocked(request.log)
