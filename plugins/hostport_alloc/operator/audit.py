@@ -13,7 +13,7 @@ from cnimeta.errors import CniError
 from cnimeta.spec.version import at_least
 from cnimeta_plugins.hostport_alloc.verbs import steps as calls
 from cnimeta_plugins.hostport_alloc.verbs.steps import CHECK_SINCE, mappings_of
-from cnimeta_plugins.hostport_alloc.verbs.undo import decode_undo, delegates_of
+from cnimeta_plugins.hostport_alloc.verbs.undo import decode_undo, delegates_of, is_reused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,10 +74,12 @@ class Audit:
             yield Problem("record", record.container_id, "it is of an earlier boot; DEL or GC has not come")
         elif undo is None:
             yield Problem("record", record.container_id, "it does not tell how its ports were mapped")
+        elif is_reused(self.wiring, record):
+            yield Problem("record", record.container_id, "its namespace is gone; DEL or GC has not come")
         elif record.phase != "mapped":
             yield Problem("record", record.container_id, f"ADD was cut short (phase {record.phase})")
         else:
-            delegates = delegates_of(self.wiring, record, undo, os.environ, self.folders, self.log)
+            delegates = delegates_of(self.wiring, record, undo, os.environ, self.folders, self.log, lost=record.netns)
             for step in undo.steps:
                 if not step.maps:
                     continue

@@ -13,7 +13,7 @@ from cnimeta_plugins.hostport_alloc.config import PORTMAP_TYPE
 from cnimeta_plugins.hostport_alloc.operator.audit import Problem
 from cnimeta_plugins.hostport_alloc.verbs import steps as calls
 from cnimeta_plugins.hostport_alloc.verbs.steps import CHECK_SINCE, call_conf, mappings_of
-from cnimeta_plugins.hostport_alloc.verbs.undo import decode_undo, delegates_of, lives, take_back
+from cnimeta_plugins.hostport_alloc.verbs.undo import decode_undo, delegates_of, is_reused, lives, take_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,7 +69,10 @@ class Repair:
             undo = decode_undo(now.undo)
             if undo is None or now.phase != "mapped" or not self.store.is_alive(now):
                 return False
-            delegates = delegates_of(self.wiring, now, undo, os.environ, self.folders, self.log)
+            if is_reused(self.wiring, now):
+                self.log(f"the namespace of container {shown(now.container_id)} is gone; DEL or GC has not come")
+                return False
+            delegates = delegates_of(self.wiring, now, undo, os.environ, self.folders, self.log, lost=now.netns)
             steps = [step for step in undo.steps if step.maps]
             for step in steps:
                 self._map_again(delegates, now, undo, step)

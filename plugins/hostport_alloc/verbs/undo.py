@@ -83,6 +83,12 @@ def lives(wiring: Wiring, record: Record) -> bool:
     return bool(record.netns and record.netns_id) and wiring.namespace_id(record.netns) == record.netns_id
 
 
+def is_reused(wiring: Wiring, record: Record) -> bool:
+    """Whether the recorded path is known to lead to another namespace now: then the recorded one is not there."""
+    now = wiring.namespace_id(record.netns)
+    return bool(now and record.netns_id) and now != record.netns_id
+
+
 def delegates_of(
     wiring: Wiring,
     record: Record,
@@ -90,15 +96,20 @@ def delegates_of(
     environ: Mapping[str, str],
     folders: Sequence[str],
     log: Callable[[str], None],
+    *,
+    lost: str = "",
 ) -> Delegates:
-    """The delegates of a recorded attachment. `folders` empty: those of its ADD."""
+    """The delegates of a recorded attachment, `folders` empty: those of its ADD.
+
+    `lost` is CNI_NETNS where the namespace is not known to live: nothing for DEL; CHECK and ADD need a path.
+    """
     recorded = tuple(folder for folder in undo.path.split(":") if folder) if undo is not None else ()
     places = tuple(folders) or recorded
     seen = {
         **environ,
         "CNI_CONTAINERID": record.container_id,
         "CNI_IFNAME": record.ifname,
-        "CNI_NETNS": record.netns if lives(wiring, record) else "",
+        "CNI_NETNS": record.netns if lives(wiring, record) else lost,
         "CNI_ARGS": undo.args if undo is not None else "",
         "CNI_PATH": ":".join(places),
     }
