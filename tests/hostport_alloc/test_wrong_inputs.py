@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -81,3 +82,24 @@ def test_wrong_value_is_told_and_leaves_nothing(path: tuple[Any, ...], verb: str
             assert failure.msg
             assert node.portmap.attachments == node.bridge.attachments == {}
             assert list(node.store.records()) == []
+
+
+@pytest.mark.parametrize("text", [",".join(["1-65535"] * count) for count in (1, 100, 1000)] + ["80," * 40_000])
+def test_annotation_is_refused_before_it_is_taken_apart_when_it_asks_for_too_much(text: str) -> None:
+    node = Node()
+    steps = 0
+
+    def counted(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+
+    annotations = {"io.kubernetes.cri.pod-annotations": {"cnimeta.io/expose": text}}
+    sys.setprofile(counted)
+    try:
+        with pytest.raises(CniError) as caught:
+            node.call("ADD", conf(runtimeConfig=annotations))
+    finally:
+        sys.setprofile(None)
+    assert caught.value.code == 7
+    assert steps < 100_000 + 60 * len(text.split(","))  # linear in the text, whatever it asks for
+    assert node.executor.calls == []

@@ -31,6 +31,7 @@ POD_ANNOTATIONS = "io.kubernetes.cri.pod-annotations"
 DEFAULT_RANGE = "default"
 PROTOCOLS = ("tcp", "udp", "sctp")
 _PORT_MAX = 65535
+_ANNOTATION_MAX = 64 * 1024
 _FORM = "[RANGE:]PORT[-PORT][/tcp|udp|sctp], protocols of one number joined by +, such as 80/tcp or games:9000/udp"
 
 
@@ -99,6 +100,8 @@ def _port(text: str) -> int | None:
 
 def parse_annotation(text: str, path: str, ranges: Iterable[str]) -> tuple[Exposure, ...]:
     """Read the annotation's comma-separated list; empty text and empty entries say nothing."""
+    if len(text) > _ANNOTATION_MAX:
+        raise InvalidNetworkConfig(f"{path} has {len(text)} characters, at most {_ANNOTATION_MAX} are read")
     known = tuple(ranges)
     return tuple(parse_exposure(part, path, known) for part in text.split(",") if part.strip())
 

@@ -8,9 +8,11 @@ from cnimeta_plugins.hostport_alloc.state.record import Pod
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from cnimeta.plugin.request import Request
     from cnimeta.spec.fields import Fields
-    from cnimeta_plugins.hostport_alloc.allocate.expose import Wanted
+    from cnimeta_plugins.hostport_alloc.allocate.expose import Exposure, Wanted
     from cnimeta_plugins.hostport_alloc.config import Settings
     from cnimeta_plugins.hostport_alloc.state.record import Record
 
@@ -28,13 +30,20 @@ def wanted_by(request: Request, settings: Settings, annotations: Fields) -> Want
     given = read_mappings(request.conf.runtime_config, names)
     asked = annotations.text(EXPOSE_ANNOTATION)
     path = f'the Pod\'s annotation "{EXPOSE_ANNOTATION}"'
-    exposures = union(parse_annotation(asked, path, names), given.exposures, settings.expose)
+    sources = parse_annotation(asked, path, names), given.exposures, settings.expose
+    for source in sources:  # before they are taken apart: a short text can ask for very many
+        _refuse_too_many(source, settings)
+    exposures = union(*sources)
+    _refuse_too_many(exposures, settings)
+    return given._replace(exposures=exposures)
+
+
+def _refuse_too_many(exposures: Iterable[Exposure], settings: Settings) -> None:
     count = sum(exposure.length * len(exposure.protocols) for exposure in exposures)
     if count > settings.max_ports:
         raise InvalidNetworkConfig(
             f"{count} host ports are asked for, $.maxPortsPerPod allows {settings.max_ports}: expose fewer or raise it"
         )
-    return given._replace(exposures=exposures)
 
 
 def asked_by(wanted: Wanted) -> tuple[frozenset[object], frozenset[object]]:
