@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 
-from cnimeta.launcher import PLUGINS, render
+from cnimeta.cli.install import install
 from cnimeta.testing.conformance import RULES, Finding, examine
 from cnimeta.testing.conformance_subject import sandbox
 
@@ -49,19 +48,6 @@ VERSION is asked in); the table says what happens, not who is to blame.
 """
 
 
-def install(folder: str) -> None:
-    """Launchers of this checkout."""
-    import cnimeta_plugins
-
-    plugins_folder = os.path.dirname(os.path.abspath(cnimeta_plugins.__file__))
-    site = [path for path in sys.path if path.endswith("site-packages")]
-    for name, target in PLUGINS.items():
-        path = os.path.join(folder, name)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(render(target, sys.executable, plugins_folder, site))
-        os.chmod(path, 0o755)
-
-
 def report(folder: str, name: str, state: str) -> list[Finding]:
     """The findings on the plugin `name` in `folder`; its records go under `state`."""
     conf = {**CONFS[name], "dataDir": state}
@@ -94,8 +80,8 @@ def stable(detail: str) -> str:
 def all_reports(others: str) -> dict[str, list[Finding]]:
     """Ours, then the others that are installed."""
     with tempfile.TemporaryDirectory() as folder:
-        install(folder)
-        found = {name: report(folder, name, os.path.join(folder, f"state-{name}")) for name in PLUGINS}
+        install(folder, list(CONFS))
+        found = {name: report(folder, name, os.path.join(folder, f"state-{name}")) for name in CONFS}
         for name in ("portmap", "bandwidth"):
             found[f"reference {name}"] = report(others, name, os.path.join(folder, "unused"))
     return found

@@ -11,8 +11,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cnimeta.spec.jsonio import JSON
-
 
 def shown(value: object, limit: int = 120) -> str:
     """A short, printable, one-line form of an untrusted value, for messages."""
@@ -36,9 +34,9 @@ class CniError(Exception):
         if code is not None:
             self.code = code
 
-    def as_json(self, cni_version: str) -> dict[str, JSON]:
+    def as_json(self, cni_version: str) -> dict[str, str | int]:
         """The object a plugin prints on stdout; `details` only when there are any."""
-        body: dict[str, JSON] = {"cniVersion": cni_version, "code": self.code, "msg": self.msg}
+        body: dict[str, str | int] = {"cniVersion": cni_version, "code": self.code, "msg": self.msg}
         if self.details:
             body["details"] = self.details
         return body

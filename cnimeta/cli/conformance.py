@@ -12,12 +12,13 @@ from cnimeta.spec.jsonio import loads_object
 if TYPE_CHECKING:
     import argparse
 
+    from cnimeta.plugin.base import Commands
     from cnimeta.testing.conformance import Finding
 
 
-def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_commands(commands: Commands) -> None:
     """Add `conformance`."""
-    parser = subparsers.add_parser("conformance", help="test a CNI plugin executable against the specification")
+    parser = commands.add_parser("conformance", help="test a CNI plugin executable against the specification")
     parser.add_argument("path", metavar="PATH", help="the plugin executable")
     parser.add_argument("--conf", required=True, metavar="FILE", help="its configuration, without prevResult")
     parser.add_argument("--netns", default="", metavar="PATH", help="a container's namespace (default: one is made)")

@@ -9,12 +9,16 @@ import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from cnimeta import __version__, launcher
+from cnimeta import __version__
 from cnimeta.errors import CniError
+from cnimeta.plugin import launcher, registry
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
+
+    from cnimeta.plugin.base import Commands
+    from cnimeta.plugin.registry import Target
 
 STATE_FOLDER = "/var/lib/cni/cnimeta"
 _TIMEOUT_S = 30.0
@@ -43,7 +47,7 @@ class Finding(NamedTuple):
     message: str
 
 
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_commands(commands: Commands) -> None:
     """Add `doctor`."""
     parser = commands.add_parser("doctor", help="look at what the plugins need on this node")
     parser.add_argument("--bin-dir", default="/opt/cni/bin", help="the runtime's plugin folder (%(default)s)")
@@ -74,8 +78,9 @@ def examine(bin_dir: str, net_dir: str) -> Iterator[Finding]:
     yield Finding("root", "ok" if root else "fail", "plugins change the network: run as root" * (not root))
     for package, effect in _PACKAGES.items():
         yield _package(package, effect)
-    for name in launcher.PLUGINS:
-        yield _launcher(name, os.path.join(bin_dir, name))
+    for name, target in registry.installed().items():
+        yield _plugin(name, target)
+        yield _launcher(target, os.path.join(bin_dir, name))
     filters = [_asked("nftables", _nftables), _asked("iptables", _iptables)]
     yield from filters
     if all(finding.state != "ok" for finding in filters):
@@ -102,13 +107,23 @@ def _package(name: str, effect: str) -> Finding:
         return Finding(f"package {name}", "fail", f"not installed: {effect}")
 
 
-def _launcher(name: str, path: str) -> Finding:
+def _plugin(name: str, target: Target) -> Finding:
+    """An installed plugin can be loaded, whoever wrote it."""
+    try:
+        plugin = registry.load(target)
+    except CniError as error:
+        return Finding(f"plugin {name}", "fail", str(error))
+    return Finding(f"plugin {name}", "ok", plugin.about)
+
+
+def _launcher(registered: Target, path: str) -> Finding:
     """A launcher is there, is ours, and answers the way a runtime calls it."""
     from cnimeta.cli.install import is_launcher
     from cnimeta.delegate.call import Delegates
     from cnimeta.delegate.spawn import ProcessExec
 
-    what, folder = f"launcher {name}", os.path.dirname(path)
+    folder, name = os.path.split(path)
+    what = f"launcher {name}"
     if not os.path.lexists(path):
         return Finding(what, "warn", f"not in {folder}: cnimeta install --bin-dir {folder}")
     if not is_launcher(path):
@@ -117,7 +132,8 @@ def _launcher(name: str, path: str) -> Finding:
         spoken = Delegates(ProcessExec(_TIMEOUT_S), {}, [folder]).versions(name)
     except CniError as error:
         return Finding(what, "fail", f"{path} does not work: {error}")
-    if launcher.read_target(path) != launcher.Target(launcher.PLUGINS[name], launcher.package_folder()):
+    target = launcher.read_target(path)
+    if target is None or target._replace(path=()) != registered:
         return Finding(what, "warn", f"{path} is not of this installation, but of another cnimeta")
     return Finding(what, "ok", f"{path}, {spoken[0]} to {spoken[-1]}")
 

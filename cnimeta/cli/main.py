@@ -1,31 +1,24 @@
-"""The `cnimeta` command: one module per sub-command, imported only when it is used.
+"""The `cnimeta` command: one module here per sub-command, and the sub-commands that installed plugins bring along.
 
-A module here has `add_command(subparsers)`; a plugin's own commands are loaded by name, since the SDK does not import
-plugins. A command returns its exit status: 0 done, 1 failed or found fault, 2 wrong usage.
+Each has `add_commands(commands)`: a module here, and a plugin (`cnimeta.plugin.Plugin.add_commands`). A command returns
+its exit status: 0 done, 1 failed or found fault, 2 wrong usage.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from typing import TYPE_CHECKING
 
 from cnimeta import __version__
+from cnimeta.cli import agent, conformance, doctor, install, run
 from cnimeta.errors import CniError
+from cnimeta.plugin import registry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MODULES = (
-    "cnimeta.cli.install",
-    "cnimeta.cli.run",
-    "cnimeta.cli.agent",
-    "cnimeta.cli.doctor",
-    "cnimeta.cli.conformance",
-    "cnimeta_plugins.hostport_alloc.operator.commands",
-)
-"""Where sub-commands come from. One that is not installed is left out, and the help says so."""
+    from cnimeta.plugin.base import Commands
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,26 +28,25 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
-    missing = []
-    for name in MODULES:
-        try:
-            module = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise
-            missing.append(name)
-            continue
-        add = getattr(module, "add_commands", None) or module.add_command
-        add(commands)
-    if missing:
-        parser.epilog = f"Not installed, and so without their commands: {', '.join(missing)}"
+    for module in (install, run, agent, doctor, conformance):
+        module.add_commands(commands)
+    _add_plugins(commands)
     return parser
+
+
+def _add_plugins(commands: Commands) -> None:
+    """A plugin that cannot be loaded takes only its own commands away; the doctor tells what is wrong with it."""
+    for name, target in registry.installed().items():
+        try:
+            registry.load(target).add_commands(commands)
+        except Exception as error:  # noqa: BLE001 - the node's operator needs the other commands
+            print(f"cnimeta: commands of plugin {name} are missing: {error}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command."""
-    args = build_parser().parse_args(argv)
     try:
+        args = build_parser().parse_args(argv)
         status: int = args.run(args)
     except CniError as error:
         print(f"cnimeta: {error}", file=sys.stderr)

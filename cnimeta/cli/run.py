@@ -20,13 +20,14 @@ from cnimeta.spec.version import CURRENT
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cnimeta.plugin.base import Commands
     from cnimeta.runtime import Container, NetworkList, Runtime
     from cnimeta.spec.jsonio import JSON
 
 VERBS = ("add", "del", "check", "gc", "status", "version")
 
 
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_commands(commands: Commands) -> None:
     """Add `run`."""
     parser = commands.add_parser(
         "run",

@@ -1,14 +1,17 @@
 """Running a delegate that is itself a cnimeta plugin without a new process.
 
 The executable found in CNI_PATH decides, not its name: only a launcher that `cnimeta install` wrote, for this very
-installation, is short-cut; anything else (Debian's portmap under the same name, say) runs as a process. The
+installation, is short-cut, whoever wrote the plugin; anything else (Debian's portmap, say) runs as a process. The
 protocol is the same text in and out, served by `cnimeta.plugin.dispatch.run`, so behaviour is identical.
 """
 
 from __future__ import annotations
 
 from cnimeta.delegate.spawn import Completed
-from cnimeta.launcher import read_target
+from cnimeta.errors import IoFailure
+from cnimeta.plugin.dispatch import run
+from cnimeta.plugin.launcher import read_target
+from cnimeta.plugin.registry import load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class InProcessExec:
-    """A PluginExec that serves cnimeta's own launchers here and hands everything else to `fallback`."""
+    """A PluginExec that serves the launchers of this installation here and hands everything else to `fallback`."""
 
     def __init__(self, fallback: PluginExec, log: Callable[[str], None]) -> None:
         self.fallback = fallback
@@ -29,7 +32,10 @@ class InProcessExec:
         target = read_target(path)
         if target is None:
             return self.fallback.run(path, environ, stdin)
-        from cnimeta.plugin.dispatch import run
-
-        outcome = run(target.load(), environ, stdin, self.log)
+        try:
+            plugin = load(target)
+        except IoFailure as error:
+            self.log(f"{path} runs as a process of its own: {error}")
+            return self.fallback.run(path, environ, stdin)
+        outcome = run(plugin, environ, stdin, self.log)
         return Completed(outcome.status, outcome.stdout.encode())

@@ -1,13 +1,66 @@
-"""The class a plugin author writes."""
+"""The class a plugin author writes, and the table of the verbs it has."""
 
 from __future__ import annotations
 
-from cnimeta.spec.version import ALL
+from cnimeta.errors import IncompatibleVersion, shown
+from cnimeta.namedtuple import NamedTuple
+from cnimeta.spec.version import ALL, at_least
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable
+    from typing import TypeAlias
+
     from cnimeta.plugin.request import Request
+    from cnimeta.ports.mapper import PortMapper
     from cnimeta.spec.result import Result
+
+    Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - it has no public name
+    """Where sub-commands are added: what `argparse.ArgumentParser.add_subparsers` returns."""
+
+
+class Verb(NamedTuple):
+    """A verb that acts: the method of `Plugin` that serves it, and what the specification lays down for it."""
+
+    name: str
+    """CNI_COMMAND."""
+    method: str
+    needs: tuple[str, ...]
+    """The variables that must be set and not empty."""
+    since: str = "0.1.0"
+    """The first cniVersion that has it."""
+    answers: bool = False
+    """Whether it prints a result."""
+
+    @property
+    def of_attachment(self) -> bool:
+        """Whether it is about one attachment, as opposed to a network or the plugin."""
+        return "CNI_CONTAINERID" in self.needs
+
+    def is_in(self, version: str) -> bool:
+        """Whether the cniVersion has it."""
+        return at_least(version, self.since)
+
+    def require_in(self, version: str) -> None:
+        """Raise IncompatibleVersion (code 1) unless the cniVersion has it."""
+        if not self.is_in(version):
+            raise IncompatibleVersion(
+                f"config version {shown(version)} does not allow {self.name}, which came with {self.since}"
+            )
+
+
+VERBS = {
+    verb.name: verb
+    for verb in (
+        Verb("ADD", "add", ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), answers=True),
+        Verb("DEL", "delete", ("CNI_CONTAINERID", "CNI_IFNAME")),
+        Verb("CHECK", "check", ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), since="0.4.0"),
+        Verb("GC", "gc", ("CNI_PATH",), since="1.1.0"),
+        Verb("STATUS", "status", (), since="1.1.0"),
+    )
+}
+"""By name. VERSION is not among them: it acts on nothing and comes without a configuration."""
 
 
 class Plugin:
@@ -38,3 +91,14 @@ class Plugin:
 
     def status(self, request: Request) -> None:
         """Raise PluginNotAvailable (50) or LimitedConnectivity (51) if ADD cannot be served in full."""
+
+    def port_mapper(self) -> PortMapper | None:
+        """For a plugin that maps host ports: what other plugins need of it beside the verbs."""
+        return None
+
+    def add_commands(self, commands: Commands) -> None:
+        """Add sub-commands of the plugin's own to `cnimeta`; each parser's default `run` takes the arguments."""
+
+    def preload(self) -> Iterable[str]:
+        """Called once, in the node agent: do what is slow the first time, and name modules to be imported then."""
+        return ()

@@ -22,6 +22,7 @@ from cnimeta.delegate.spawn import ProcessExec
 from cnimeta.errors import CniError, IncompatibleVersion, InvalidEnvironment, IoFailure, joined, shown
 from cnimeta.host.files import PosixFiles
 from cnimeta.namedtuple import NamedTuple
+from cnimeta.plugin.base import VERBS
 from cnimeta.runtime.cache import DEFAULT_FOLDER, Cache, Cached
 from cnimeta.runtime.conf import declared
 from cnimeta.runtime.locks import Locks
@@ -30,7 +31,7 @@ from cnimeta.spec.convert import parse_result, render_result
 from cnimeta.spec.fields import Fields, without
 from cnimeta.spec.jsonio import dumps
 from cnimeta.spec.netconf import VALID_ATTACHMENTS
-from cnimeta.spec.version import at_least, require_verb
+from cnimeta.spec.version import at_least
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,8 +46,6 @@ DEFAULT_PATH = ("/opt/cni/bin",)
 DEFAULT_TIMEOUT_S = 120.0
 _LOCK_WAIT_S = 300.0
 _PREV_RESULT_SINCE = "0.4.0"
-_GC_SINCE = "1.1.0"
-_STATUS_SINCE = "1.1.0"
 _OWN = ("CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH")
 """What the runtime says to a plugin; never passed on from its own environment."""
 
@@ -136,7 +135,7 @@ class Runtime:
         IncompatibleVersion (1) below 0.4.0, IoFailure (5) without a cached result.
         """
         _validate(container)
-        require_verb("CHECK", network.cni_version)
+        VERBS["CHECK"].require_in(network.cni_version)
         if network.disable_check:
             return
         with self._alone(network, container):
@@ -165,14 +164,14 @@ class Runtime:
             for cached in self.cache.of_network(network.name):
                 if (cached.container_id, cached.ifname) not in (keep or ()):
                     _collect(errors, self._delete_cached, network, Container(cached.container_id, "", cached.ifname))
-            if at_least(network.cni_version, _GC_SINCE):
+            if VERBS["GC"].is_in(network.cni_version):
                 for plugin in network.plugins:
                     _collect(errors, self._delegates(None).gc, gc_conf(network, plugin, keep))
         _raise_all(errors)
 
     def status(self, network: NetworkList) -> None:
         """STATUS of each plugin, up to the first that is not ready; nothing below 1.1.0."""
-        if at_least(network.cni_version, _STATUS_SINCE):
+        if VERBS["STATUS"].is_in(network.cni_version):
             for plugin in network.plugins:
                 self._delegates(None).status(request_conf(network, plugin))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from cnimeta.errors import DecodingFailure, InvalidNetworkConfig
 from cnimeta.spec import validate
-from cnimeta.spec.convert import parse_prev_result
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import loads_object
 from cnimeta.spec.version import IMPLIED
@@ -60,6 +59,8 @@ class NetConf:
             return None
         if not isinstance(raw, dict):
             raise DecodingFailure(self.fields.wrong("prevResult", "an object").msg)
+        from cnimeta.spec.convert import parse_prev_result  # VERSION and a late DEL start without it
+
         return parse_prev_result(raw, self.cni_version)
 
     def require_prev_result(self) -> Result:

@@ -1,4 +1,4 @@
-"""CNI spec versions: which exist, which verbs and result shapes each has, how a plugin reconciles them."""
+"""CNI spec versions: which exist, how they compare, how a plugin reconciles them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ ALL = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
 IMPLIED = "0.1.0"
 """What a missing or empty cniVersion means (the reference's version/reconcile.go)."""
-
-_VERB_SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 
 
 def parse(version: str) -> tuple[int, int, int]:
@@ -34,10 +32,3 @@ def reconcile(version: str, supported: tuple[str, ...]) -> None:
         raise IncompatibleVersion(
             f"incompatible CNI versions: config is {shown(version)}, plugin supports {list(supported)}"
         )
-
-
-def require_verb(verb: str, version: str) -> None:
-    """Raise IncompatibleVersion (code 1) for a verb that the configuration's version does not have."""
-    since = _VERB_SINCE.get(verb)
-    if since is not None and not at_least(version, since):
-        raise IncompatibleVersion(f"config version {shown(version)} does not allow {verb}, which came with {since}")

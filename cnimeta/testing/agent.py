@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 
 
 class RunningAgent:
-    """An agent with its socket under `folder`; launchers installed with `agent=True` find it by `environ`."""
+    """An agent with its socket under `folder`; launchers installed with `agent=True` find it by `environ`.
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    `interpreter`: of another installation of cnimeta than the one that runs the tests.
+    """
+
+    def __init__(self, folder: Path, *options: str, interpreter: str = sys.executable) -> None:
         self.socket = str(folder / "run" / "agent.sock")
         self.environ = {VARIABLE: self.socket}
         words = ["-m", "cnimeta.cli.main", "agent", "--socket", self.socket, *(options or ("--deliver", "0"))]
-        self.process = subprocess.Popen([sys.executable, *words])
+        self.process = subprocess.Popen([interpreter, *words])
         eventually(lambda: os.path.exists(self.socket))
 
     def children(self) -> list[int]:

@@ -8,7 +8,7 @@ from cnimeta.spec.version import ALL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import TypeVar
 
     from cnimeta.host.links.rtnetlink import Link
@@ -111,6 +111,13 @@ class Bandwidth(Plugin):
             self._shaper().probe()
         except CniError as error:
             raise PluginNotAvailable(f"bandwidth cannot shape: {error.msg}") from None
+
+    def preload(self) -> Iterable[str]:
+        """What its verbs import on their way; pyroute2's definitions of messages are made with the first of them."""
+        from cnimeta.host.links.tc import token_bucket
+
+        token_bucket(1, 1000, 1000, 1000, 15.625)
+        return ("pyroute2", "ctypes", "cnimeta.host.links.kernel", "cnimeta_plugins.bandwidth.shaper")
 
     def _shaper(self) -> Shaper:
         from cnimeta.host.links.kernel import RouteLinks, ticks_per_us

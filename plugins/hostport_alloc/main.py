@@ -7,6 +7,9 @@ from cnimeta_plugins.hostport_alloc.wiring import Wiring
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cnimeta.plugin.base import Commands
     from cnimeta.plugin.request import Request
     from cnimeta.spec.result import Result
 
@@ -44,3 +47,21 @@ class HostportAlloc(Plugin):
         from cnimeta_plugins.hostport_alloc.verbs.status import status
 
         status(self.wiring, request)
+
+    def add_commands(self, commands: Commands) -> None:
+        """`cnimeta ports` and `cnimeta wrap`."""
+        from cnimeta_plugins.hostport_alloc.operator.commands import add_commands
+
+        add_commands(commands)
+
+    def preload(self) -> Iterable[str]:
+        """What its verbs import on their way."""
+        return (
+            *("filelock", "kubernetes.client", "kubernetes.config", "ssl", "json"),
+            *("cnimeta.host.kube", "cnimeta.host.lock", "cnimeta.host.portscan", "cnimeta.host.sockets"),
+            *("cnimeta.host.addresses", "cnimeta.delegate.call", "cnimeta.delegate.inprocess"),
+            *("cnimeta_plugins.hostport_alloc.verbs.add", "cnimeta_plugins.hostport_alloc.verbs.delete"),
+            *("cnimeta_plugins.hostport_alloc.verbs.repeat", "cnimeta_plugins.hostport_alloc.pod.annotation"),
+            *("cnimeta_plugins.hostport_alloc.state.store", "cnimeta_plugins.hostport_alloc.state.contents"),
+            *("cnimeta.store.database", "cnimeta.store.locks"),
+        )

@@ -7,7 +7,7 @@ from cnimeta.plugin.base import Plugin
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from cnimeta.plugin.request import Request
     from cnimeta.spec.result import Result
@@ -56,6 +56,10 @@ class Portmap(Plugin):
             self._mapper(request).ready(request.conf)
         except CniError as error:
             raise PluginNotAvailable(f"portmap cannot map ports: {error.msg}", error.details) from None
+
+    def preload(self) -> Iterable[str]:
+        """What its verbs import on their way."""
+        return ("cnimeta.host.nftables.program", "cnimeta.host.conntrack", "cnimeta_plugins.portmap.wiring")
 
     def _mapper(self, request: Request) -> Mapper:
         if self._make_mapper is not None:

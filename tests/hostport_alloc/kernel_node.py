@@ -57,7 +57,7 @@ class Killed(Exception):
 def forbid_working_alone(launcher: Path) -> None:
     """For a test through the agent: the launcher fails when the agent does not serve it."""
     text = launcher.read_text()
-    start = "from cnimeta.plugin.dispatch import main"
+    start = "from cnimeta.plugin.dispatch import start"
     assert "hand_over" in text
     assert start in text
     launcher.write_text(text.replace(start, "raise SystemExit('the agent did not serve this')"))

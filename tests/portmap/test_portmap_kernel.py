@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from portmap_kit import Host, conf, tcp
 
-from cnimeta import launcher
-from cnimeta.cli.install import interpreter, plugins_folder, site_folders
+from cnimeta.cli.install import install
 from cnimeta.errors import CniError
 from cnimeta.host.nftables.program import NftProgram
 from cnimeta.spec.jsonio import dumps
@@ -303,10 +302,8 @@ def test_mappings_come_back_when_the_rules_were_flushed(net: Net) -> None:
 
 @pytest.fixture
 def portmap(tmp_path: Path) -> str:
-    path = tmp_path / "portmap"
-    path.write_text(launcher.render(launcher.PLUGINS["portmap"], interpreter(), plugins_folder(), site_folders()))
-    path.chmod(0o755)
-    return str(path)
+    install(str(tmp_path), ["portmap"])
+    return str(tmp_path / "portmap")
 
 
 def start(net: Net, program: str, verb: str, container_id: str, body: dict[str, Any]) -> subprocess.Popen[str]:

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from cnimeta.launcher import PLUGINS, render
+from cnimeta.cli.install import install
 
 pytestmark = pytest.mark.kernel
 
@@ -82,9 +82,7 @@ class Node:
             for suffix in ("", "-save", "-restore"):
                 (self.folder / f"{stem}{suffix}").symlink_to(f"/usr/sbin/{stem}-{variant}{suffix}")
         self.portmap = tmp_path / "portmap"
-        plugins = __import__("cnimeta_plugins").__path__[0]
-        self.portmap.write_text(render(PLUGINS["portmap"], sys.executable, plugins, [p for p in sys.path if p]))
-        self.portmap.chmod(0o755)
+        install(str(tmp_path), ["portmap"])
         self.host.veth("out", self.client, "eth0")
         self._address(self.host, "out", f"{HOST4}/24", f"{HOST6}/64")
         self._address(self.client, "eth0", "192.0.2.2/24", "2001:db8:1::2/64")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ast
 import json
+import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from cnimeta.plugin.registry import GROUP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +28,7 @@ DOCUMENTS = sorted(
     for path in ROOT.rglob("*.md")
     if not any(part.startswith(".") or part in ("build", "dist") for part in path.relative_to(ROOT).parts)
 )
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 SPEC_KEYS = {
     *("cniVersion", "cniVersions", "name", "type", "plugins", "capabilities", "ipam", "dns", "args", "prevResult"),
     *("runtimeConfig", "disableCheck", "disableGC", "loadOnlyInlinedPlugins", "portMappings", "bandwidth"),
@@ -37,6 +42,9 @@ def name_of(path: Path) -> str:
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+SDK = (ROOT / "docs" / "sdk.md").read_text(encoding="utf-8")
 
 
 def anchor(heading: str) -> str:
@@ -72,12 +80,14 @@ def test_every_link_leads_somewhere_when_it_is_relative(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
-def test_examples_parse_when_they_are_json_or_python(document: Path) -> None:
+def test_examples_parse_when_they_are_json_python_or_toml(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     for block in blocks(text, "json"):
         json.loads(block)
     for block in blocks(text, "python"):
         ast.parse(block)
+    for block in blocks(text, "toml"):
+        tomllib.loads(block)
 
 
 def test_the_plugin_of_the_readme_answers_when_it_is_run() -> None:
@@ -91,6 +101,31 @@ def test_the_plugin_of_the_readme_answers_when_it_is_run() -> None:
         text=True,
     )
     assert "1.1.0" in json.loads(done.stdout)["supportedVersions"]
+
+
+@pytest.mark.parametrize("program", [block for block in blocks(SDK, "python") if "class " in block])
+def test_the_classes_of_the_sdk_guide_work_when_they_are_run(program: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"CNI_COMMAND": "VERSION"},
+        input="",
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "main(" not in program or json.loads(done.stdout)["supportedVersions"] == ["0.4.0", "1.0.0", "1.1.0"]
+
+
+def test_every_name_is_public_and_there_when_the_sdk_guide_names_it() -> None:
+    named = set(re.findall(r"(?<![/\w])cnimeta(?:\.\w+)+", SDK)) - {GROUP}
+    for block in blocks(SDK, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cnimeta"):
+                named |= {f"{node.module}.{alias.name}" for alias in node.names}
+    assert {"cnimeta.namedtuple", "cnimeta.namedtuple.NamedTuple", "cnimeta.plugin.Plugin"} <= named
+    for name in named:
+        assert not [part for part in name.split(".") if part.startswith("_")]
+        pkgutil.resolve_name(name)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
@@ -115,9 +150,40 @@ def test_the_test_command_of_the_readme_is_what_ci_runs_when_both_are_read() -> 
 def test_every_seam_is_in_the_architecture_when_protocols_are_listed() -> None:
     tree = ast.parse((ROOT / "cnimeta" / "host" / "protocols.py").read_text(encoding="utf-8"))
     seams = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
-    table = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## The seams")[2]
+    section = ARCHITECTURE.partition("## The seams")[2].partition("\n## ")[0]
+    listed = [
+        name
+        for row in re.findall(r"^\| ([A-Z]\w+(?:, [A-Z]\w+)*) \|", section, re.MULTILINE)
+        for name in row.split(", ")
+    ]
     assert {"Files", "PluginExec"} <= seams
-    assert {seam for seam in seams if not re.search(rf"\b{seam}\b", table)} == set()
+    assert sorted(listed) == sorted({*seams, "Protocol"})
+
+
+def tree() -> dict[str, str]:
+    """The tree of the architecture: path to what is said of it."""
+    found: dict[str, str] = {}
+    folders: list[str] = []
+    for line in blocks(ARCHITECTURE, "")[0].splitlines():
+        indent, name, text = re.fullmatch(r"( *)(\S+) +(.*)", line).groups()  # type: ignore[union-attr]
+        folders = [*folders[: len(indent) // 2], name]
+        found["".join(folders).rstrip("/")] = text
+    return found
+
+
+def test_the_tree_of_the_architecture_is_there_when_the_folders_are_read() -> None:
+    listed = tree()
+    packages = {
+        name_of(path.parent) for folder in ("cnimeta", "plugins") for path in (ROOT / folder).rglob("__init__.py")
+    }
+    assert {name for name in listed if not (ROOT / name).exists()} == set()
+    assert packages - set(listed) == set()
+
+
+def test_every_file_exists_when_the_architecture_names_it() -> None:
+    named = set(re.findall(r"`((?:cnimeta|plugins|tests)/[\w/.]+)`", ARCHITECTURE))
+    assert len(named) > 10
+    assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
 def literals(plugin: str) -> set[str]:

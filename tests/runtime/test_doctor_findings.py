@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cnimeta import launcher
 from cnimeta.cli.doctor import Finding, examine
 from cnimeta.cli.install import install
 from cnimeta.cli.main import main
+from cnimeta.plugin import launcher
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.kernel
+
+PLUGINS = ["bandwidth", "hostport_alloc", "portmap"]
 
 
 def findings(folder: Path) -> dict[str, Finding]:
@@ -33,7 +35,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_nothing_fails_when_everything_is_installed(place: Path) -> None:
-    install(str(place / "bin"), sorted(launcher.PLUGINS))
+    install(str(place / "bin"), PLUGINS)
     (place / "net.d" / "10.conflist").write_text(
         '{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "portmap"}]}'
     )
@@ -56,15 +58,18 @@ def test_no_trace_stays_when_it_has_looked(place: Path) -> None:
 
 
 def test_a_launcher_that_is_not_fit_is_told_when_there_is_one(place: Path) -> None:
-    install(str(place / "bin"), sorted(launcher.PLUGINS))
+    install(str(place / "bin"), PLUGINS)
     portmap, bandwidth = place / "bin" / "portmap", place / "bin" / "bandwidth"
     portmap.write_text(
-        portmap.read_text().replace("cnimeta_plugins.portmap.main import", "cnimeta_plugins.gone import")
+        portmap.read_text().replace("load(Target('cnimeta_plugins.portmap.main:", "load(Target('cnimeta_plugins.gone:")
     )
     bandwidth.write_text(bandwidth.read_text().replace(launcher.package_folder(), "/opt/other/cnimeta", 1))
     found = findings(place)
     assert found["launcher portmap"].state == "fail"
-    assert 'does not work: plugin "portmap" failed VERSION with exit status 1' in found["launcher portmap"].message
+    assert (
+        "does not work: plugin portmap failed VERSION: plugin cnimeta_plugins.gone" in found["launcher portmap"].message
+    )
+    assert "No module named 'cnimeta_plugins.gone'" in found["launcher portmap"].message
     assert found["launcher bandwidth"].state == "warn"
     assert "another cnimeta" in found["launcher bandwidth"].message
     assert main(["doctor", "--bin-dir", str(place / "bin"), "--net-dir", str(place / "net.d")]) == 1
@@ -75,7 +80,7 @@ def test_foreign_and_missing_launchers_are_warnings_when_nothing_is_installed(pl
     found = findings(place)
     assert "--replace" in found["launcher portmap"].message
     assert f"cnimeta install --bin-dir {place}/bin" in found["launcher bandwidth"].message
-    assert {found[f"launcher {name}"].state for name in launcher.PLUGINS} == {"warn"}
+    assert {found[f"launcher {name}"].state for name in PLUGINS} == {"warn"}
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cnimeta import launcher
 from cnimeta.cli.install import BACKUP_SUFFIX, install, uninstall
 from cnimeta.cli.main import main
 from cnimeta.errors import IoFailure
+from cnimeta.plugin import launcher, registry
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.project
 
-NAMES = sorted(launcher.PLUGINS)
+NAMES = ["bandwidth", "hostport_alloc", "portmap"]
+PORTMAP = registry.installed()["portmap"]
 FOREIGN = b"\x7fELF not ours"
 
 
@@ -217,7 +218,7 @@ def test_the_shell_starts_the_interpreter_when_its_path_does_not_fit_the_first_l
     place.mkdir()
     interpreter = place / "python"
     interpreter.symlink_to(os.path.realpath(sys.executable))
-    text = launcher.render(launcher.PLUGINS["portmap"], str(interpreter), str(plugins_folder()), [])
+    text = launcher.render(PORTMAP, str(interpreter))
     assert text.startswith("#!/bin/sh\n# cnimeta-launcher ")
     path = tmp_path / "portmap"
     path.write_text(text)
@@ -229,10 +230,4 @@ def test_the_shell_starts_the_interpreter_when_its_path_does_not_fit_the_first_l
 @pytest.mark.parametrize("folder", ["it's here", "back slash\\", "new\nline"])
 def test_an_interpreter_is_refused_when_no_launcher_can_name_it(folder: str) -> None:
     with pytest.raises(ValueError, match="a launcher cannot name the interpreter"):
-        launcher.render(launcher.PLUGINS["portmap"], f"/opt/{folder}/python", "/plugins", [])
-
-
-def plugins_folder() -> str:
-    from cnimeta.cli.install import plugins_folder as found
-
-    return found()
+        launcher.render(PORTMAP, f"/opt/{folder}/python")

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import os
 import stat
-import sys
 import threading
 import time
 
 import pytest
 
-from cnimeta import launcher
+from cnimeta.cli.install import install
 from cnimeta.delegate.call import Delegates
 from cnimeta.delegate.find import find
 from cnimeta.delegate.inprocess import InProcessExec
 from cnimeta.delegate.spawn import Completed, ProcessExec
 from cnimeta.errors import CniError, DecodingFailure, DelegateFailed, InvalidNetworkConfig, TryAgainLater
+from cnimeta.plugin import launcher
 from cnimeta.spec.result import IPConfig, Result
 from cnimeta.testing.delegates import FakeDelegate, FakeExec, address_result, completed
 
@@ -30,6 +30,7 @@ ENVIRON = {
     "CNI_PATH": "/opt/cni/bin",
     "PATH": os.defpath,
 }
+PLUGINS = ["portmap", "bandwidth", "hostport_alloc"]
 CONF = {"cniVersion": "1.1.0", "name": "net", "type": "bridge", "vendor": {"unknown": [1]}}
 
 
@@ -292,13 +293,7 @@ def test_no_descriptor_is_left_behind(tmp_path):
 
 @pytest.fixture
 def launchers(tmp_path):
-    import cnimeta_plugins
-
-    plugins_folder = os.path.dirname(os.path.abspath(cnimeta_plugins.__file__))
-    site = [path for path in sys.path if path.endswith("site-packages")]
-    for name, target in launcher.PLUGINS.items():
-        (tmp_path / name).write_text(launcher.render(target, sys.executable, plugins_folder, site))
-        (tmp_path / name).chmod(0o755)
+    install(str(tmp_path), PLUGINS)
     return tmp_path
 
 
@@ -307,7 +302,7 @@ class Refusing:
         pytest.fail(f"started {path}")
 
 
-@pytest.mark.parametrize("plugin", list(launcher.PLUGINS))
+@pytest.mark.parametrize("plugin", PLUGINS)
 @pytest.mark.parametrize(
     ("change", "stdin"),
     [

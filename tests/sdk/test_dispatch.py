@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import cnimeta
 from cnimeta.errors import CniError, PluginNotAvailable
-from cnimeta.plugin.base import Plugin
-from cnimeta.plugin.dispatch import REQUIRED, run
+from cnimeta.plugin.base import VERBS, Plugin
+from cnimeta.plugin.dispatch import run
 from cnimeta.spec.version import ALL, at_least
 from cnimeta.testing.delegates import FakeDelegate, address_result
 
@@ -49,7 +49,7 @@ def conf(version="1.1.0", **more):
 
 
 @pytest.mark.parametrize("version", ALL)
-@pytest.mark.parametrize("verb", list(REQUIRED))
+@pytest.mark.parametrize("verb", list(VERBS))
 def test_a_verb_works_exactly_when_its_version_has_it(verb, version):
     plugin = FakeDelegate("fake", result=address_result("10.1.0.2/24"))
     if verb == "CHECK":
@@ -66,7 +66,7 @@ def test_a_verb_works_exactly_when_its_version_has_it(verb, version):
 
 
 @pytest.mark.parametrize("empty", [None, ""])
-@pytest.mark.parametrize(("verb", "name"), [(verb, name) for verb, names in REQUIRED.items() for name in names])
+@pytest.mark.parametrize(("verb", "name"), [(verb.name, name) for verb in VERBS.values() for name in verb.needs])
 def test_a_missing_variable_is_code_4_when_the_verb_needs_it(verb, name, empty):
     assert error_of(serve(verb, conf(), **{name: empty})) == (4, f"required env variables [{name}] missing")
 
@@ -119,7 +119,7 @@ def test_an_unknown_verb_is_code_4(verb):
     assert msg.startswith("unknown CNI_COMMAND")
 
 
-@pytest.mark.parametrize("verb", list(REQUIRED))
+@pytest.mark.parametrize("verb", list(VERBS))
 @pytest.mark.parametrize(
     ("stdin", "code", "words"),
     [
@@ -304,7 +304,7 @@ def test_gc_frees_nothing_when_the_list_is_malformed(listed):
 
 ANY_ENV = st.dictionaries(
     st.sampled_from(["CNI_COMMAND", *FULL, "CNI_NETNS_OVERRIDE"]),
-    st.one_of(st.sampled_from([*REQUIRED, "VERSION", "c1", "eth0", "/x", ""]), st.text(max_size=20)),
+    st.one_of(st.sampled_from([*VERBS, "VERSION", "c1", "eth0", "/x", ""]), st.text(max_size=20)),
 )
 ANY_STDIN = st.one_of(
     st.binary(max_size=60),

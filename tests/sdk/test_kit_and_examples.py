@@ -23,7 +23,7 @@ EXAMPLES = os.path.join(ROOT, "examples", "plugins")
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(name, os.path.join(EXAMPLES, name + ".py"))
+    spec = importlib.util.spec_from_file_location(os.path.basename(name), os.path.join(EXAMPLES, name + ".py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -82,7 +82,7 @@ def test_a_hook_can_fail_the_call_of_a_fake():
 
 @pytest.mark.unit
 def test_the_chained_example_keeps_the_contract(tmp_path):
-    plugin = load("chained").Chained()
+    plugin = load("chained/cni_chained").Chained()
     conf = {"cniVersion": "1.1.0", "name": "n", "type": "chained", "dataDir": str(tmp_path)}
     prev = address_result("10.1.0.2/24")
     full = {**conf, "prevResult": render_result(prev, "1.1.0")}

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 
-from cnimeta import launcher
+from cnimeta.cli.install import launcher_text
+from cnimeta.plugin.registry import installed
 
 pytestmark = pytest.mark.unit
 
+PLUGINS = ["portmap", "bandwidth", "hostport_alloc"]
 FORBIDDEN = {
     "typing", "re", "json", "enum", "dataclasses", "collections", "logging", "argparse", "pathlib", "tempfile",
     "subprocess", "ipaddress", "hashlib", "socket", "inspect", "functools", "contextlib", "shutil", "threading",
-    "importlib.metadata", "tomllib", "ctypes", "random", "datetime", "pyroute2", "kubernetes", "iptc", "filelock",
+    "importlib.metadata", "importlib.util", "tomllib", "ctypes", "random", "datetime", "pyroute2", "kubernetes", "iptc", "filelock",
     "cnimeta.host.protocols", "cnimeta.testing",
 }  # fmt: skip
 PROBE = "\nimport atexit, sys\natexit.register(lambda: sys.stderr.write('MODULES ' + ' '.join(sys.modules) + '\\n'))\n"
@@ -27,10 +28,7 @@ PREV = {
 
 
 def modules(tmp_path, plugin, verb, conf):
-    import cnimeta_plugins
-
-    folder = os.path.dirname(os.path.abspath(cnimeta_plugins.__file__))
-    head, body = launcher.render(launcher.PLUGINS[plugin], sys.executable, folder, []).split("import sys\n", 1)
+    head, body = launcher_text(installed()[plugin]).split("import sys\n", 1)
     path = tmp_path / plugin
     path.write_text(head + "import sys" + PROBE + body)
     environ = {
@@ -46,14 +44,14 @@ def modules(tmp_path, plugin, verb, conf):
     return done, set(line.split()[1:])
 
 
-@pytest.mark.parametrize("plugin", list(launcher.PLUGINS))
+@pytest.mark.parametrize("plugin", PLUGINS)
 def test_version_imports_nothing_heavy(tmp_path, plugin):
     done, loaded = modules(tmp_path, plugin, "VERSION", {})
     assert done.returncode == 0
     assert loaded & FORBIDDEN == set()
 
 
-@pytest.mark.parametrize("plugin", list(launcher.PLUGINS))
+@pytest.mark.parametrize("plugin", PLUGINS)
 def test_an_add_that_fails_in_the_configuration_imports_nothing_heavy(tmp_path, plugin):
     done, loaded = modules(tmp_path, plugin, "ADD", {"runtimeConfig": {"portMappings": 5, "bandwidth": 5}})
     assert done.returncode == 1

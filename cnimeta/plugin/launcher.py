@@ -1,0 +1,73 @@
+"""The launcher files that `cnimeta install` writes: their text, and what one of them runs.
+
+A launcher runs `python -I -S` with nothing of the environment but CNI_* and PATH, from any folder, without HOME. It
+says where its packages lie, so neither site-packages nor .pth files are read at start (they cost 3-12 ms); the folders
+of the third-party packages are added last, for the work that needs them.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cnimeta.plugin.registry import Target
+
+MARK = "# cnimeta-launcher"
+"""First words of a launcher's second line. Never change: `cnimeta uninstall` and upgrades look for it."""
+
+_HEAD_BYTES = 8192
+_SHEBANG_MAX_BYTES = 127  # kernels before 5.1 read no more of a #! line
+_BETWEEN = "\t"  # no path that a launcher names has one
+
+
+def package_folder() -> str:
+    """Where the running cnimeta package lies."""
+    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def render(target: Target, interpreter: str, *, agent: bool = False) -> str:
+    """The text of a launcher. Raises ValueError for a path it cannot hold. `agent`: it asks the node agent first."""
+    package = package_folder()
+    for path in (package, target.package, target.file, *target.path):
+        if not path.isprintable():
+            raise ValueError(f"a launcher cannot name {path!r}")
+    first, more = _start(interpreter)
+    asked = f"from cnimeta.agent.client import hand_over\nhand_over({target.plugin!r})\n" if agent else ""
+    return f"""{first}
+{MARK} {target.plugin} {_BETWEEN.join((package, target.package, target.file, *target.path))}
+{more}import sys
+sys.modules["cnimeta"] = type(sys)("cnimeta")
+sys.modules["cnimeta"].__path__ = [{package!r}]
+{asked}from cnimeta.plugin.dispatch import start
+from cnimeta.plugin.registry import Target, load
+start(lambda: load(Target{tuple(target)!r}))
+"""
+
+
+def _start(interpreter: str) -> tuple[str, str]:
+    """The `#!` line, and the lines after the mark.
+
+    A path that does not fit a `#!` line is started by the shell, from two lines that are a string to Python.
+    """
+    direct = f"#!{interpreter} -IS"
+    if len(os.fsencode(direct)) <= _SHEBANG_MAX_BYTES and not any(char.isspace() for char in interpreter):
+        return direct, ""
+    if not interpreter.isprintable() or "'" in interpreter or "\\" in interpreter:
+        raise ValueError(f"a launcher cannot name the interpreter {interpreter!r}")
+    return "#!/bin/sh", f"'''exec' '{interpreter}' -IS \"$0\" \"$@\"\n' '''\n"
+
+
+def read_target(path: str) -> Target | None:
+    """What the launcher at `path` runs, or None unless it is one of this very installation."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return None
+    lines = head.decode("utf-8", "replace").split("\n")
+    if len(lines) < 3 or not lines[1].startswith(MARK + " "):
+        return None
+    plugin, _, places = lines[1][len(MARK) + 1 :].partition(" ")
+    cnimeta, *named = places.split(_BETWEEN)
+    if cnimeta != package_folder() or len(named) < 2:
+        return None
+    return Target(plugin, named[0], named[1], tuple(named[2:]))
