@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -251,7 +252,9 @@ def test_check_finds_flushed_and_unrecorded_rules_and_repair_restores(node: Kern
     assert ports("repair")[0] == 0
     assert node.fetch(port) == "hello from c1"
     assert ports("check")[0] == 0
-    (node.folder / "state" / "records" / "c1:eth0:pods.json").unlink()
+    connection = sqlite3.connect(node.folder / "state" / "cnimeta.db", isolation_level=None)
+    connection.execute("DELETE FROM attachments")
+    connection.close()
     status, body = ports("check")
     assert status == 1
     assert any("is mapped and has no record" in problem["message"] for problem in body["problems"])

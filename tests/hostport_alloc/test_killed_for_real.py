@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from cnimeta.testing.netns import Namespace
 
-pytestmark = pytest.mark.crash
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(400)]
 
-ALWAYS_MADE = {"openat", "write", "pwrite64", "flock"}
+ALWAYS_MADE = {"openat", "pwrite64", "flock"}
 FILES = [
     "openat",
     "write",
@@ -288,7 +288,7 @@ def test_del_succeeds_or_can_be_repeated_when_a_file_operation_failed(pods: Pods
     pods.assert_free("c1")
 
 
-@pytest.mark.parametrize("call", ["pwrite64", "rename", "unlink", "vfork,clone,clone3", "flock"])
+@pytest.mark.parametrize("call", ["rename", "unlink", "vfork,clone,clone3", "flock"])
 @pytest.mark.parametrize("verb", ["ADD", "DEL"])
 def test_wrapped_bridge_leaves_nothing_when_killed(
     verb: str, call: str, make_netns: Callable[[str], Namespace], tmp_path: Path
