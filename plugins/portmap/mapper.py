@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
-    from cnimeta.host.nftables.values import Change
+    from cnimeta.host.nftables.values import Element
     from cnimeta.host.protocols import Conntrack, Files, Nft, Sysctl
     from cnimeta.plugin.request import Attachment
     from cnimeta.spec.netconf import NetConf
@@ -97,7 +97,7 @@ class Mapper:
         )
         records.store(merged)  # old and new, until the transaction has decided
         try:
-            self.nft.add(plan, before, lambda change: _holder(records, change, forward), self.is_dead)
+            self.nft.add(plan, before, lambda element: _holder(records, element, forward), self.is_dead)
         except CniError:
             if before is None:
                 records.forget(record.key)
@@ -313,12 +313,12 @@ class Mapper:
             return DATA_DIR
 
 
-def _holder(records: Records, change: Change, forward: Forward) -> Record | None:
-    """The record of another attachment that has the element `change` asked for."""
+def _holder(records: Records, wanted: Element, forward: Forward) -> Record | None:
+    """The record of another attachment that has an element of the key that is wanted."""
     own = (forward.network, forward.container_id, forward.ifname)
     for record in records.every():
         if record.key != own and any(
-            (element.map, element.key) == (change.name, change.key) for group in record.groups for element in group.all
+            (element.map, element.key) == (wanted.map, wanted.key) for group in record.groups for element in group.all
         ):
             return record
     return None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from cnimeta.errors import CheckFailed, HostPortConflict
-from cnimeta.host.nftables.values import Change, Refusal
+from cnimeta.host.nftables.values import Chain, Change, Element, Refusal
 from cnimeta_plugins.portmap.nft_rules import (
     BASE_CHAIN,
     CONDITIONAL,
     SHARED,
-    Element,
     Group,
     add_changes,
     base_changes,
@@ -46,7 +45,7 @@ class NftBackend:
         self,
         plan: Plan,
         before: Record | None,
-        find_holder: Callable[[Change], Record | None],
+        find_holder: Callable[[Element], Record | None],
         is_dead: Callable[[Record], bool],
     ) -> None:
         """Put `plan` in, in place of what `before` says is there. One transaction, so all or nothing.
@@ -62,12 +61,12 @@ class NftBackend:
                 return
             except Refusal as error:
                 refusal = error
-            change = changes[refusal.index] if 0 <= refusal.index < len(changes) else None
-            if change is None or refusal.kind == "other":
+            refused = changes[refusal.index].item if 0 <= refusal.index < len(changes) else None
+            if refused is None or refusal.kind == "other":
                 raise refusal
-            if refusal.kind == "missing" or change.verb == "create":
+            if refusal.kind == "missing" or not isinstance(refused, Element):
                 continue  # flushed, or built by another command, since we looked
-            stale = [*stale, *self._displaced(plan, change, find_holder, is_dead)]
+            stale = [*stale, *self._displaced(plan, refused, find_holder, is_dead)]
         raise refusal
 
     def _stale(self, plan: Plan, before: Record | None) -> list[Change]:
@@ -87,35 +86,35 @@ class NftBackend:
     def _displaced(
         self,
         plan: Plan,
-        change: Change,
-        find_holder: Callable[[Change], Record | None],
+        wanted: Element,
+        find_holder: Callable[[Element], Record | None],
         is_dead: Callable[[Record], bool],
     ) -> list[Change]:
-        """Changes that remove the dead holder of what `change` asked for. Raises HostPortConflict for a live one."""
-        holder = find_holder(change)
-        if holder is not None and (is_dead(holder) or change.name.startswith(("addresses", "snat"))):
+        """Changes that remove the dead holder of the key that is wanted. Raises HostPortConflict for a live one."""
+        holder = find_holder(wanted)
+        if holder is not None and (is_dead(holder) or wanted.map.startswith(("addresses", "snat"))):
             # An address belongs to one container at a time: whoever had it before is gone.
             return [*self._conditions_out(holder.conditions), *remove_changes(holder.groups)]
         if holder is None:
-            removal = remove_changes(self.held_by(plan.owner)) or self._abandoned(change)
+            removal = remove_changes(self.held_by(plan.owner)) or self._abandoned(wanted)
             if removal:
                 return removal
-        raise _conflict(change, holder, self._comment_of(change))
+        raise _conflict(wanted, holder, self._comment_of(wanted))
 
-    def _abandoned(self, change: Change) -> list[Change]:
+    def _abandoned(self, wanted: Element) -> list[Change]:
         """Changes that remove a shared claim which no owner is left to share."""
-        if change.data == SHARED or not change.name.startswith("claims"):
+        if wanted.value == SHARED or not wanted.map.startswith("claims"):
             return []
-        family = change.name[-1]
-        for key, _, _ in self.nft.elements(f"hostclaims{family}"):
-            if key.endswith(f" . {change.key}"):
-                return []
-        if any(key == change.key and data == SHARED for key, data, _ in self.nft.elements(change.name)):
-            return [Change("delete", "element", change.name, change.key)]
-        return []
+        if any(one.key.endswith(f" . {wanted.key}") for one in self.nft.elements(f"host{wanted.map}")):
+            return []
+        return [
+            Change("delete", one)
+            for one in self.nft.elements(wanted.map)
+            if one.key == wanted.key and one.value == SHARED
+        ]
 
-    def _comment_of(self, change: Change) -> str:
-        return next((comment for key, _, comment in self.nft.elements(change.name) if key == change.key), "")
+    def _comment_of(self, wanted: Element) -> str:
+        return next((one.comment for one in self.nft.elements(wanted.map) if one.key == wanted.key), "")
 
     # --- DEL and GC ------------------------------------------------------------------------------------------
 
@@ -150,27 +149,22 @@ class NftBackend:
         if not wanted:
             return []
         changes = [
-            Change("delete", "rule", CONDITIONAL, data=handle)
-            for handle, text in self.nft.rules(CONDITIONAL)
-            if any(f"jump {chain}" in text.split(" comment ")[0] for chain in wanted)
+            Change("delete", rule)
+            for rule in self.nft.rules(CONDITIONAL)
+            if any(f"jump {chain}" in rule.text for chain in wanted)
         ]
         for chain in wanted:
-            changes += [Change("flush", "chain", chain), Change("delete", "chain", chain)]
+            changes += [Change("flush", Chain(chain)), Change("delete", Chain(chain))]
         return changes
 
     def _drop_shared(self, groups: Iterable[Group]) -> None:
         """Remove shared claims that nobody shares any more (mappings for one host address only)."""
         wanted = set(shared_keys(groups))
         for name in {element.map for element in wanted}:
-            held = {key.partition(" . ")[2] for key, _, _ in self.nft.elements(f"host{name}")}
-            loose = [element for element in wanted if element.map == name and element.key not in held]
-            for element in loose:
-                self._apply_if_there(
-                    [
-                        Change("add", "element", name, element.key, SHARED),
-                        Change("delete", "element", name, element.key),
-                    ]
-                )
+            held = {element.key.partition(" . ")[2] for element in self.nft.elements(f"host{name}")}
+            for element in wanted:
+                if element.map == name and element.key not in held:
+                    self._apply_if_there([Change("add", element), Change("delete", element)])
 
     def holds(self, owner: str, mappings: Iterable[PortMapping]) -> bool:
         """Whether any of these mappings is there and `owner`'s. Two dry runs a mapping, whatever the maps hold."""
@@ -183,8 +177,8 @@ class NftBackend:
                 name = f"hostclaims{family}" if mapping.where else f"claims{family}"
                 key = f"{mapping.where} . " * bool(mapping.where) + f"{mapping.protocol} . {mapping.first}"
                 try:
-                    self.nft.dry_run([Change("delete", "element", name, key)])
-                    self.nft.dry_run([Change("add", "element", name, key, owner)])
+                    self.nft.dry_run([Change("delete", Element(name, key, owner))])
+                    self.nft.dry_run([Change("add", Element(name, key, owner))])
                 except Refusal as refusal:
                     if refusal.kind == "other":
                         raise
@@ -198,9 +192,7 @@ class NftBackend:
         if not self.nft.has_chain(BASE_CHAIN):
             return groups
         for name in _CLAIMS:
-            for key, data, comment in self.nft.elements(name):
-                if data == owner:
-                    groups.append(self._group_of(name, key, owner, comment))
+            groups += [self._group_of(claim) for claim in self.nft.elements(name) if claim.value == owner]
         return groups
 
     def owners(self) -> dict[str, str]:
@@ -208,22 +200,23 @@ class NftBackend:
         found: dict[str, str] = {}
         if self.nft.has_chain(BASE_CHAIN):
             for name in _CLAIMS:
-                for _, data, comment in self.nft.elements(name):
-                    if data != SHARED:
-                        found.setdefault(data, comment)
+                for claim in self.nft.elements(name):
+                    if claim.value != SHARED:
+                        found.setdefault(claim.value, claim.comment)
         return found
 
-    def _group_of(self, name: str, key: str, owner: str, comment: str) -> Group:
-        family = name[-1]
-        sources = {"claims": ("any", "range"), "hostclaims": ("host", "hostrange"), "addresses": ("snat",)}[name[:-1]]
-        elements = []
-        for source in sources:
-            for other, data, said in self.nft.elements(f"{source}{family}"):
-                if other == key or (said == comment and _covers(other, key)):
-                    elements.append(Element(f"{source}{family}", other, data))
-        if name.startswith("hostclaims"):
-            elements.append(Element(f"claims{family}", key.partition(" . ")[2], SHARED))
-        return Group(Element(name, key, owner), tuple(elements))
+    def _group_of(self, claim: Element) -> Group:
+        kind, family = claim.map[:-1], claim.map[-1]
+        sources = {"claims": ("any", "range"), "hostclaims": ("host", "hostrange"), "addresses": ("snat",)}[kind]
+        elements = [
+            Element(one.map, one.key, one.value)
+            for source in sources
+            for one in self.nft.elements(f"{source}{family}")
+            if one.key == claim.key or (one.comment == claim.comment and _covers(one.key, claim.key))
+        ]
+        if kind == "hostclaims":
+            elements.append(Element(f"claims{family}", claim.key.partition(" . ")[2], SHARED))
+        return Group(Element(claim.map, claim.key, claim.value), tuple(elements))
 
     # --- CHECK -----------------------------------------------------------------------------------------------
 
@@ -235,24 +228,24 @@ class NftBackend:
             try:
                 self.nft.dry_run(changes)
             except Refusal as refusal:
-                change = changes[refusal.index] if 0 <= refusal.index < len(changes) else None
-                where = f"{change.name} {{ {change.key} }}" if change is not None else ""
+                refused = changes[refusal.index].item if 0 <= refusal.index < len(changes) else None
+                where = f"{refused.map} {{ {refused.key} }}" if isinstance(refused, Element) else ""
                 state = "missing" if refusal.kind == "missing" else "not this container's"
                 raise CheckFailed(f"the nftables element {where} is {state}", refusal.msg) from None
         self._check_rules(plan)
 
     def _check_rules(self, plan: Plan) -> None:
         wanted: dict[str, list[str]] = {}
-        for chain, rule in base_rules():
-            wanted.setdefault(chain, []).append(rule)
+        for rule in base_rules():
+            wanted.setdefault(rule.chain, []).append(rule.text)
         for chain, rules in (*wanted.items(), *((chain, list(rules)) for chain, rules in plan.subnets)):
-            present = [_plain(text) for _, text in self.nft.rules(chain)]
-            for rule in rules:
-                if _plain(rule) not in present:
-                    raise CheckFailed(f"the nftables chain {chain} has no rule: {rule}")
-        entries = [text for _, text in self.nft.rules(CONDITIONAL)] if plan.conditions else []
+            present = [_plain(rule.text) for rule in self.nft.rules(chain)]
+            for text in rules:
+                if _plain(text) not in present:
+                    raise CheckFailed(f"the nftables chain {chain} has no rule: {text}")
+        entries = self.nft.rules(CONDITIONAL) if plan.conditions else []
         for condition in plan.conditions:
-            if not any(f"jump {condition.chain}" in entry for entry in entries):
+            if not any(f"jump {condition.chain}" in entry.text for entry in entries):
                 raise CheckFailed(f"the nftables chain {CONDITIONAL} has no rule that leads to {condition.chain}")
             if len(self.nft.rules(condition.chain)) != len(condition.rules):
                 raise CheckFailed(
@@ -260,9 +253,8 @@ class NftBackend:
                 )
 
 
-def _plain(rule: str) -> str:
-    """A rule without what nft adds or leaves out when it prints: implied family matches, comments."""
-    text = rule.partition(" comment ")[0]
+def _plain(text: str) -> str:
+    """A rule without what nft leaves out when it prints: implied family matches."""
     return text.removeprefix("meta nfproto ipv4 ").removeprefix("meta nfproto ipv6 ")
 
 
@@ -273,11 +265,11 @@ def _covers(interval: str, key: str) -> bool:
     return bool(dash) and head == place and port.isdigit() and int(first) <= int(port) <= int(last)
 
 
-def _conflict(change: Change, holder: Record | None, comment: str) -> HostPortConflict:
-    protocol, _, port = change.key.rpartition(" . ")
+def _conflict(wanted: Element, holder: Record | None, comment: str) -> HostPortConflict:
+    protocol, _, port = wanted.key.rpartition(" . ")
     where, _, protocol = protocol.rpartition(" . ")
     place = f"{port}/{protocol}" + (f" on {where}" if where else "")
-    if change.data == SHARED:
+    if wanted.value == SHARED:
         place += " (every address)"
     whose = holder.name if holder is not None else (comment or "another container")
     return HostPortConflict(f"host port {place} is already mapped for {whose}: choose another hostPort")

@@ -27,7 +27,7 @@ plain data; elements also carry the attachment's name as a comment for people an
 from __future__ import annotations
 
 from cnimeta.host.digest import sha512_hex
-from cnimeta.host.nftables.values import Change
+from cnimeta.host.nftables.values import Chain, Change, Element, Hook, Map, Rule, Table
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.ip import Address, parse_ip
 
@@ -50,14 +50,12 @@ _MARK = 0x1000
 """Not 0x2000: upstream's iptables chains masquerade everything that carries it."""
 _COMMENT_MAX = 127
 _ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
-
-
-class Element(NamedTuple):
-    """One element of a map."""
-
-    map: str
-    key: str
-    data: str
+_OWNER = "ipv6_addr"
+_HOOKS = {
+    "prerouting": Hook("nat", "prerouting", "dstnat"),
+    "output": Hook("nat", "output", "-100"),
+    "postrouting": Hook("nat", "postrouting", "srcnat"),
+}
 
 
 class Group(NamedTuple):
@@ -220,53 +218,48 @@ def _condition(half: Half, owner: str) -> Condition:
 
 def base_changes() -> list[Change]:
     """The table with its chains and maps. It fails with EEXIST at the first chain when it is there already."""
-    changes = [Change("add", "table", TABLE), Change("create", "chain", BASE_CHAIN)]
-    changes += [Change("add", "map", name, data=text) for name, text in base_maps()]
-    hooks = (
-        ("prerouting", "prerouting", "dstnat"),
-        ("output", "output", "-100"),
-        ("postrouting", "postrouting", "srcnat"),
-    )
-    for chain, hook, priority in hooks:
-        text = f"type nat hook {hook} priority {priority}; policy accept;"
-        changes.append(Change("add", "chain", chain, data=text))
-    changes += [Change("add", "chain", name) for name in ("translate", CONDITIONAL, "masquerading")]
-    changes += [Change("add", "rule", chain, data=rule) for chain, rule in base_rules()]
-    return changes
+    return [
+        Change("add", Table(TABLE)),
+        Change("create", Chain(BASE_CHAIN)),
+        *(Change("add", one) for one in base_maps()),
+        *(Change("add", Chain(name, hook)) for name, hook in _HOOKS.items()),
+        *(Change("add", Chain(name)) for name in ("translate", CONDITIONAL, "masquerading")),
+        *(Change("add", rule) for rule in base_rules()),
+    ]
 
 
-def base_maps() -> Iterator[tuple[str, str]]:
-    """(name, type) of every map."""
+def base_maps() -> Iterator[Map]:
+    """Every map."""
     service = "inet_proto . inet_service"
     for family, address in _ADDRESS.items():
-        yield f"any{family}", f"type {service} : {address} . inet_service;"
-        yield f"host{family}", f"type {address} . {service} : {address} . inet_service;"
-        yield f"range{family}", f"type {service} : {address}; flags interval;"
-        yield f"hostrange{family}", f"type {address} . {service} : {address}; flags interval;"
-        yield f"snat{family}", f"type {address} : verdict;"
-        yield f"claims{family}", f"type {service} : ipv6_addr;"
-        yield f"hostclaims{family}", f"type {address} . {service} : ipv6_addr;"
-        yield f"addresses{family}", f"type {address} : ipv6_addr;"
+        yield Map(f"any{family}", service, f"{address} . inet_service")
+        yield Map(f"host{family}", f"{address} . {service}", f"{address} . inet_service")
+        yield Map(f"range{family}", service, address, interval=True)
+        yield Map(f"hostrange{family}", f"{address} . {service}", address, interval=True)
+        yield Map(f"snat{family}", address, "verdict")
+        yield Map(f"claims{family}", service, _OWNER)
+        yield Map(f"hostclaims{family}", f"{address} . {service}", _OWNER)
+        yield Map(f"addresses{family}", address, _OWNER)
 
 
-def base_rules() -> Iterator[tuple[str, str]]:
-    """(chain, rule) of every rule of the base, in order, as nft prints them."""
+def base_rules() -> Iterator[Rule]:
+    """Every rule of the base, in order, as nft prints them."""
     marked = f"meta mark & {_MARK:#010x} == {_MARK:#010x}"
     for hook in ("prerouting", "output"):
-        yield hook, f"fib daddr type local jump {BASE_CHAIN}"
-    yield BASE_CHAIN, f"{marked} goto translate"
-    yield BASE_CHAIN, f"meta mark set meta mark | {_MARK:#010x}"
-    yield BASE_CHAIN, "jump translate"
-    yield BASE_CHAIN, f"meta mark set meta mark & {0xFFFFFFFF ^ _MARK:#010x}"
-    yield "translate", f"jump {CONDITIONAL}"
+        yield Rule(hook, f"fib daddr type local jump {BASE_CHAIN}")
+    yield Rule(BASE_CHAIN, f"{marked} goto translate")
+    yield Rule(BASE_CHAIN, f"meta mark set meta mark | {_MARK:#010x}")
+    yield Rule(BASE_CHAIN, "jump translate")
+    yield Rule(BASE_CHAIN, f"meta mark set meta mark & {0xFFFFFFFF ^ _MARK:#010x}")
+    yield Rule("translate", f"jump {CONDITIONAL}")
     # IPv6 loopback packets cannot leave the host, so ::1 is left alone: a refusal is better than a timeout.
     for family, ip, every in ((4, "ip", "meta nfproto ipv4"), (6, "ip6", "ip6 daddr != ::1")):
         for host, anywhere in (("host", "any"), ("hostrange", "range")):
-            yield "translate", f"dnat {ip} to {ip} daddr . meta l4proto . th dport map @{host}{family}"
-            yield "translate", f"{every} dnat {ip} to meta l4proto . th dport map @{anywhere}{family}"
-    yield "postrouting", f"{marked} jump masquerading"
-    yield "masquerading", "ip daddr vmap @snat4"
-    yield "masquerading", "ip6 daddr vmap @snat6"
+            yield Rule("translate", f"dnat {ip} to {ip} daddr . meta l4proto . th dport map @{host}{family}")
+            yield Rule("translate", f"{every} dnat {ip} to meta l4proto . th dport map @{anywhere}{family}")
+    yield Rule("postrouting", f"{marked} jump masquerading")
+    yield Rule("masquerading", "ip daddr vmap @snat4")
+    yield Rule("masquerading", "ip6 daddr vmap @snat6")
 
 
 def add_changes(plan: Plan, subnets: Iterable[str], comment: str) -> list[Change]:
@@ -275,49 +268,49 @@ def add_changes(plan: Plan, subnets: Iterable[str], comment: str) -> list[Change
     changes = []
     for chain, rules in plan.subnets:
         if chain in missing:
-            changes.append(Change("create", "chain", chain))
-            changes += [Change("add", "rule", chain, data=rule) for rule in rules]
+            changes.append(Change("create", Chain(chain)))
+            changes += [Change("add", Rule(chain, rule)) for rule in rules]
     for group in plan.groups:
         changes += [_put(element, comment) for element in group.all]
     for condition in plan.conditions:
-        changes.append(Change("create", "chain", condition.chain))
-        changes += [Change("add", "rule", condition.chain, data=rule) for rule in condition.rules]
-        changes.append(Change("add", "rule", CONDITIONAL, data=condition.entry, comment=comment))
+        changes.append(Change("create", Chain(condition.chain)))
+        changes += [Change("add", Rule(condition.chain, rule)) for rule in condition.rules]
+        changes.append(Change("add", Rule(CONDITIONAL, condition.entry, comment)))
     return changes
 
 
 def remove_changes(groups: Iterable[Group]) -> list[Change]:
     """Take groups out if they are ours, missing ones included.
 
-    Each element is added before it is deleted: that changes nothing when it is there with this very data, makes the
+    Each element is added before it is deleted: that changes nothing when it is there with this very value, makes the
     deletion succeed when it is not there, and fails with EEXIST when the key is another owner's.
     """
     changes = []
     for group in groups:
         for element in group.all:
-            if element.data != SHARED:
-                changes += [_put(element, ""), Change("delete", "element", element.map, element.key)]
+            if element.value != SHARED:
+                changes += [Change("add", element), Change("delete", element)]
     return changes
 
 
 def presence_changes(groups: Iterable[Group]) -> list[Change]:
     """For a dry run: fails with ENOENT when an element is missing."""
-    return [Change("delete", "element", element.map, element.key) for group in groups for element in _own(group)]
+    return [Change("delete", element) for group in groups for element in _own(group)]
 
 
 def content_changes(groups: Iterable[Group]) -> list[Change]:
-    """For a dry run: fails with EEXIST when an element has other data."""
-    return [_put(element, "") for group in groups for element in _own(group)]
+    """For a dry run: fails with EEXIST when an element has another value."""
+    return [Change("add", element) for group in groups for element in _own(group)]
 
 
 def _own(group: Group) -> tuple[Element, ...]:
-    return tuple(element for element in group.all if element.data != SHARED)
+    return tuple(element for element in group.all if element.value != SHARED)
 
 
 def shared_keys(groups: Iterable[Group]) -> list[Element]:
     """The claims that owners with one host address each share."""
-    return [element for group in groups for element in group.elements if element.data == SHARED]
+    return [element for group in groups for element in group.elements if element.value == SHARED]
 
 
 def _put(element: Element, comment: str) -> Change:
-    return Change("add", "element", element.map, element.key, element.data, comment)
+    return Change("add", Element(element.map, element.key, element.value, comment))

@@ -10,10 +10,11 @@ import os
 
 from cnimeta.errors import CniError, StateUnusable
 from cnimeta.host.digest import sha512_hex
+from cnimeta.host.nftables.values import Element
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import dumps, loads_object
-from cnimeta_plugins.portmap.nft_rules import Element, Group
+from cnimeta_plugins.portmap.nft_rules import Group
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -176,8 +177,8 @@ def _group(item: JSON) -> Group:
 
 
 def _element(item: JSON) -> Element:
-    name, key, data = _row(item, 3)
-    return Element(str(name), str(key), str(data))
+    name, key, value, _ = _row(item, 4)
+    return Element(str(name), str(key), str(value))
 
 
 def _flow(item: JSON) -> tuple[int, int, int, str]:

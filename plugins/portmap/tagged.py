@@ -44,8 +44,8 @@ def tagged(log: Callable[[str], None], nft: Nft | None = None) -> list[Tagged]:
 
 def _of_family(nft: Nft, family: int) -> Iterator[Tagged]:
     for claims, targets in (("claims", "any"), ("hostclaims", "host")):
-        container_ports = {key: data.rpartition(" . ")[2] for key, data, _ in nft.elements(f"{targets}{family}")}
-        for key, owner, comment in nft.elements(f"{claims}{family}"):
+        container_ports = {one.key: one.value.rpartition(" . ")[2] for one in nft.elements(f"{targets}{family}")}
+        for key, owner, comment in ((one.key, one.value, one.comment) for one in nft.elements(f"{claims}{family}")):
             container_id, _, rest = comment.partition("/")
             ifname, _, network = rest.partition("/")
             if owner_id(network, container_id, ifname) != owner:

@@ -15,6 +15,7 @@ from cnimeta import launcher
 from cnimeta.cli.install import interpreter, plugins_folder, site_folders
 from cnimeta.errors import CniError
 from cnimeta.host.nftables.program import NftProgram
+from cnimeta.host.nftables.values import Change, Element
 from cnimeta.spec.jsonio import dumps
 from cnimeta.testing import call
 from cnimeta_plugins.portmap.main import Portmap
@@ -45,7 +46,7 @@ def host(request: pytest.FixtureRequest, make_netns: Callable[[str], Namespace])
 
 def elements(host: Host) -> set[tuple[str, str, str]]:
     names = ("any4", "host4", "range4", "snat4", "claims4", "hostclaims4", "addresses4", "any6", "claims6", "snat6")
-    return {(name, key, data) for name in names for key, data, _ in host.nft.elements(name)}
+    return {(name, one.key, one.value) for name in names for one in host.nft.elements(name)}
 
 
 def test_life_of_an_attachment_leaves_nothing_when_it_ends(host: Host) -> None:
@@ -94,10 +95,8 @@ def test_conditions_come_and_go_when_the_container_does(host: Host) -> None:
 
 
 def test_check_tells_what_is_missing_when_an_element_was_taken(host: Host) -> None:
-    from cnimeta.host.nftables.values import Change
-
     host.call("ADD", conf(tcp(8080)))
-    host.nft.apply([Change("delete", "element", "any4", "tcp . 8080")])
+    host.nft.apply([Change("delete", Element("any4", "tcp . 8080", ""))])
     with pytest.raises(CniError, match="any4") as caught:
         host.call("CHECK", conf(tcp(8080)))
     assert caught.value.code == 101
