@@ -19,7 +19,7 @@ from cnimeta.host.nftables.values import Change, Element
 from cnimeta.spec.jsonio import dumps
 from cnimeta.testing import call
 from cnimeta_plugins.portmap.main import Portmap
-from cnimeta_plugins.portmap.nft_rules import TABLE
+from cnimeta_plugins.portmap.nftables.rules import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -389,14 +389,12 @@ def test_one_process_is_started_when_a_port_is_mapped(net: Net, portmap: str, tm
 
 
 def test_all_mappings_are_back_when_repaired_after_a_flush(net: Net) -> None:
-    from cnimeta_plugins.portmap.repair import repair
-
     net.call("ADD", tcp(8080))
     net.call("ADD", tcp(8081), number=3)
     with net.node.entered():
         before = {name: NftProgram(TABLE).elements(name) for name in ("any4", "any6", "claims4", "snat4")}
         net.node.run("nft", "flush", "ruleset")
-        results = repair(str(net.folder), print)
+        results = Portmap().port_mapper().repair(str(net.folder), print, ())
         after = {name: NftProgram(TABLE).elements(name) for name in before}
     assert sorted((found.container_id, found.error) for found in results) == [("c2", ""), ("c3", "")]
     assert {name: sorted(found) for name, found in after.items()} == {n: sorted(f) for n, f in before.items()}

@@ -8,7 +8,7 @@ from portmap_kit import Host, conf, tcp
 from cnimeta.errors import CniError
 from cnimeta.host.nftables.values import Element
 from cnimeta.testing.files import Killed
-from cnimeta_plugins.portmap.nft_rules import owner_id
+from cnimeta_plugins.portmap.nftables.rules import owner_id
 
 pytestmark = pytest.mark.unit
 

@@ -8,7 +8,7 @@ mapped already. Table `inet cnimeta_hostports`:
     translate             conditional rules, then the maps: host4/6 (one host address) before any4/6, then ranges
     postrouting        -> masquerading    for marked packets only: snat4/6, by container address, says what to do
 
-| map             | key                              | data                        |
+| map             | key                              | value                       |
 |-----------------|----------------------------------|-----------------------------|
 | any4, any6      | protocol . port                  | container address . port    |
 | host4, host6    | host address . protocol . port   | container address . port    |
@@ -26,9 +26,11 @@ plain data; elements also carry the attachment's name as a comment for people an
 
 from __future__ import annotations
 
+from cnimeta.errors import CniError
 from cnimeta.host.digest import sha512_hex
 from cnimeta.host.nftables.values import Chain, Change, Element, Hook, Map, Rule, Table
 from cnimeta.namedtuple import NamedTuple
+from cnimeta.spec.fields import Fields
 from cnimeta.spec.ip import Address, parse_ip
 
 TYPE_CHECKING = False
@@ -36,8 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from cnimeta.spec.ip import Cidr
+    from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.portmap.config import PortMapping
-    from cnimeta_plugins.portmap.forward import Forward, Half
+    from cnimeta_plugins.portmap.plan import FamilyPlan, Plan
 
 TABLE = "cnimeta_hostports"
 """Never change: rules of an earlier version must be found."""
@@ -62,12 +65,25 @@ class Group(NamedTuple):
     """Elements that belong together, the claim on their key first: they come and go as one."""
 
     claim: Element
-    elements: tuple[Element, ...]
+    elements: tuple[Element, ...] = ()
 
     @property
     def all(self) -> tuple[Element, ...]:
         """The claim and the rest."""
         return (self.claim, *self.elements)
+
+
+class Elements(NamedTuple):
+    """What the kernel has of one attachment's own: the payload of its record."""
+
+    groups: tuple[Group, ...] = ()
+    conditions: tuple[str, ...] = ()
+    """The names of its conditional chains."""
+
+    def as_json(self) -> JSON:
+        """The form in the record: an element is an array of map, key and value."""
+        groups = [[[one.map, one.key, one.value] for one in group.all] for group in self.groups]
+        return {"groups": groups, "conditions": self.conditions}
 
 
 class Condition(NamedTuple):
@@ -78,15 +94,30 @@ class Condition(NamedTuple):
     rules: tuple[str, ...]
 
 
-class Plan(NamedTuple):
-    """What one attachment needs: groups of elements, subnet chains (shared, kept), conditional chains (its own)."""
+class Subnet(NamedTuple):
+    """The chain that masquerades for the containers of one subnet; they share it, and it is kept."""
 
-    owner: str
-    comment: str
-    groups: tuple[Group, ...]
-    subnets: tuple[tuple[str, tuple[str, ...]], ...]
-    """(chain, rules) that the groups' verdicts go to."""
-    conditions: tuple[Condition, ...] = ()
+    chain: str
+    rules: tuple[str, ...]
+
+
+def read_elements(value: JSON) -> Elements:
+    """Read the payload of a record. CniError when it is damaged."""
+    if not isinstance(value, dict):
+        raise CniError("the payload is not an object")
+    fields = Fields(value, "$.payload")
+    return Elements(tuple(_group(rows) for rows in fields.items("groups")), tuple(fields.texts("conditions")))
+
+
+def _group(rows: JSON) -> Group:
+    if not isinstance(rows, list) or not rows:
+        raise CniError("a group of elements is not an array")
+    elements = []
+    for row in rows:
+        if not isinstance(row, list) or len(row) != 3 or not all(isinstance(part, str) for part in row):
+            raise CniError("an element is not an array of map, key and value")
+        elements.append(Element(*row))
+    return Group(elements[0], tuple(elements[1:]))
 
 
 def owner_id(network: str, container_id: str, ifname: str) -> str:
@@ -104,37 +135,41 @@ def owner_comment(network: str, container_id: str, ifname: str) -> str:
 # --- the attachment's part -------------------------------------------------------------------------------
 
 
-def plan_rules(forward: Forward) -> Plan:
-    """Everything `forward` needs in the kernel, base apart."""
-    names = forward.network, forward.container_id, forward.ifname
-    owner = owner_id(*names)
+def plan_elements(plan: Plan) -> Elements:
+    """What the attachment has of its own."""
+    owner = owner_id(*plan.owner)
     groups: list[Group] = []
-    subnets: dict[str, tuple[str, ...]] = {}
-    conditions: list[Condition] = []
-    for half in forward.halves:
-        groups += _mapping_groups(half, owner)
-        address = _address_group(half, owner, forward)
-        groups.append(address)
-        if forward.masq_all:
-            subnets[MASQ_ALL] = ("masquerade",)
-        elif forward.snat:
-            subnets[subnet_chain(half.container)] = _subnet_rules(half.container)
-        if half.conditions:
-            conditions.append(_condition(half, owner))
-    return Plan(owner, owner_comment(*names), tuple(groups), tuple(subnets.items()), tuple(conditions))
+    for family in plan.families:
+        groups += _mapping_groups(family, owner)
+        groups.append(_address_group(family, owner, plan))
+    chains = tuple(_conditional_chain(family.family, owner) for family in plan.families if family.conditions)
+    return Elements(tuple(groups), chains)
 
 
-def _mapping_groups(half: Half, owner: str) -> Iterator[Group]:
-    family = half.family
+def subnet_chains(plan: Plan) -> tuple[Subnet, ...]:
+    """The shared chains that the elements lead to."""
+    settings = plan.settings
+    if settings.masq_all:
+        return (Subnet(MASQ_ALL, ("masquerade",)),)
+    if not settings.snat:
+        return ()
+    return tuple(Subnet(_subnet_chain(one.container), _subnet_rules(one.container)) for one in plan.families)
+
+
+def conditional_chains(plan: Plan) -> tuple[Condition, ...]:
+    """The chains of a container with conditions, by the names that `plan_elements` gives them."""
+    owner = owner_id(*plan.owner)
+    return tuple(_condition(family, owner) for family in plan.families if family.conditions)
+
+
+def _mapping_groups(plan: FamilyPlan, owner: str) -> Iterator[Group]:
+    family = plan.family
     wildcard = {
-        (mapping.protocol, port)
-        for mapping in half.mappings
-        if mapping.is_wildcard
-        for port in range(mapping.first, mapping.last + 1)
+        (mapping.protocol, port) for mapping in plan.mappings if mapping.is_wildcard for port in mapping.host_ports
     }
-    for mapping in half.mappings:
-        interval = mapping.last > mapping.first and not mapping.shifted
-        for port in range(mapping.first, mapping.last + 1):
+    for mapping in plan.mappings:
+        interval = mapping.is_range and not mapping.shifted
+        for port in mapping.host_ports:
             elements: list[Element] = []
             key = f"{mapping.protocol} . {port}"
             if mapping.is_wildcard:
@@ -143,12 +178,12 @@ def _mapping_groups(half: Half, owner: str) -> Iterator[Group]:
                 claim = Element(f"hostclaims{family}", f"{_where(mapping)}{key}", owner)
                 if (mapping.protocol, port) not in wildcard:
                     elements.append(Element(f"claims{family}", key, SHARED))
-            if half.conditions:
+            if plan.conditions:
                 pass  # its own chain translates
             elif interval and port == mapping.first:
-                elements.append(_interval(mapping, half))
+                elements.append(_interval(mapping, plan))
             elif not interval:
-                elements.append(_single(mapping, port, half))
+                elements.append(_single(mapping, port, plan))
             yield Group(claim, tuple(elements))
 
 
@@ -156,30 +191,30 @@ def _where(mapping: PortMapping) -> str:
     return f"{mapping.where} . " if mapping.where else ""
 
 
-def _single(mapping: PortMapping, port: int, half: Half) -> Element:
-    name = ("any" if mapping.is_wildcard else "host") + str(half.family)
-    target = mapping.container_port + port - mapping.first
-    return Element(name, f"{_where(mapping)}{mapping.protocol} . {port}", f"{half.container.address.text} . {target}")
+def _single(mapping: PortMapping, port: int, plan: FamilyPlan) -> Element:
+    name = ("any" if mapping.is_wildcard else "host") + str(plan.family)
+    value = f"{plan.container.address.text} . {mapping.target(port)}"
+    return Element(name, f"{_where(mapping)}{mapping.protocol} . {port}", value)
 
 
-def _interval(mapping: PortMapping, half: Half) -> Element:
-    name = ("range" if mapping.is_wildcard else "hostrange") + str(half.family)
+def _interval(mapping: PortMapping, plan: FamilyPlan) -> Element:
+    name = ("range" if mapping.is_wildcard else "hostrange") + str(plan.family)
     key = f"{_where(mapping)}{mapping.protocol} . {mapping.first}-{mapping.last}"
-    return Element(name, key, half.container.address.text)
+    return Element(name, key, plan.container.address.text)
 
 
-def _address_group(half: Half, owner: str, forward: Forward) -> Group:
-    family, address = half.family, half.container.address.text
-    claim = Element(f"addresses{family}", address, owner)
-    if forward.masq_all:
-        return Group(claim, (Element(f"snat{family}", address, f"goto {MASQ_ALL}"),))
-    if forward.snat:
-        return Group(claim, (Element(f"snat{family}", address, f"goto {subnet_chain(half.container)}"),))
-    return Group(claim, ())
+def _address_group(family: FamilyPlan, owner: str, plan: Plan) -> Group:
+    number, address = family.family, family.container.address.text
+    claim = Element(f"addresses{number}", address, owner)
+    if plan.settings.masq_all:
+        return Group(claim, (Element(f"snat{number}", address, f"goto {MASQ_ALL}"),))
+    if plan.settings.snat:
+        return Group(claim, (Element(f"snat{number}", address, f"goto {_subnet_chain(family.container)}"),))
+    return Group(claim)
 
 
-def subnet_chain(container: Cidr) -> str:
-    """The chain that masquerades for containers of one subnet: `masq-10.88.0.0/16`."""
+def _subnet_chain(container: Cidr) -> str:
+    """`masq-10.88.0.0/16`; in hexadecimal for IPv6, as a chain's name has no colons."""
     network = container.network
     if container.address.family == 4:
         return f"masq-{network.text}"
@@ -197,19 +232,28 @@ def _subnet_rules(container: Cidr) -> tuple[str, ...]:
     return (f"ip6 saddr {network} masquerade",)
 
 
-def _condition(half: Half, owner: str) -> Condition:
-    family = half.family
-    ip = "ip" if family == 4 else "ip6"
-    chain = f"if{family}-{parse_ip(owner).packed.hex()}"
+def conditional_chain_names(owner: str) -> tuple[str, ...]:
+    """The names that an owner's conditional chains have, if it has any."""
+    return tuple(_conditional_chain(family, owner) for family in _ADDRESS)
+
+
+def _conditional_chain(family: int, owner: str) -> str:
+    return f"if{family}-{parse_ip(owner).packed.hex()}"
+
+
+def _condition(plan: FamilyPlan, owner: str) -> Condition:
+    ip = "ip" if plan.family == 4 else "ip6"
+    address = plan.container.address.text
+    address = address if plan.family == 4 else f"[{address}]"
     rules = []
-    for mapping in half.mappings:
+    for mapping in plan.mappings:
         where = f"{ip} daddr {mapping.where} " if mapping.where else ""
-        for port in range(mapping.first, mapping.last + 1):
-            target = f"{half.container.address.text}:{mapping.container_port + port - mapping.first}"
-            if family == 6:
-                target = f"[{half.container.address.text}]:{mapping.container_port + port - mapping.first}"
-            rules.append(f"{where}{mapping.protocol} dport {port} dnat {ip} to {target}")
-    entry = f"meta nfproto ipv{family} {' '.join(half.conditions)} jump {chain}"
+        rules += [
+            f"{where}{mapping.protocol} dport {port} dnat {ip} to {address}:{mapping.target(port)}"
+            for port in mapping.host_ports
+        ]
+    chain = _conditional_chain(plan.family, owner)
+    entry = f"meta nfproto ipv{plan.family} {' '.join(plan.conditions)} jump {chain}"
     return Condition(chain, entry, tuple(rules))
 
 
@@ -262,19 +306,18 @@ def base_rules() -> Iterator[Rule]:
     yield Rule("masquerading", "ip6 daddr vmap @snat6")
 
 
-def add_changes(plan: Plan, subnets: Iterable[str], comment: str) -> list[Change]:
-    """Put the plan in. `subnets` names its subnet chains that are not there yet. Repeating it changes nothing."""
-    missing = set(subnets)
+def add_changes(plan: Plan, elements: Elements, subnets: Iterable[Subnet]) -> list[Change]:
+    """Put the elements in. `subnets` are its subnet chains that are not there yet. Repeating it changes nothing."""
+    comment = owner_comment(*plan.owner)
     changes = []
-    for chain, rules in plan.subnets:
-        if chain in missing:
-            changes.append(Change("create", Chain(chain)))
-            changes += [Change("add", Rule(chain, rule)) for rule in rules]
-    for group in plan.groups:
-        changes += [_put(element, comment) for element in group.all]
-    for condition in plan.conditions:
+    for subnet in subnets:
+        changes.append(Change("create", Chain(subnet.chain)))
+        changes += [Change("add", Rule(subnet.chain, text)) for text in subnet.rules]
+    for group in elements.groups:
+        changes += [Change("add", Element(one.map, one.key, one.value, comment)) for one in group.all]
+    for condition in conditional_chains(plan):
         changes.append(Change("create", Chain(condition.chain)))
-        changes += [Change("add", Rule(condition.chain, rule)) for rule in condition.rules]
+        changes += [Change("add", Rule(condition.chain, text)) for text in condition.rules]
         changes.append(Change("add", Rule(CONDITIONAL, condition.entry, comment)))
     return changes
 
@@ -310,7 +353,3 @@ def _own(group: Group) -> tuple[Element, ...]:
 def shared_keys(groups: Iterable[Group]) -> list[Element]:
     """The claims that owners with one host address each share."""
     return [element for group in groups for element in group.elements if element.value == SHARED]
-
-
-def _put(element: Element, comment: str) -> Change:
-    return Change("add", Element(element.map, element.key, element.value, comment))
