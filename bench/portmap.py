@@ -19,10 +19,10 @@ from cnimeta.host.nftables.program import NftProgram
 from cnimeta.spec.ip import parse_cidr
 from cnimeta.spec.jsonio import dumps
 from cnimeta.testing.netns import namespaces
-from cnimeta_plugins.portmap.config import PortMapping
-from cnimeta_plugins.portmap.forward import Forward, Half
-from cnimeta_plugins.portmap.iptables_rules import Mapping, Settings, container_rules
-from cnimeta_plugins.portmap.nft_rules import TABLE, add_changes, plan_rules
+from cnimeta_plugins.portmap.config import PortMapping, Settings
+from cnimeta_plugins.portmap.iptables.rules import chain_name, container_rules
+from cnimeta_plugins.portmap.nftables.rules import TABLE, add_changes, plan_elements
+from cnimeta_plugins.portmap.plan import FamilyPlan, Owner, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,16 +74,21 @@ def address(number: int) -> str:
     return f"10.{64 + number // 62500}.{number // 250 % 250}.{number % 250 + 1}/10"
 
 
+def plan_of(number: int) -> Plan:
+    """One TCP mapping of another container."""
+    mappings = (PortMapping(10_000 + number, 10_000 + number, 80, "tcp"),)
+    family = FamilyPlan(parse_cidr(address(number)), mappings)
+    return Plan(Owner("bench", f"c{number}", "eth0"), Settings(mappings), (family,))
+
+
 def fill_ours(node: Namespace, count: int) -> None:
     """Map `count` other containers as ADD would."""
     with node.entered():
         nft = NftProgram(TABLE)
         changes = []
         for number in range(count):
-            mapping = PortMapping(10_000 + number, 10_000 + number, 80, "tcp")
-            half = Half(parse_cidr(address(number)), (mapping,), ())
-            plan = plan_rules(Forward("bench", f"c{number}", "eth0", "", (half,), True, False, 13, ""))
-            changes += add_changes(plan, (), plan.comment)
+            plan = plan_of(number)
+            changes += add_changes(plan, plan_elements(plan), ())
         nft.apply(changes)
 
 
@@ -92,8 +97,8 @@ def fill_reference(node: Namespace, count: int) -> None:
     lines = ["*nat"]
     entries = []
     for number in range(count):
-        mapping = Mapping("tcp", 10_000 + number, 10_000 + number, 80)
-        rules = container_rules("bench", f"c{number}", address(number), (mapping,), Settings())
+        plan = plan_of(number)
+        rules = container_rules(plan, plan.families[0], chain_name("bench", f"c{number}"))
         lines.append(f":{rules.chain} - [0:0]")
         entries += [f"-A CNI-HOSTPORT-DNAT {entry}" for entry in rules.entries]
         entries += [f"-A {rules.chain} {rule}" for rule in rules.rules]

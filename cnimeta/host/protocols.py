@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cnimeta.host.links.rtnetlink import Link
     from cnimeta.host.links.tc import Classifier, Queue
     from cnimeta.host.nftables.values import Change as NftChange
+    from cnimeta.host.nftables.values import Element, Rule
     from cnimeta.spec.jsonio import JSON
 
     T = TypeVar("T")
@@ -203,7 +204,7 @@ class Nft(Protocol):
         ...
 
     def apply(self, changes: Sequence[NftChange]) -> None:
-        """All changes or none. Raises cnimeta.host.nftables.program.Refusal."""
+        """All changes or none. Raises cnimeta.host.nftables.values.Refusal."""
         ...
 
     def dry_run(self, changes: Sequence[NftChange]) -> None:
@@ -214,12 +215,12 @@ class Nft(Protocol):
         """Whether the table has this chain."""
         ...
 
-    def rules(self, chain: str) -> list[tuple[str, str]]:
-        """(handle, text) of a chain's rules, none when there is no such chain."""
+    def rules(self, chain: str) -> list[Rule]:
+        """A chain's rules with their handles, none when there is no such chain. IoFailure (code 5)."""
         ...
 
-    def elements(self, name: str) -> list[tuple[str, str, str]]:
-        """(key, data, comment) of every element of a map."""
+    def elements(self, name: str) -> list[Element]:
+        """Every element of a map, none when there is no such map. IoFailure (code 5)."""
         ...
 
 

@@ -11,7 +11,7 @@ from cnimeta.namedtuple import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from typing import Protocol
 
     from cnimeta.spec.jsonio import JSON
@@ -26,16 +26,24 @@ if TYPE_CHECKING:
             """The part of a configuration that DEL needs and no refusal concerns."""
             ...
 
-        def mappings(self, data_dir: str, log: Callable[[str], None]) -> Iterable[RecordedMapping]:
-            """Every live mapping of this node: those recorded under `data_dir`, and those only the kernel knows."""
+        def mappings(self, data_dir: str, log: Callable[[str], None]) -> Sequence[MappedPort]:
+            """Every port mapped since boot: those recorded under `data_dir`, and those that only the kernel knows.
+
+            The latter have no record under `data_dir` nor where the mapper keeps records by itself. CniError when a
+            record folder or the kernel cannot be read; a single damaged record is logged.
+            """
             ...
 
-        def repair(self, data_dir: str, log: Callable[[str], None], skip: Collection[str]) -> Iterable[Repaired]:
+        def repair(self, data_dir: str, log: Callable[[str], None], skip: Collection[str]) -> Sequence[Repaired]:
             """Put back what is missing of every live attachment, but those of the containers in `skip`."""
             ...
 
 
-class RecordedMapping(NamedTuple):
+MANAGED_BY = "managedBy"
+"""The key of a mapper's configuration that tells on whose behalf it maps: the type of a plugin."""
+
+
+class MappedPort(NamedTuple):
     """One host port of one attachment. `host_ip` is empty for every address of the node."""
 
     network: str
@@ -45,8 +53,10 @@ class RecordedMapping(NamedTuple):
     host_port: int
     container_port: int
     host_ip: str = ""
+    recorded: bool = True
+    """False: only the kernel knows of it, and `managed_by` is not known."""
     managed_by: str = ""
-    """The type of the plugin on whose behalf it was made (`managedBy` of its configuration); empty for none known."""
+    """The type of the plugin on whose behalf it was made, as MANAGED_BY said; empty for none."""
 
 
 class Repaired(NamedTuple):

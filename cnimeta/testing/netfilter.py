@@ -1,15 +1,14 @@
 """Fakes of the packet filter's surroundings: nftables as dictionaries, flows as a list, kernel settings as a mapping.
 
-`FakeNft` carries out the same `Change`s as `cnimeta.host.nftables.program.NftProgram` and refuses the same ones in the
+`FakeNft` makes the same `Change`s as `cnimeta.host.nftables.program.NftProgram` and refuses the same ones in the
 same way, so one suite of tests runs on both. `dump()` is text to compare.
 """
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
-from cnimeta.host.nftables.values import Refusal
+from cnimeta.host.nftables.values import Chain, Element, Map, Refusal, Rule, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -17,21 +16,11 @@ if TYPE_CHECKING:
     from cnimeta.host.nftables.values import Change
 
 
-class _Tables:
-    """What a table holds."""
-
-    def __init__(self) -> None:
-        self.exists = False
-        self.chains: dict[str, list[tuple[str, str]]] = {}
-        self.maps: dict[str, dict[str, tuple[str, str]]] = {}
-        self.handles = 0
-
-
 class FakeNft:
     """One nftables table in memory. `before_apply` is called ahead of each transaction, to inject faults."""
 
     def __init__(self, *, available: bool = True) -> None:
-        self._state = _Tables()
+        self._state = _State()
         self._available = available
         self.transactions: list[tuple[Change, ...]] = []
         self.before_apply: Callable[[], None] = lambda: None
@@ -54,94 +43,115 @@ class FakeNft:
         """Whether the table has this chain."""
         return name in self._state.chains
 
-    def rules(self, chain: str) -> list[tuple[str, str]]:
-        """(handle, text) of a chain's rules."""
+    def rules(self, chain: str) -> list[Rule]:
+        """A chain's rules."""
         return list(self._state.chains.get(chain, ()))
 
-    def elements(self, name: str) -> list[tuple[str, str, str]]:
-        """(key, data, comment) of every element of a map."""
-        return [(key, data, comment) for key, (data, comment) in self._state.maps.get(name, {}).items()]
+    def elements(self, name: str) -> list[Element]:
+        """Every element of a map."""
+        return list(self._state.maps.get(name, {}).values())
 
     def flush_ruleset(self) -> None:
         """What `nft flush ruleset` does."""
-        self._state = _Tables()
+        self._state = _State()
+
+    def put(self, element: Element) -> None:
+        """Another program's doing: an element as given, whatever was there."""
+        self._state.maps[element.map][element.key] = element
+
+    def empty(self, name: str) -> None:
+        """Another program's doing: a map loses its elements."""
+        self._state.maps[name].clear()
 
     def dump(self) -> str:
         """Every element and rule, a line each, sorted."""
-        lines = [
-            f"{name} {{ {key} : {data} }}"
-            for name, elements in self._state.maps.items()
-            for key, (data, _) in elements.items()
-        ]
-        lines += [f"{chain}: {text}" for chain, rules in self._state.chains.items() for _, text in rules]
+        state = self._state
+        lines = [f"{one.map} {{ {one.key} : {one.value} }}" for found in state.maps.values() for one in found.values()]
+        lines += [f"{rule.chain}: {rule.text}" for rules in state.chains.values() for rule in rules]
         return "\n".join(sorted(lines))
 
-    def _tried(self, changes: Sequence[Change]) -> _Tables:
-        state = copy.deepcopy(self._state)
+    def _tried(self, changes: Sequence[Change]) -> _State:
+        state = self._state.copy()
         for index, change in enumerate(changes):
-            kind = _carry_out(state, change)
+            kind = state.make(change)
             if kind:
                 raise Refusal(kind, index, f"refused ({kind}): {change.render('TABLE')}")
         return state
 
 
-def _carry_out(state: _Tables, change: Change) -> str:
-    """Do one change; what is wrong with it, or nothing."""
-    if change.kind == "table":
-        state.exists = True
+class _State:
+    """What a table holds."""
+
+    def __init__(self) -> None:
+        self.exists = False
+        self.chains: dict[str, list[Rule]] = {}
+        self.maps: dict[str, dict[str, Element]] = {}
+        self.handles = 0
+
+    def copy(self) -> _State:
+        """A state of its own with the same content."""
+        other = _State()
+        other.exists, other.handles = self.exists, self.handles
+        other.chains = {name: list(rules) for name, rules in self.chains.items()}
+        other.maps = {name: dict(elements) for name, elements in self.maps.items()}
+        return other
+
+    def make(self, change: Change) -> str:
+        """Make one change; the kind of its refusal, empty for none."""
+        item = change.item
+        if isinstance(item, Table):
+            self.exists = True
+        elif not self.exists:
+            return "missing"
+        elif isinstance(item, Chain):
+            return self._chain(change.verb, item)
+        elif isinstance(item, Map):
+            self.maps.setdefault(item.name, {})
+        elif isinstance(item, Rule):
+            return self._rule(change.verb, item)
+        else:
+            return self._element(change.verb, item)
         return ""
-    if not state.exists:
-        return "missing"
-    return {"chain": _chain, "map": _map, "rule": _rule, "element": _element}[change.kind](state, change)
 
-
-def _chain(state: _Tables, change: Change) -> str:
-    there = change.name in state.chains
-    if change.verb == "create" and there:
-        return "exists"
-    if change.verb in ("add", "create"):
-        state.chains.setdefault(change.name, [])
+    def _chain(self, verb: str, chain: Chain) -> str:
+        there = chain.name in self.chains
+        if verb in ("add", "create"):
+            self.chains.setdefault(chain.name, [])
+            return "exists" if there and verb == "create" else ""
+        if not there:
+            return "missing"
+        if verb == "delete":
+            del self.chains[chain.name]
+        else:
+            self.chains[chain.name].clear()
         return ""
-    if not there:
-        return "missing"
-    state.chains[change.name] = []
-    if change.verb == "delete":
-        del state.chains[change.name]
-    return ""
 
+    def _rule(self, verb: str, rule: Rule) -> str:
+        if rule.chain not in self.chains:
+            return "missing"
+        rules = self.chains[rule.chain]
+        if verb == "delete":
+            kept = [other for other in rules if other.handle != rule.handle]
+            self.chains[rule.chain] = kept
+            return "" if len(kept) < len(rules) else "missing"
+        self.handles += 1
+        rules.append(rule._replace(handle=str(self.handles)))
+        return ""
 
-def _map(state: _Tables, change: Change) -> str:
-    state.maps.setdefault(change.name, {})
-    return ""
-
-
-def _rule(state: _Tables, change: Change) -> str:
-    if change.name not in state.chains:
-        return "missing"
-    rules = state.chains[change.name]
-    if change.verb == "delete":
-        kept = [rule for rule in rules if rule[0] != change.data]
-        state.chains[change.name] = kept
-        return "" if len(kept) < len(rules) else "missing"
-    state.handles += 1
-    comment = f' comment "{change.comment}"' if change.comment else ""
-    rules.append((str(state.handles), change.data + comment))
-    return ""
-
-
-def _element(state: _Tables, change: Change) -> str:
-    if change.name not in state.maps:
-        return "missing"
-    elements = state.maps[change.name]
-    if change.verb == "delete":
-        return "" if elements.pop(change.key, None) is not None else "missing"
-    if change.data.startswith("goto ") and change.data[5:] not in state.chains:
-        return "missing"
-    held = elements.get(change.key)
-    if held is not None:
-        return "" if held[0] == change.data and change.verb == "add" else "exists"
-    elements[change.key] = (change.data, change.comment)
-    return ""
+    def _element(self, verb: str, element: Element) -> str:
+        if element.map not in self.maps:
+            return "missing"
+        elements = self.maps[element.map]
+        if verb == "delete":
+            return "" if elements.pop(element.key, None) is not None else "missing"
+        target = element.value.removeprefix("goto ")
+        if target != element.value and target not in self.chains:
+            return "missing"
+        held = elements.get(element.key)
+        if held is not None:
+            return "" if held.value == element.value and verb == "add" else "exists"
+        elements[element.key] = element
+        return ""
 
 
 class FakeConntrack:

@@ -6,11 +6,11 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from cnimeta.delegate.call import Delegates
     from cnimeta.host.protocols import Clock, Database, Locks, NodeAddresses, PluginExec, PodApi, PortScan, Sockets
-    from cnimeta.ports.mapper import PortMapper, RecordedMapping
+    from cnimeta.ports.mapper import MappedPort, PortMapper
     from cnimeta_plugins.hostport_alloc.allocate.ranges import PortSet
     from cnimeta_plugins.hostport_alloc.state.store import Store
 
@@ -119,7 +119,7 @@ class Wiring:
 
         return port_mapper(plugin_type)
 
-    def mappings(self, folder: str, log: Callable[[str], None]) -> tuple[RecordedMapping, ...]:
+    def mappings(self, folder: str, log: Callable[[str], None]) -> tuple[MappedPort, ...]:
         """What was mapped for hostport_alloc on this node, as the port mapper and the kernel know it."""
         from cnimeta.errors import CniError
         from cnimeta_plugins.hostport_alloc.config import PLUGIN_TYPE, PORTMAP_TYPE
@@ -129,8 +129,8 @@ class Wiring:
         except CniError as error:
             log(f"hostport_alloc: {error.msg}")
             mapper = None
-        found: Iterable[RecordedMapping] = mapper.mappings(folder, log) if mapper is not None else ()
-        return tuple(one for one in found if one.managed_by in ("", PLUGIN_TYPE))
+        found = mapper.mappings(folder, log) if mapper is not None else ()
+        return tuple(one for one in found if one.managed_by == PLUGIN_TYPE or not one.recorded)
 
     # --- the container, its node and its Pod -------------------------------------------------------------
 

@@ -8,13 +8,15 @@ from cnimeta.spec.ip import Address, parse_ip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from cnimeta.spec.fields import Fields
     from cnimeta.spec.netconf import NetConf
 
 PROTOCOLS = ("tcp", "udp", "sctp")
-BACKENDS = ("auto", "nftables", "iptables")
-DATA_DIR = "/var/lib/cni/cnimeta"
-DEFAULT_MARK_BIT = 13
+AUTO = "auto"
+PREFERRED = ("nftables", "iptables")
+"""What `auto` chooses from: the first that can be used here and has every key."""
 _PORT_MAX = 65535
 _CONDITION_MAX = 4096
 
@@ -32,9 +34,23 @@ class PortMapping(NamedTuple):
     host_ip: Address | None = None
 
     @property
+    def host_ports(self) -> range:
+        """Every host port."""
+        return range(self.first, self.last + 1)
+
+    @property
+    def is_range(self) -> bool:
+        """Whether there is more than one port."""
+        return self.last != self.first
+
+    @property
     def shifted(self) -> bool:
         """Whether the container's port differs from the host's."""
         return self.first != self.container_port
+
+    def target(self, host_port: int) -> int:
+        """The container's port for one of the host's."""
+        return self.container_port + host_port - self.first
 
     @property
     def is_wildcard(self) -> bool:
@@ -45,6 +61,11 @@ class PortMapping(NamedTuple):
     def where(self) -> str:
         """The host address; empty for every address."""
         return "" if self.host_ip is None or self.host_ip.is_unspecified else self.host_ip.text
+
+    @property
+    def packed_where(self) -> bytes:
+        """The same as bytes."""
+        return b"" if self.host_ip is None or self.host_ip.is_unspecified else self.host_ip.packed
 
     def serves(self, family: int) -> bool:
         """Whether the mapping is for this family: one with an address is for that address's only."""
@@ -59,53 +80,70 @@ class PortMapping(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """Everything an ADD or CHECK needs to know."""
+    """Everything an ADD or CHECK needs to know. The defaults are those of the keys."""
 
-    backend: str
-    mappings: tuple[PortMapping, ...]
-    snat: bool
-    masq_all: bool
-    mark_bit: int
-    external_set_mark_chain: str
-    conditions_v4: tuple[str, ...]
-    conditions_v6: tuple[str, ...]
-    data_dir: str
-    needs_iptables: str
-    """The key that only iptables has, when one is set; else empty."""
+    mappings: tuple[PortMapping, ...] = ()
+    backends: tuple[str, ...] = PREFERRED
+    """The names of the backends that may serve, in order of preference."""
+    snat: bool = True
+    masq_all: bool = False
+    mark_bit: int = 13
+    external_set_mark_chain: str = ""
+    conditions_v4: tuple[str, ...] = ()
+    conditions_v6: tuple[str, ...] = ()
+    data_dir: str = "/var/lib/cni/cnimeta"
+
+    def conditions(self, family: int) -> tuple[str, ...]:
+        """The conditions of one family, 4 or 6."""
+        return self.conditions_v4 if family == 4 else self.conditions_v6
 
 
-def read_settings(conf: NetConf, node_backend: str = "", node_data_dir: str = "") -> Settings:
-    """Read and check every key. `node_*` are the node-wide defaults. Raises InvalidNetworkConfig (code 7)."""
+DEFAULTS = Settings()
+
+
+class NodeDefaults(NamedTuple):
+    """The node-wide configuration; what a network configuration says goes before it. Empty for what is not set."""
+
+    backend: str = ""
+    data_dir: str = ""
+
+
+NO_NODE_DEFAULTS = NodeDefaults()
+
+
+def read_settings(
+    conf: NetConf, node: NodeDefaults = NO_NODE_DEFAULTS, backends: Collection[str] = PREFERRED
+) -> Settings:
+    """Read and check every key; `backends` are the names there are. Raises InvalidNetworkConfig (code 7)."""
     fields = conf.fields
-    backend = fields.choice("backend", BACKENDS, node_backend or "auto")
+    backend = fields.choice("backend", (AUTO, *backends), node.backend or AUTO)
     conditions = {key: _conditions(fields, key) for key in ("conditionsV4", "conditionsV6")}
     external = fields.text("externalSetMarkChain")
     mark_bit = fields.integer("markMasqBit", 0, 31)
     if external and mark_bit is not None:
         raise InvalidNetworkConfig("$.markMasqBit and $.externalSetMarkChain are both set: keep one of them")
-    needs = _iptables_key(external, mark_bit, conditions)
-    if needs and fields.has("backend") and backend == "nftables":
-        raise InvalidNetworkConfig(f"$.{needs} needs iptables, but $.backend is nftables")
+    needs_iptables = _iptables_key(external, mark_bit, conditions)
+    if needs_iptables and fields.has("backend") and backend == "nftables":
+        raise InvalidNetworkConfig(f"$.{needs_iptables} needs iptables, but $.backend is nftables")
     for key, words in conditions.items():
         if words and not _is_iptables(words) and backend == "iptables":
             raise InvalidNetworkConfig(f"$.{key} is written for nftables, but the backend is iptables")
     return Settings(
-        backend,
         read_mappings(conf),
-        fields.boolean("snat", True),
-        fields.boolean("masqAll"),
-        DEFAULT_MARK_BIT if mark_bit is None else mark_bit,
+        (backend,) if backend != AUTO else ("iptables",) if needs_iptables else PREFERRED,
+        fields.boolean("snat", DEFAULTS.snat),
+        fields.boolean("masqAll", DEFAULTS.masq_all),
+        DEFAULTS.mark_bit if mark_bit is None else mark_bit,
         external,
         conditions["conditionsV4"],
         conditions["conditionsV6"],
-        read_data_dir(fields, node_data_dir),
-        needs,
+        read_data_dir(fields, node),
     )
 
 
-def read_data_dir(fields: Fields, node_data_dir: str = "") -> str:
-    """Where the records are kept."""
-    folder = fields.text("dataDir") or node_data_dir or DATA_DIR
+def read_data_dir(fields: Fields, node: NodeDefaults = NO_NODE_DEFAULTS) -> str:
+    """Where the records are kept. Raises InvalidNetworkConfig (code 7)."""
+    folder = fields.text("dataDir") or node.data_dir or DEFAULTS.data_dir
     if not folder.startswith("/") or "\0" in folder:
         raise fields.wrong("dataDir", "an absolute path")
     return folder
@@ -115,7 +153,7 @@ def read_mappings(conf: NetConf) -> tuple[PortMapping, ...]:
     """`runtimeConfig.portMappings`, each checked; equal ones once. Raises InvalidNetworkConfig (code 7)."""
     found: dict[PortMapping, str] = {}
     for entry in conf.runtime_config.objects("portMappings"):
-        mapping = _mapping(entry)
+        mapping = read_mapping(entry)
         for other, path in found.items():
             if _clash(mapping, other) and mapping != other:
                 raise InvalidNetworkConfig(
@@ -125,7 +163,8 @@ def read_mappings(conf: NetConf) -> tuple[PortMapping, ...]:
     return tuple(found)
 
 
-def _mapping(entry: Fields) -> PortMapping:
+def read_mapping(entry: Fields) -> PortMapping:
+    """One object of `portMappings`. Raises InvalidNetworkConfig (code 7)."""
     first, target = _port(entry, "hostPort"), _port(entry, "containerPort")
     last = _last(entry, first)
     if target + last - first > _PORT_MAX:

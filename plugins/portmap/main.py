@@ -1,4 +1,4 @@
-"""portmap: the verbs, and which backend serves them. Behaviour and keys: docs/portmap.md."""
+"""portmap: the verbs. Behaviour and keys: docs/portmap.md."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from cnimeta.plugin.request import Request
+    from cnimeta.ports.mapper import PortMapper
     from cnimeta.spec.result import Result
     from cnimeta_plugins.portmap.mapper import Mapper
 
@@ -61,9 +62,15 @@ class Portmap(Plugin):
         """What its verbs import on their way."""
         return ("cnimeta.host.nftables.program", "cnimeta.host.conntrack", "cnimeta_plugins.portmap.wiring")
 
+    def port_mapper(self) -> PortMapper:
+        """What other plugins need of portmap beside the verbs."""
+        from cnimeta_plugins.portmap.port_mapper import PortmapPorts
+
+        return PortmapPorts()
+
     def _mapper(self, request: Request) -> Mapper:
         if self._make_mapper is not None:
             return self._make_mapper(request)
         from cnimeta_plugins.portmap.wiring import host_mapper
 
-        return host_mapper(request)
+        return host_mapper(request.environ, request.log)

@@ -1,34 +1,31 @@
-"""Mapping and unmapping an attachment: record, rules, and what goes with them, in an order that survives a kill.
+"""Mapping and unmapping an attachment: the order of the steps, which survives a kill. What they do is the backend's.
 
 ADD    record (what is about to be in the kernel) -> rules -> route_localnet -> stale UDP flows
-DEL    rules -> stale UDP flows -> record; then what other implementations and earlier settings left
+DEL    rules -> stale UDP flows -> record; then what other programs and earlier settings left
 """
 
 from __future__ import annotations
 
 import os
 
-from cnimeta.errors import CniError, InvalidNetworkConfig, IoFailure, joined
-from cnimeta.spec.ip import parse_ip
-from cnimeta_plugins.portmap.config import DATA_DIR, read_data_dir, read_mappings, read_settings
-from cnimeta_plugins.portmap.forward import plan_forward
-from cnimeta_plugins.portmap.nft_backend import NftBackend, unknown_owner
-from cnimeta_plugins.portmap.nft_rules import Plan, owner_id, plan_rules
-from cnimeta_plugins.portmap.records import Record, Records
+from cnimeta.errors import CniError, Failures, InvalidNetworkConfig, StateUnusable
+from cnimeta_plugins.portmap.config import DEFAULTS, NodeDefaults, read_data_dir, read_mappings, read_settings
+from cnimeta_plugins.portmap.plan import Owner, plan_mappings
+from cnimeta_plugins.portmap.records import Life, Others, Record, Records
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from cnimeta.host.nftables.values import Change
-    from cnimeta.host.protocols import Conntrack, Files, Nft, Sysctl
+    from cnimeta.host.protocols import Conntrack, Files, Sysctl
     from cnimeta.plugin.request import Attachment
+    from cnimeta.spec.ip import Address, Cidr
     from cnimeta.spec.netconf import NetConf
     from cnimeta.spec.result import Result
+    from cnimeta_plugins.portmap.backends import Backends
     from cnimeta_plugins.portmap.config import PortMapping, Settings
-    from cnimeta_plugins.portmap.forward import Forward
-    from cnimeta_plugins.portmap.iptables_backend import IptablesBackend, Part, Target
-    from cnimeta_plugins.portmap.iptables_plan import Owner
+    from cnimeta_plugins.portmap.plan import Plan
+    from cnimeta_plugins.portmap.records import Payload
 
 
 class Mapper:
@@ -36,292 +33,212 @@ class Mapper:
 
     def __init__(
         self,
-        nft: Nft,
-        conntrack: Conntrack,
+        backends: Backends,
+        conntrack: Callable[[], Conntrack],
         sysctl: Sysctl,
         files: Files,
         log: Callable[[str], None],
         *,
         boot_id: str,
-        route: Callable[..., str],
-        node: Callable[[], tuple[str, str]] = lambda: ("", ""),
-        iptables: Callable[[], IptablesBackend] | None = None,
-        remove_foreign: Callable[[str, str, Callable[[], Collection[str]]], None] | None = None,
+        route: Callable[[Address], str],
+        node: Callable[[], NodeDefaults] = NodeDefaults,
         netns_exists: Callable[[str], bool] = os.path.exists,
     ) -> None:
-        """`node` gives the node-wide (backend, dataDir); `route(address)` the interface towards a container."""
-        self.nft = NftBackend(nft)
+        """`node` gives the node-wide defaults; `route(address)` the interface towards a container."""
+        self.backends = backends
         self.conntrack = conntrack
         self.sysctl = sysctl
         self.files = files
         self.log = log
-        self.boot_id = boot_id
+        self.life = Life(boot_id, netns_exists)
         self.route = route
         self.node = node
-        self._iptables = iptables
-        self._remove_foreign = remove_foreign
-        self.netns_exists = netns_exists
 
     def settings(self, conf: NetConf) -> Settings:
         """The configuration with the node-wide defaults."""
-        return read_settings(conf, *self.node())
+        return read_settings(conf, self.node(), self.backends.names)
 
     # --- ADD and CHECK ---------------------------------------------------------------------------------------
 
     def add(self, attachment: Attachment, conf: NetConf, settings: Settings, result: Result) -> None:
         """Map every port, in place of what the attachment had."""
-        forward = plan_forward(attachment, settings, result)
+        owner = Owner(*attachment.key)
+        plan = plan_mappings(owner, settings, result)
         records = self._records(settings.data_dir)
-        before = records.load(*attachment.key)
-        if self.backend_of(settings) == "nftables":
-            self._add_nft(forward, conf, records, before)
-        else:
-            self._add_iptables(forward, conf, records, before)
-        if settings.snat and not settings.masq_all:
-            self._route_localnet(forward)
-        self._forget_flows(_udp(forward))
-
-    def _add_nft(self, forward: Forward, conf: NetConf, records: Records, before: Record | None) -> None:
-        plan = plan_rules(forward)
-        if before is not None and before.backend == "iptables":
-            self._backend_iptables().delete(_target(before))
+        before = self._record_before(records, owner)
+        name = self.backends.usable(settings.backends)
+        if before is not None and before.backend != name:  # the configuration has changed since
+            self.backends[before.backend].remove(owner, before.payload)
             before = None
-        record = self._record(forward, conf, "nftables", plan)
-        merged = (
-            record
-            if before is None
-            else record._replace(
-                groups=tuple(dict.fromkeys((*record.groups, *before.groups))),
-                conditions=tuple(dict.fromkeys((*record.conditions, *before.conditions))),
+        self._map(plan, self._record(attachment, conf, plan, name), before, records)
+        if settings.snat and not settings.masq_all:
+            self._route_localnet(plan)
+        self._forget_flows([family.container for family in plan.families], settings.mappings)
+
+    def _record_before(self, records: Records, owner: Owner) -> Record | None:
+        found = records.find(owner)
+        if found.newer:
+            raise StateUnusable(
+                f"the record of {owner.text} under {records.folder} is of a later version ({found.problem}): install"
+                " that version, or delete the attachment first"
             )
+        return found.record
+
+    def _record(self, attachment: Attachment, conf: NetConf, plan: Plan, backend: str) -> Record:
+        return Record(
+            plan.owner,
+            attachment.netns,
+            self.life.boot_id,
+            tuple(family.container for family in plan.families),
+            plan.settings.mappings,
+            backend,
+            payload=None,
+            conf=dict(conf.raw),
         )
-        records.store(merged)  # old and new, until the transaction has decided
+
+    def _map(self, plan: Plan, record: Record, before: Record | None, records: Records) -> None:
+        """The record first, with old and new until the rules are in; as it was when they are refused."""
+        backend, others = self.backends[record.backend], self._others(records, plan.owner)
+        old = None if before is None else before.payload
+        new: Payload = backend.plan(plan, old, others)
+        both = new if old is None else backend.both(old, new)
+        records.store(record._replace(payload=both))
         try:
-            self.nft.add(plan, before, lambda change: _holder(records, change, forward), self.is_dead)
+            backend.add(plan, new, old, others)
         except CniError:
             if before is None:
-                records.forget(record.key)
+                records.forget(record.owner)
             else:
                 records.store(before)
             raise
-        if merged != record:
-            records.store(record)
-
-    def _add_iptables(self, forward: Forward, conf: NetConf, records: Records, before: Record | None) -> None:
-        others = [other for other in records.of_container(forward.container_id) if other.network == forward.network]
-        second = any(other.ifname != forward.ifname and other.backend == "iptables" for other in others)
-        record = self._record(forward, conf, "iptables", None)._replace(second=before.second if before else second)
-        if before is not None and before.backend == "nftables":
-            self.nft.remove(before.groups, before.conditions)
-        records.store(record)
-        try:
-            self._backend_iptables().add(_target(record), _parts(forward), lambda owner: self._is_gone(records, owner))
-        except CniError:
-            if before is None:
-                records.forget(record.key)
-            raise
+        if both != new:
+            records.store(record._replace(payload=new))
 
     def check(self, attachment: Attachment, settings: Settings, result: Result) -> None:
         """Raise CheckFailed (code 101) unless the kernel holds what ADD would put there."""
-        forward = plan_forward(attachment, settings, result)
-        record = self._records(settings.data_dir).load(*attachment.key)
-        backend = self.backend_of(settings) if record is None else record.backend
-        if backend == "nftables":
-            self.nft.check(plan_rules(forward))
+        owner = Owner(*attachment.key)
+        plan = plan_mappings(owner, settings, result)
+        record = self._records(settings.data_dir).find(owner).record
+        if record is None:
+            self.backends[self.backends.usable(settings.backends)].check(plan, None)
         else:
-            target = _target(record or self._record(forward, None, "iptables", None))
-            self._backend_iptables().check(target, _parts(forward))
-
-    def backend_of(self, settings: Settings) -> str:
-        """The backend for `settings`: what they name, or nftables unless a key needs iptables or nft is not there."""
-        if settings.backend != "auto":
-            return settings.backend
-        if settings.needs_iptables:
-            return "iptables"
-        return "nftables" if self.nft.nft.available() else "iptables"
+            self.backends[record.backend].check(plan, record.payload)
 
     # --- DEL -------------------------------------------------------------------------------------------------
 
     def delete(self, attachment: Attachment, conf: NetConf) -> None:
         """Unmap. Every step is tried; the record goes only when the rules are gone."""
+        owner = Owner(*attachment.key)
         records = self._records(self._data_dir(conf))
-        errors: list[CniError] = []
-        record = records.load(*attachment.key)
-        found = [record] if record is not None else self._unrecorded(records, attachment, conf)
-        for one in found:
-            _collect(errors, lambda one=one: self._unmap(one, records))  # type: ignore[misc]
-        if not found:
-            records.forget(attachment.key)  # what a killed ADD may have begun to write
-        _collect(errors, lambda: self._clean_foreign(attachment, records))
-        failure = joined(errors)
-        if failure is not None:
-            raise failure
+        found = records.find(owner)
+        asked = _mappings_or_none(conf)
+        recorded = [found.record] if found.record is not None else []
+        if not recorded and not found.problem:
+            recorded = self._renamed(records, attachment, asked)
+        failures = Failures()
+        for record in recorded:
+            with failures:
+                self._unmap(record, records)
+        with failures:
+            suspected = () if recorded else None if found.problem else asked
+            if self._sweep(owner, suspected, records) and not recorded:
+                self._forget_flows(None, asked)
+            if not recorded:
+                records.forget(owner)  # a damaged one, or what a killed ADD had begun to write
+        failures.raise_any()
 
     def _unmap(self, record: Record, records: Records) -> None:
-        if record.backend == "iptables":
-            self._backend_iptables().delete(_target(record))
-        else:
-            self.nft.remove(record.groups, record.conditions)
-        self._forget_flows(record.udp)
-        records.forget(record.key)
+        self.backends[record.backend].remove(record.owner, record.payload)
+        self._forget_flows(record.addresses, record.mappings)
+        records.forget(record.owner)
 
-    def _unrecorded(self, records: Records, attachment: Attachment, conf: NetConf) -> list[Record]:
-        """What there may be although the attachment has no record.
+    def _renamed(self, records: Records, attachment: Attachment, asked: Sequence[PortMapping]) -> list[Record]:
+        """The records of the same interface under an earlier name of the network.
 
-        The record of the same interface under an earlier name of the network; or, when the configuration still has
-        mappings, what they would have made: taken out element by element, and only where the claim is ours.
+        Told from another network of the container by this: it is dead, or has the very mappings that are asked for.
         """
-        owner = owner_id(*attachment.key)
-        mappings = _mappings_or_none(conf)
-        if records.exists(*attachment.key):  # damaged: the kernel's own tags tell what there is
-            return [self._as_held(attachment, owner, mappings)]
-        renamed = []
-        for other in records.of_container(attachment.container_id):
-            if other.ifname != attachment.ifname:
-                continue
-            same_ports = {group.claim.key for group in other.groups if group.claim.map.startswith("claims")}
-            wanted = {f"{m.protocol} . {port}" for m in mappings for port in range(m.first, m.last + 1)}
-            gone = bool(other.netns) and other.netns != attachment.netns and not self.netns_exists(other.netns)
-            if self.is_dead(other) or gone or (wanted and wanted == same_ports):
-                renamed.append(other)
-        if renamed or not mappings:
-            return renamed
-        if not self.nft.holds(owner, mappings):
-            return []
-        return [self._as_held(attachment, owner, mappings)]
+        return [
+            record
+            for record in records.of_container(attachment.container_id)
+            if record.owner.ifname == attachment.ifname
+            and (self.life.is_dead(record) or (asked and set(asked) == set(record.mappings)))
+        ]
 
-    def _as_held(self, attachment: Attachment, owner: str, mappings: Iterable[PortMapping]) -> Record:
-        """A record of what the kernel holds for an attachment; flows are forgotten for the mappings known."""
-        udp = tuple(
-            (family, mapping.first, mapping.last, mapping.where)
-            for mapping in mappings
-            if mapping.protocol == "udp"
-            for family in (4, 6)
-            if mapping.serves(family)
-        )
-        groups = tuple(self.nft.held_by(owner))
-        return Record(*attachment.key, attachment.netns, self.boot_id, "nftables", groups=groups, udp=udp)
-
-    def _clean_foreign(self, attachment: Attachment, records: Records) -> None:
-        """What other implementations, or this one on another backend, left for the container."""
-        if self._remove_foreign is None:
-            return
-
-        def other_networks() -> set[str]:
-            return {other.network for other in records.of_container(attachment.container_id)}
-
-        self._remove_foreign(attachment.network, attachment.container_id, other_networks)
+    def _sweep(self, owner: Owner, mappings: Sequence[PortMapping] | None, records: Records) -> bool:
+        """What no record tells of; whether there was any."""
+        found = []
+        failures = Failures()
+        for backend in self.backends.holding():
+            with failures:
+                found.append(backend.sweep(owner, mappings, self._others(records, owner)))
+        failures.raise_any()
+        return any(found)
 
     # --- GC and STATUS ---------------------------------------------------------------------------------------
 
     def collect(self, conf: NetConf, valid: Collection[tuple[str, str]]) -> None:
         """Unmap the network's attachments that are not in `valid`: the recorded, and those only the kernel knows."""
-        network = conf.name
-        errors: list[CniError] = []
         records = self._records(self._data_dir(conf))
-        known = set()
+        failures = Failures()
         for record in list(records.every()):
-            known.add(owner_id(*record.key))
-            if record.network == network and (record.container_id, record.ifname) not in valid:
-                _collect(errors, lambda record=record: self._unmap(record, records))  # type: ignore[misc]
-        for owner, comment in self.nft.owners().items():
-            if owner not in known and unknown_owner(comment, network, valid):
-                _collect(errors, lambda owner=owner: self.nft.remove(self.nft.held_by(owner)))  # type: ignore[misc]
-        if self._iptables is not None:
-            _collect(errors, lambda: self._backend_iptables().gc(network, valid))
-        failure = joined(errors)
-        if failure is not None:
-            raise failure
+            owner = record.owner
+            if owner.network == conf.name and (owner.container_id, owner.ifname) not in valid:
+                with failures:
+                    self._unmap(record, records)
+        for backend in self.backends.holding():
+            with failures:
+                backend.collect(conf.name, valid, self._others(records, None))
+        failures.raise_any()
 
     def ready(self, conf: NetConf) -> None:
         """Raise unless ADD could be served."""
         settings = self.settings(conf)
         self._records(settings.data_dir).usable()
-        if self.backend_of(settings) == "iptables":
-            self._backend_iptables().tables.has_chain(4, "PREROUTING")
-        elif not self.nft.nft.available():
-            raise IoFailure("nftables cannot be used: nft is not installed, or the kernel has no nf_tables")
+        self.backends[self.backends.usable(settings.backends)].ready()
 
     # --- parts -----------------------------------------------------------------------------------------------
 
-    def is_dead(self, record: Record) -> bool:
-        """Whether a record's container cannot be alive: another boot, or its namespace is gone."""
-        if record.boot_id != self.boot_id:
-            return True
-        return bool(record.netns) and not self.netns_exists(record.netns)
-
-    def _is_gone(self, records: Records, owner: Owner) -> bool:
-        """Whether the owner of an iptables chain is known, and dead in every attachment."""
-        found = [one for one in records.of_container(owner.container_id) if one.network == owner.network]
-        return owner.whole and bool(found) and all(self.is_dead(one) for one in found)
-
-    def _record(self, forward: Forward, conf: NetConf | None, backend: str, plan: Plan | None) -> Record:
-        return Record(
-            forward.network,
-            forward.container_id,
-            forward.ifname,
-            forward.netns,
-            self.boot_id,
-            backend,
-            groups=() if plan is None else plan.groups,
-            conditions=() if plan is None else tuple(condition.chain for condition in plan.conditions),
-            udp=_udp(forward),
-            conf=None if conf is None else dict(conf.raw),
-        )
-
-    def _route_localnet(self, forward: Forward) -> None:
+    def _route_localnet(self, plan: Plan) -> None:
         """Let packets with a 127.0.0.0/8 address leave towards the container, for `localhost:hostPort`."""
-        for half in forward.halves:
-            if half.family == 4:
-                interface = self.route(half.container.address)
+        for family in plan.families:
+            if family.family == 4:
+                interface = self.route(family.container.address)
                 if interface:
                     self.sysctl.ensure(f"net/ipv4/conf/{interface}/route_localnet", "1")
 
-    def _forget_flows(self, udp: Iterable[tuple[int, int, int, str]]) -> None:
-        """A failure is logged only: the mapping works, old flows end by themselves."""
-        rows = list(udp)
-        for family in sorted({row[0] for row in rows}):
-            ports = [
-                (first, last, parse_ip(where).packed if where else b"") for f, first, last, where in rows if f == family
-            ]
+    def _forget_flows(self, containers: Iterable[Cidr] | None, mappings: Iterable[PortMapping]) -> None:
+        """Forget the UDP flows to what is mapped; of both families when the container's addresses are not known.
+
+        A failure is logged only: the mapping works, old flows end by themselves.
+        """
+        udp = [mapping for mapping in mappings if mapping.protocol == "udp"]
+        families = {4, 6} if containers is None else {container.address.family for container in containers}
+        for family in sorted(families if udp else ()):
+            ports = [(one.first, one.last, one.packed_where) for one in udp if one.serves(family)]
             try:
-                self.conntrack.forget_udp(family, ports)
+                if ports:
+                    self.conntrack().forget_udp(family, ports)
             except OSError as error:
                 self.log(f"portmap: cannot remove stale UDP flows (IPv{family}): {error.strerror or error}")
 
-    def _backend_iptables(self) -> IptablesBackend:
-        if self._iptables is None:
-            raise IoFailure("the iptables backend is not available here")
-        return self._iptables()
-
     def _records(self, data_dir: str) -> Records:
-        return Records(data_dir, self.files, self.log)
+        return Records(data_dir, self.files, self.log, self.backends.read_payload)
+
+    def _others(self, records: Records, owner: Owner | None) -> Others:
+        return Others(records, self.life, owner)
 
     def _data_dir(self, conf: NetConf) -> str:
         """DEL must not fail for a key that has become invalid."""
+        node = NodeDefaults()
         try:
-            return read_data_dir(conf.fields, self._node_data_dir())
+            node = self.node()
         except CniError as error:
             self.log(f"portmap: {error.msg}: the default is used")
-            return self._node_data_dir()
-
-    def _node_data_dir(self) -> str:
         try:
-            return self.node()[1] or DATA_DIR
+            return read_data_dir(conf.fields, node)
         except CniError as error:
             self.log(f"portmap: {error.msg}: the default is used")
-            return DATA_DIR
-
-
-def _holder(records: Records, change: Change, forward: Forward) -> Record | None:
-    """The record of another attachment that has the element `change` asked for."""
-    own = (forward.network, forward.container_id, forward.ifname)
-    for record in records.every():
-        if record.key != own and any(
-            (element.map, element.key) == (change.name, change.key) for group in record.groups for element in group.all
-        ):
-            return record
-    return None
+            return node.data_dir or DEFAULTS.data_dir
 
 
 def _mappings_or_none(conf: NetConf) -> tuple[PortMapping, ...]:
@@ -329,40 +246,3 @@ def _mappings_or_none(conf: NetConf) -> tuple[PortMapping, ...]:
         return read_mappings(conf)
     except InvalidNetworkConfig:
         return ()
-
-
-def _udp(forward: Forward) -> tuple[tuple[int, int, int, str], ...]:
-    return tuple(
-        (half.family, m.first, m.last, m.where) for half in forward.halves for m in half.mappings if m.protocol == "udp"
-    )
-
-
-def _target(record: Record) -> Target:
-    from cnimeta_plugins.portmap.iptables_backend import Target
-
-    return Target(record.network, record.container_id, record.ifname, record.second)
-
-
-def _parts(forward: Forward) -> list[Part]:
-    from cnimeta_plugins.portmap.iptables_backend import Part
-    from cnimeta_plugins.portmap.iptables_rules import Mapping, Settings
-
-    return [
-        Part(
-            half.container.text,
-            tuple(
-                Mapping(m.protocol, m.first, m.last, m.container_port, m.where) for m in half.listed or half.mappings
-            ),
-            Settings(
-                forward.snat, forward.masq_all, forward.mark_bit, forward.external_set_mark_chain, half.conditions
-            ),
-        )
-        for half in forward.halves
-    ]
-
-
-def _collect(errors: list[CniError], call: Callable[[], None]) -> None:
-    try:
-        call()
-    except CniError as error:
-        errors.append(error)

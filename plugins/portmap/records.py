@@ -1,91 +1,155 @@
 """portmap's record of an attachment: what is in the kernel for it, so that DEL needs no other source.
 
-One JSON file per attachment in `<dataDir>/portmap/`, written before the first rule and removed after the last. The name
-is made of digests: it starts with the container's, so an attachment whose network was renamed is found without reading.
+One file per attachment in `<dataDir>/portmap/`, written before the first rule and removed after the last. Its name is
+made of digests and starts with the container's, so an attachment whose network was renamed is found without reading.
+The document is `{"version":2,"crc":N,"record":{...}}`; crc is the CRC-32 of the compact JSON of `[version, record]`, in
+this and in every later version: so a damaged digit never passes for a later version. What is the backend's own stands
+under `payload`, and the backend reads it.
 """
 
 from __future__ import annotations
 
 import os
+from binascii import crc32
 
 from cnimeta.errors import CniError, StateUnusable
 from cnimeta.host.digest import sha512_hex
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.fields import Fields
+from cnimeta.spec.ip import Cidr, parse_cidr
 from cnimeta.spec.jsonio import dumps, loads_object
-from cnimeta_plugins.portmap.nft_rules import Element, Group
+from cnimeta_plugins.portmap.config import PortMapping, read_mapping
+from cnimeta_plugins.portmap.plan import Owner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Protocol
 
     from cnimeta.host.protocols import Files
     from cnimeta.spec.jsonio import JSON
 
-VERSION = 1
+    class Payload(Protocol):
+        """What a backend keeps in a record; immutable, equal by value."""
+
+        def as_json(self) -> JSON:
+            """The form in the file."""
+            ...
+
+
+VERSION = 2
 _FOLDER = "portmap"
 _SUFFIX = ".json"
 
 
 class Record(NamedTuple):
-    """One attachment. `conf` is the network configuration of its ADD, for `repair`."""
+    """One attachment. `conf` is the network configuration of its ADD, for repair."""
 
-    network: str
-    container_id: str
-    ifname: str
+    owner: Owner
     netns: str
     boot_id: str
+    addresses: tuple[Cidr, ...]
+    """The container's, one for each family that is mapped."""
+    mappings: tuple[PortMapping, ...]
     backend: str
-    second: bool = False
-    """iptables: the attachment is not the first of its container on the network (see iptables_rules)."""
-    groups: tuple[Group, ...] = ()
-    conditions: tuple[str, ...] = ()
-    """nftables: the names of its conditional chains."""
-    udp: tuple[tuple[int, int, int, str], ...] = ()
-    """(family, first port, last port, host address or empty) of its UDP mappings, for conntrack."""
+    payload: Payload | None
+    """None when it was not asked for."""
     conf: JSON = None
 
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """(network, container ID, ifname)"""
-        return self.network, self.container_id, self.ifname
+    # hostport_alloc's salvage reads these three; delete them when it asks the port mapper.
 
     @property
-    def name(self) -> str:
-        """The attachment for a message."""
-        return f"container {self.container_id} interface {self.ifname} network {self.network}"
+    def network(self) -> str:
+        """Short for `owner.network`."""
+        return self.owner.network
+
+    @property
+    def container_id(self) -> str:
+        """Short for `owner.container_id`."""
+        return self.owner.container_id
+
+    @property
+    def ifname(self) -> str:
+        """Short for `owner.ifname`."""
+        return self.owner.ifname
+
+
+class DamagedRecord(CniError):
+    """The document is not a record: cut off, altered, or of a shape that no version has."""
+
+
+class UnknownBackend(CniError):
+    """The record names a backend that there is not."""
+
+
+class NewerRecord(CniError):
+    """The document is of a later version. `record` is what this version understands of it, if anything."""
+
+    def __init__(self, msg: str, record: Record | None = None) -> None:
+        super().__init__(msg)
+        self.record = record
+
+
+class Found(NamedTuple):
+    """What there is for an attachment: its record, if it can be understood, and what is wrong with the file.
+
+    newer: a later version wrote it.
+    """
+
+    record: Record | None = None
+    problem: str = ""
+    newer: bool = False
+
+
+class Life(NamedTuple):
+    """What tells whether a container can be alive: this boot, and which namespaces exist."""
+
+    boot_id: str
+    netns_exists: Callable[[str], bool]
+
+    def is_dead(self, record: Record) -> bool:
+        """Whether the container cannot be alive: another boot, or its namespace is gone."""
+        return record.boot_id != self.boot_id or (bool(record.netns) and not self.netns_exists(record.netns))
+
+
+def no_payload(_backend: str, _payload: JSON) -> None:
+    """Reads records without what is the backends' own."""
 
 
 class Records:
-    """The records under one dataDir. Raises StateUnusable (code 104) when the folder cannot be used."""
+    """The records under one dataDir. Raises StateUnusable (code 104) when the folder cannot be used.
 
-    def __init__(self, data_dir: str, files: Files, log: Callable[[str], None]) -> None:
+    `read_payload` is called with the name of the backend and the JSON of its payload. It raises UnknownBackend, or
+    another CniError for a payload that is damaged.
+    """
+
+    def __init__(
+        self,
+        data_dir: str,
+        files: Files,
+        log: Callable[[str], None],
+        read_payload: Callable[[str, JSON], Payload | None] = no_payload,
+    ) -> None:
         self.folder = os.path.join(data_dir, _FOLDER)
         self._files = files
         self._log = log
+        self._read_payload = read_payload
 
-    def load(self, network: str, container_id: str, ifname: str) -> Record | None:
-        """The attachment's record; None when there is none. A damaged one is reported and counts as none."""
-        return self._read(file_name(network, container_id, ifname))
-
-    def exists(self, network: str, container_id: str, ifname: str) -> bool:
-        """Whether the attachment has a record, readable or not."""
-        try:
-            return self._files.read(os.path.join(self.folder, file_name(network, container_id, ifname))) is not None
-        except OSError as error:
-            raise self._unusable(error) from None
+    def find(self, owner: Owner) -> Found:
+        """The attachment's record. One that is damaged or of a later version is reported."""
+        return self._find(file_name(owner))
 
     def store(self, record: Record) -> None:
         """Write, whole or not at all. After another boot a record is dead anyway, so nothing waits for the disk."""
         try:
-            self._files.write(os.path.join(self.folder, file_name(*record.key)), encode(record))
+            self._files.write(os.path.join(self.folder, file_name(record.owner)), encode(record))
         except OSError as error:
             raise self._unusable(error) from None
 
-    def forget(self, record_key: tuple[str, str, str]) -> None:
+    def forget(self, owner: Owner) -> None:
         """Remove; missing is fine."""
         try:
-            self._files.remove(os.path.join(self.folder, file_name(*record_key)))
+            self._files.remove(os.path.join(self.folder, file_name(owner)))
         except OSError as error:
             raise self._unusable(error) from None
 
@@ -94,14 +158,14 @@ class Records:
         prefix = _digest(container_id)
         for name in self._names():
             if name.startswith(prefix):
-                record = self._read(name)
-                if record is not None and record.container_id == container_id:
+                record = self._find(name).record
+                if record is not None and record.owner.container_id == container_id:
                     yield record
 
     def every(self) -> Iterator[Record]:
-        """All that can be read."""
+        """All that can be understood."""
         for name in self._names():
-            record = self._read(name)
+            record = self._find(name).record
             if record is not None:
                 yield record
 
@@ -120,14 +184,22 @@ class Records:
         except OSError as error:
             raise self._unusable(error) from None
 
-    def _read(self, name: str) -> Record | None:
+    def _find(self, name: str) -> Found:
         path = os.path.join(self.folder, name)
         try:
             data = self._files.read(path)
-            return None if data is None else decode(data)
-        except CniError as error:
-            self._log(f"portmap: the record {path} is damaged and will be rebuilt from the kernel: {error.msg}")
-            return None
+            if data is None:
+                return Found()
+            record = decode(data, self._read_payload)
+            if file_name(record.owner) != name:
+                raise DamagedRecord("it is of another attachment than its name says")
+            return Found(record)
+        except DamagedRecord as error:
+            self._log(f"portmap: the record {path} is damaged: {error.msg}; the kernel's rules tell what there is")
+            return Found(problem=error.msg)
+        except NewerRecord as error:
+            self._log(f"portmap: the record {path} is of a later version: {error.msg}")
+            return Found(error.record, error.msg, newer=True)
         except OSError as error:
             raise self._unusable(error) from None
 
@@ -135,59 +207,112 @@ class Records:
         return StateUnusable(f"$.dataDir: cannot use {self.folder}: {error.strerror or error}")
 
 
-def file_name(network: str, container_id: str, ifname: str) -> str:
+class Others(NamedTuple):
+    """The records of every attachment but one, for what must know whom else it meets."""
+
+    records: Records
+    life: Life
+    owner: Owner | None
+
+    def every(self) -> Iterator[Record]:
+        """All that can be understood."""
+        return (record for record in self.records.every() if record.owner != self.owner)
+
+    def of_container(self, container_id: str) -> Iterator[Record]:
+        """Those of one container."""
+        return (record for record in self.records.of_container(container_id) if record.owner != self.owner)
+
+    def is_dead(self, record: Record) -> bool:
+        """Whether the record's container cannot be alive."""
+        return self.life.is_dead(record)
+
+
+def file_name(owner: Owner) -> str:
     """The name of an attachment's file."""
-    return f"{_digest(container_id)}-{_digest(f'{network}/{ifname}')}{_SUFFIX}"
+    return f"{_digest(owner.container_id)}-{_digest(f'{owner.network}/{owner.ifname}')}{_SUFFIX}"
 
 
 def _digest(text: str) -> str:
     return sha512_hex(text)[:24]
 
 
+# --- the document ----------------------------------------------------------------------------------------
+
+
 def encode(record: Record) -> bytes:
     """The file's content."""
-    body: dict[str, JSON] = {"version": VERSION, **record._asdict()}
-    return dumps(body).encode()
+    owner = record.owner
+    body = {
+        "network": owner.network,
+        "containerID": owner.container_id,
+        "ifname": owner.ifname,
+        "netns": record.netns,
+        "bootID": record.boot_id,
+        "addresses": [address.text for address in record.addresses],
+        "mappings": [_mapping_json(mapping) for mapping in record.mappings],
+        "backend": record.backend,
+        "payload": None if record.payload is None else record.payload.as_json(),
+        "conf": record.conf,
+    }
+    text = dumps(body)
+    return f'{{"version":{VERSION},"crc":{_checksum(VERSION, text)},"record":{text}}}\n'.encode()
 
 
-def decode(data: bytes) -> Record:
-    """Read a file's content; a later version's too, as far as it has these keys. Raises CniError."""
-    fields = Fields(loads_object(data, "the record"))
+def decode(data: bytes, read_payload: Callable[[str, JSON], Payload | None] = no_payload) -> Record:
+    """Read a file's content. Raises DamagedRecord, or NewerRecord with as much as could be understood."""
+    try:
+        fields = Fields(loads_object(data, "the record"))
+        version, body = fields.integer("version", 1, 2**31), fields.object("record")
+        if version is None or fields.get("crc") != _checksum(version, dumps(body.raw)):
+            raise DamagedRecord("its checksum does not match")
+        if version > VERSION:
+            raise NewerRecord(f"version {version}, this one reads up to {VERSION}", _understood(body, read_payload))
+        if version not in _READERS:
+            raise DamagedRecord(f"there never was a version {version}")
+        return _READERS[version](body, read_payload)
+    except UnknownBackend as error:
+        raise NewerRecord(error.msg) from None
+    except (DamagedRecord, NewerRecord):
+        raise
+    except (CniError, ValueError) as error:
+        raise DamagedRecord(str(error)) from None
+
+
+def _checksum(version: int, body: str) -> int:
+    return crc32(f"[{version},{body}]".encode())
+
+
+def _understood(body: Fields, read_payload: Callable[[str, JSON], Payload | None]) -> Record | None:
+    try:
+        return _READERS[VERSION](body, read_payload)
+    except (CniError, ValueError):
+        return None
+
+
+def _read_2(body: Fields, read_payload: Callable[[str, JSON], Payload | None]) -> Record:
+    backend = body.text("backend")
     return Record(
-        fields.text("network"),
-        fields.text("container_id"),
-        fields.text("ifname"),
-        fields.text("netns"),
-        fields.text("boot_id"),
-        fields.text("backend"),
-        fields.boolean("second"),
-        tuple(_group(item) for item in fields.items("groups")),
-        tuple(fields.texts("conditions")),
-        tuple(_flow(item) for item in fields.items("udp")),
-        fields.get("conf"),
+        Owner(body.text("network"), body.text("containerID"), body.text("ifname")),
+        body.text("netns"),
+        body.text("bootID"),
+        tuple(parse_cidr(text) for text in body.texts("addresses")),
+        tuple(read_mapping(entry) for entry in body.objects("mappings")),
+        backend,
+        read_payload(backend, body.get("payload")),
+        body.get("conf"),
     )
 
 
-def _group(item: JSON) -> Group:
-    claim, elements = _row(item, 2)
-    if not isinstance(elements, list):
-        raise CniError("a group's elements are not an array")
-    return Group(_element(claim), tuple(_element(element) for element in elements))
+_READERS = {2: _read_2}
+"""By version. The first that was released is 2."""
 
 
-def _element(item: JSON) -> Element:
-    name, key, data = _row(item, 3)
-    return Element(str(name), str(key), str(data))
-
-
-def _flow(item: JSON) -> tuple[int, int, int, str]:
-    family, first, last, where = _row(item, 4)
-    if not isinstance(family, int) or not isinstance(first, int) or not isinstance(last, int):
-        raise CniError("a UDP mapping is not of whole numbers")
-    return family, first, last, str(where)
-
-
-def _row(item: JSON, length: int) -> list[JSON]:
-    if not isinstance(item, list) or len(item) != length:
-        raise CniError(f"an array of {length} was expected")
-    return item
+def _mapping_json(mapping: PortMapping) -> JSON:
+    host_ip = {} if mapping.host_ip is None else {"hostIP": mapping.host_ip.text}
+    return {
+        "hostPort": mapping.first,
+        "endPort": mapping.last,
+        "containerPort": mapping.container_port,
+        "protocol": mapping.protocol,
+        **host_ip,
+    }

@@ -18,7 +18,7 @@ from cnimeta_plugins.hostport_alloc.wiring import Wiring
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from cnimeta.ports.mapper import RecordedMapping, Repaired
+    from cnimeta.ports.mapper import MappedPort, Repaired
     from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.hostport_alloc.state.store import Store
 
@@ -31,7 +31,7 @@ class FakeMapper:
     refusals = frozenset({2, 6, 7, 999})
 
     def __init__(self) -> None:
-        self.recorded: list[RecordedMapping] = []
+        self.recorded: list[MappedPort] = []
         self.others: list[Repaired] = []
 
     def essential(self, conf: Mapping[str, JSON]) -> dict[str, JSON]:
@@ -42,7 +42,7 @@ class FakeMapper:
             **({"backend": conf["backend"]} if conf.get("backend") in ("auto", "nftables", "iptables") else {}),
         }
 
-    def mappings(self, data_dir: str, log: Callable[[str], None]) -> list[RecordedMapping]:
+    def mappings(self, data_dir: str, log: Callable[[str], None]) -> list[MappedPort]:
         return list(self.recorded)
 
     def repair(self, data_dir: str, log: Callable[[str], None], skip: Collection[str]) -> list[Repaired]:

@@ -6,9 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from cnimeta.testing import call
 from cnimeta.testing.files import MemoryFiles
+from cnimeta.testing.iptables import FakeIptables
 from cnimeta.testing.netfilter import FakeConntrack, FakeNft, FakeSysctl
+from cnimeta_plugins.portmap.backends import Backends, Source
+from cnimeta_plugins.portmap.iptables.backend import IptablesBackend
 from cnimeta_plugins.portmap.main import Portmap
 from cnimeta_plugins.portmap.mapper import Mapper
+from cnimeta_plugins.portmap.memory import MemoryBackend, registry
+from cnimeta_plugins.portmap.nftables.backend import NftBackend
 
 if TYPE_CHECKING:
     from cnimeta.host.protocols import Nft
@@ -19,6 +24,8 @@ class Host:
 
     def __init__(self, nft: Nft | None = None) -> None:
         self.nft = nft or FakeNft()
+        self.iptables = FakeIptables()
+        self.memory = MemoryBackend()
         self.conntrack = FakeConntrack()
         self.sysctl = FakeSysctl()
         self.files = MemoryFiles()
@@ -26,11 +33,19 @@ class Host:
         self.gone: set[str] = set()
         self.lines: list[str] = []
 
+    def sources(self) -> dict[str, Source]:
+        """Every backend, on fakes; new ones for each command, as on a host."""
+        return {
+            **registry(self.memory),
+            "nftables": Source(lambda _: NftBackend(self.nft)),
+            "iptables": Source(lambda _: IptablesBackend(self.iptables)),
+        }
+
     def plugin(self) -> Portmap:
         return Portmap(
             lambda request: Mapper(
-                self.nft,
-                self.conntrack,
+                Backends(sources=self.sources()),
+                lambda: self.conntrack,
                 self.sysctl,
                 self.files,
                 self.lines.append,

@@ -9,7 +9,7 @@ from portmap_kit import Host, conf, tcp
 
 from cnimeta.errors import CniError
 from cnimeta.spec.netconf import NetConf
-from cnimeta_plugins.portmap.config import read_settings
+from cnimeta_plugins.portmap.config import NodeDefaults, read_settings
 
 pytestmark = pytest.mark.unit
 
@@ -95,9 +95,10 @@ def test_every_spelling_reads_the_same_when_the_case_differs() -> None:
 
 
 def test_node_wide_backend_counts_when_the_configuration_has_none() -> None:
-    assert read_settings(NetConf(conf(tcp(80))), "iptables").backend == "iptables"
-    assert read_settings(NetConf(conf(tcp(80), backend="nftables")), "iptables").backend == "nftables"
-    assert read_settings(NetConf(conf(tcp(80)))).backend == "auto"
+    node = NodeDefaults("iptables")
+    assert read_settings(NetConf(conf(tcp(80))), node).backends == ("iptables",)
+    assert read_settings(NetConf(conf(tcp(80), backend="nftables")), node).backends == ("nftables",)
+    assert read_settings(NetConf(conf(tcp(80)))).backends == ("nftables", "iptables")
 
 
 def test_other_familys_mapping_is_left_out_when_it_has_an_address() -> None:

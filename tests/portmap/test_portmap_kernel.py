@@ -14,10 +14,11 @@ from portmap_kit import Host, conf, tcp
 from cnimeta.cli.install import install
 from cnimeta.errors import CniError
 from cnimeta.host.nftables.program import NftProgram
+from cnimeta.host.nftables.values import Change, Element
 from cnimeta.spec.jsonio import dumps
 from cnimeta.testing import call
 from cnimeta_plugins.portmap.main import Portmap
-from cnimeta_plugins.portmap.nft_rules import TABLE
+from cnimeta_plugins.portmap.nftables.rules import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,7 +45,7 @@ def host(request: pytest.FixtureRequest, make_netns: Callable[[str], Namespace])
 
 def elements(host: Host) -> set[tuple[str, str, str]]:
     names = ("any4", "host4", "range4", "snat4", "claims4", "hostclaims4", "addresses4", "any6", "claims6", "snat6")
-    return {(name, key, data) for name in names for key, data, _ in host.nft.elements(name)}
+    return {(name, one.key, one.value) for name in names for one in host.nft.elements(name)}
 
 
 def test_life_of_an_attachment_leaves_nothing_when_it_ends(host: Host) -> None:
@@ -93,10 +94,8 @@ def test_conditions_come_and_go_when_the_container_does(host: Host) -> None:
 
 
 def test_check_tells_what_is_missing_when_an_element_was_taken(host: Host) -> None:
-    from cnimeta.host.nftables.values import Change
-
     host.call("ADD", conf(tcp(8080)))
-    host.nft.apply([Change("delete", "element", "any4", "tcp . 8080")])
+    host.nft.apply([Change("delete", Element("any4", "tcp . 8080", ""))])
     with pytest.raises(CniError, match="any4") as caught:
         host.call("CHECK", conf(tcp(8080)))
     assert caught.value.code == 101
@@ -387,14 +386,12 @@ def test_one_process_is_started_when_a_port_is_mapped(net: Net, portmap: str, tm
 
 
 def test_all_mappings_are_back_when_repaired_after_a_flush(net: Net) -> None:
-    from cnimeta_plugins.portmap.repair import repair
-
     net.call("ADD", tcp(8080))
     net.call("ADD", tcp(8081), number=3)
     with net.node.entered():
         before = {name: NftProgram(TABLE).elements(name) for name in ("any4", "any6", "claims4", "snat4")}
         net.node.run("nft", "flush", "ruleset")
-        results = repair(str(net.folder), print)
+        results = Portmap().port_mapper().repair(str(net.folder), print, ())
         after = {name: NftProgram(TABLE).elements(name) for name in before}
     assert sorted((found.container_id, found.error) for found in results) == [("c2", ""), ("c3", "")]
     assert {name: sorted(found) for name, found in after.items()} == {n: sorted(f) for n, f in before.items()}

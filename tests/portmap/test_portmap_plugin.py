@@ -6,8 +6,9 @@ import pytest
 from portmap_kit import Host, conf, tcp
 
 from cnimeta.errors import CniError
+from cnimeta.host.nftables.values import Element
 from cnimeta.testing.files import Killed
-from cnimeta_plugins.portmap.nft_rules import owner_id
+from cnimeta_plugins.portmap.nftables.rules import owner_id
 
 pytestmark = pytest.mark.unit
 
@@ -235,7 +236,7 @@ def test_check_passes_when_all_is_there() -> None:
 def test_check_fails_when_an_element_is_missing(table: str) -> None:
     host = Host()
     host.call("ADD", conf(tcp(8080)))
-    host.nft._state.maps[table].clear()
+    host.nft.empty(table)
     error = refusal(host, "CHECK", conf(tcp(8080)))
     assert error.code == 101
     assert table in error.msg
@@ -244,7 +245,7 @@ def test_check_fails_when_an_element_is_missing(table: str) -> None:
 def test_check_fails_when_an_element_leads_elsewhere() -> None:
     host = Host()
     host.call("ADD", conf(tcp(8080)))
-    host.nft._state.maps["any4"]["tcp . 8080"] = ("10.88.0.66 . 80", "")
+    host.nft.put(Element("any4", "tcp . 8080", "10.88.0.66 . 80"))
     assert refusal(host, "CHECK", conf(tcp(8080))).code == 101
 
 
@@ -323,7 +324,7 @@ def test_conditions_have_a_chain_of_their_own_when_given() -> None:
     host.call("ADD", conf(tcp(8080), conditionsV4=["ip saddr 192.0.2.0/24"]))
     host.call("ADD", conf(tcp(8080), conditionsV4=["ip saddr 192.0.2.0/24"]))
     host.call("CHECK", conf(tcp(8080), conditionsV4=["ip saddr 192.0.2.0/24"]))
-    entries = [text for _, text in host.nft.rules("conditional")]
+    entries = [rule.text for rule in host.nft.rules("conditional")]
     assert len(entries) == 1
     assert entries[0].startswith("meta nfproto ipv4 ip saddr 192.0.2.0/24 jump if4-")
     host.call("DEL", conf())

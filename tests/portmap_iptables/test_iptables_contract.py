@@ -3,6 +3,7 @@
 import contextlib
 
 import pytest
+from iptables_kit import Driver, Known, Part, Target, mapping, rules_of, settings_with
 
 from cnimeta.errors import CheckFailed, HostPortConflict, IoFailure
 from cnimeta.host.iptables.legacy import LegacyIptables
@@ -10,26 +11,19 @@ from cnimeta.host.iptables.lock import XtablesLock
 from cnimeta.host.iptables.restore import NftIptables
 from cnimeta.host.iptables.values import Change, Refused
 from cnimeta.testing.iptables import FakeIptables
-from cnimeta_plugins.portmap.iptables_backend import IptablesBackend, Part, Target
-from cnimeta_plugins.portmap.iptables_rules import (
-    Mapping,
-    Settings,
-    chain_name,
-    container_rules,
-    old_snat_chain_name,
-    second_chain_name,
-)
+from cnimeta_plugins.portmap.config import PortMapping, Settings
+from cnimeta_plugins.portmap.iptables.rules import chain_name, old_snat_chain_name
 
 DNAT = "CNI-HOSTPORT-DNAT"
 C1, C2 = Target("net", "c1", "eth0"), Target("net", "c2", "eth0")
-CONDITIONS = Settings(conditions=("!", "-s", "10.9.0.0/16", "-m", "conntrack", "--ctstate", "NEW"))
+CONDITIONS = settings_with(conditions=("!", "-s", "10.9.0.0/16", "-m", "conntrack", "--ctstate", "NEW"))
 
 
-def single(host: int, to: int = 80, host_ip: str = "", protocol: str = "tcp") -> Mapping:
-    return Mapping(protocol, host, host, to, host_ip)
+def single(host: int, to: int = 80, host_ip: str = "", protocol: str = "tcp") -> PortMapping:
+    return mapping(protocol, host, host, to, host_ip)
 
 
-def part(*mappings: Mapping, address: str = "10.0.0.2/24", settings: Settings | None = None) -> Part:
+def part(*mappings: PortMapping, address: str = "10.0.0.2/24", settings: Settings | None = None) -> Part:
     return Part(address, mappings, settings or Settings())
 
 
@@ -59,7 +53,7 @@ def tables(request, tmp_path):
 
 @pytest.fixture
 def backend(tables):
-    return IptablesBackend(tables)
+    return Driver(tables)
 
 
 def state(tables) -> dict[int, dict[str, list[str]]]:
@@ -146,11 +140,11 @@ def test_only_rules_with_one_of_the_words_are_read_when_words_are_given(tables, 
 
 
 def test_add_writes_both_families_when_the_container_has_both(backend, tables):
-    mappings = [single(8080), single(8080, 81, protocol="udp"), single(8081, protocol="sctp"), Mapping("tcp", 1, 9, 11)]
+    mappings = [single(8080), single(8080, 81, protocol="udp"), single(8081, protocol="sctp"), mapping("tcp", 1, 9, 11)]
     parts = [part(*mappings), part(*mappings, address="2001:db8::2/64")]
     backend.add(C1, parts)
     for family, made in zip((4, 6), parts, strict=True):
-        wanted = container_rules("net", "c1", made.address, made.mappings, made.settings)
+        wanted = rules_of("net", "c1", made.address, made.mappings, made.settings)
         assert tables.chain(family, wanted.chain) == list(wanted.rules)
         assert tables.chain(family, DNAT) == list(wanted.entries)
     backend.check(C1, parts)
@@ -186,7 +180,7 @@ def test_nothing_changes_when_add_is_repeated(backend, tables):
 def test_only_the_new_address_is_mapped_when_add_is_repeated_with_another(backend, tables):
     backend.add(C1, [part(single(8080), single(8081))])
     backend.add(C1, [part(single(8080), address="10.0.0.7/24")])
-    wanted = container_rules("net", "c1", "10.0.0.7/24", [single(8080)], Settings())
+    wanted = rules_of("net", "c1", "10.0.0.7/24", [single(8080)], Settings())
     assert tables.chain(4, wanted.chain) == list(wanted.rules)
     assert tables.chain(4, DNAT) == list(wanted.entries)
 
@@ -195,8 +189,8 @@ def test_only_the_new_address_is_mapped_when_add_is_repeated_with_another(backen
     ("mine", "theirs"),
     [
         (single(8080), single(8080, 99)),
-        (single(8085), Mapping("tcp", 8080, 8090, 8080)),
-        (Mapping("tcp", 8000, 8080, 1), single(8080)),
+        (single(8085), mapping("tcp", 8080, 8090, 8080)),
+        (mapping("tcp", 8000, 8080, 1), single(8080)),
         (single(8080, host_ip="192.0.2.1"), single(8080, host_ip="192.0.2.1")),
         (single(8080, host_ip="0.0.0.0"), single(8080)),
         (single(8080), single(8080, host_ip="192.0.2.1")),
@@ -216,7 +210,7 @@ def test_add_is_refused_naming_the_owner_when_another_container_has_the_port(bac
         (single(8081), single(8080)),
         (single(8080, host_ip="192.0.2.1"), single(8080, host_ip="192.0.2.2")),
         (single(8080), single(8080, host_ip="2001:db8::1")),
-        (Mapping("tcp", 8081, 8090, 1), single(8080)),
+        (mapping("tcp", 8081, 8090, 1), single(8080)),
     ],
 )
 def test_both_are_mapped_when_no_packet_can_be_for_both(backend, tables, mine, theirs):
@@ -232,12 +226,12 @@ def test_neither_family_is_written_when_the_port_is_taken_in_one(backend, tables
 
 
 def test_the_port_is_taken_over_when_its_owner_is_gone(backend, tables):
-    asked = []
+    known = Known((C1, True))
     backend.add(C1, [part(single(8080), single(8081))])
-    backend.add(C2, [part(single(8081), address="10.0.0.3/24")], lambda owner: asked.append(owner) or True)
+    backend.add(C2, [part(single(8081), address="10.0.0.3/24")], known)
     assert not tables.has_chain(4, C1.chain)
     assert [rule.rpartition(" ")[2] for rule in tables.chain(4, DNAT)] == [C2.chain]
-    assert [(owner.network, owner.container_id) for owner in asked] == [("net", "c1")]
+    assert known.asked == ["c1"]
 
 
 def test_two_interfaces_are_kept_apart_when_the_second_is_marked_so(backend, tables):
@@ -247,7 +241,7 @@ def test_two_interfaces_are_kept_apart_when_the_second_is_marked_so(backend, tab
     backend.check(C1, [part(single(8080))])
     backend.delete(second)
     backend.check(C1, [part(single(8080))])
-    assert not tables.has_chain(4, second_chain_name("net", "c1", "eth1"))
+    assert not tables.has_chain(4, second.chain)
     backend.add(second, [part(single(8081), address="10.1.0.2/24")])
     backend.delete(C1)
     backend.check(second, [part(single(8081), address="10.1.0.2/24")])
@@ -259,7 +253,7 @@ def test_what_an_earlier_network_name_left_is_removed_when_other_networks_are_na
     backend.add(Target("before", "c2", "eth0"), [part(single(8082))])
     backend.delete(C1)
     assert len(tables.chain(4, DNAT)) == 3
-    backend.delete(C1, other_networks={"other"})
+    backend.sweep(C1, Known((Target("other", "c1", "eth1"), False)))
     left = {chain_name("other", "c1"), chain_name("before", "c2")}
     assert {rule.rpartition(" ")[2] for rule in tables.chain(4, DNAT)} == left
     assert not tables.has_chain(4, chain_name("before", "c1"))
@@ -330,13 +324,13 @@ def test_a_second_mark_is_added_when_another_network_uses_another_bit(backend, t
 
 def test_the_message_names_the_key_when_the_external_chain_is_missing(backend):
     with pytest.raises(IoFailure, match=r"externalSetMarkChain: there is no chain .*NO-SUCH"):
-        backend.add(C1, [part(single(8080), settings=Settings(set_mark_chain="NO-SUCH"))])
+        backend.add(C1, [part(single(8080), settings=Settings(external_set_mark_chain="NO-SUCH"))])
 
 
 def test_mappings_are_marked_elsewhere_when_the_external_chain_is_there(backend, tables):
     with tables.held():
         tables.commit(4, [Change("new", "SOMEBODYS")])
-    parts = [part(single(8080), settings=Settings(set_mark_chain="SOMEBODYS"))]
+    parts = [part(single(8080), settings=Settings(external_set_mark_chain="SOMEBODYS"))]
     backend.add(C1, parts)
     backend.check(C1, parts)
     assert not tables.has_chain(4, "CNI-HOSTPORT-SETMARK")
@@ -352,7 +346,7 @@ def damaged(tables, *changes: Change) -> None:
 
 def test_check_fails_when_anything_of_the_container_is_not_as_it_was(backend, tables):
     parts = [part(single(8080), single(8081))]
-    wanted = container_rules("net", "c1", "10.0.0.2/24", parts[0].mappings, Settings())
+    wanted = rules_of("net", "c1", "10.0.0.2/24", parts[0].mappings, Settings())
     chain, last = wanted.chain, wanted.rules[-1]
     swapped = last.replace("10.0.0.2", "10.0.0.9")
     for harm in (

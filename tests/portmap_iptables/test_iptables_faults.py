@@ -8,17 +8,19 @@ import textwrap
 import time
 
 import pytest
+from iptables_kit import Driver, Part, Target, mapping, rules_of
 
 from cnimeta.errors import HostPortConflict
 from cnimeta.host.iptables.adapters import open_variant
 from cnimeta.host.iptables.values import Change, Refused
 from cnimeta.testing.iptables import FakeIptables
-from cnimeta_plugins.portmap.iptables_backend import IptablesBackend, Part, Target
-from cnimeta_plugins.portmap.iptables_rules import JUMP_IN, Mapping, Settings, container_rules
+from cnimeta_plugins.portmap.config import Settings
+from cnimeta_plugins.portmap.iptables.rules import JUMP_IN
 
 DNAT = "CNI-HOSTPORT-DNAT"
+HERE = os.path.dirname(__file__)
 TARGET = Target("net", "c1", "eth0")
-MAPPINGS = tuple(Mapping(protocol, 8080, 8080, 80) for protocol in ("tcp", "udp", "sctp"))
+MAPPINGS = tuple(mapping(protocol, 8080, 8080, 80) for protocol in ("tcp", "udp", "sctp"))
 PARTS = [Part(address, MAPPINGS, Settings()) for address in ("10.0.0.2/24", "2001:db8::2/64")]
 
 
@@ -33,8 +35,8 @@ def clean(tables) -> bool:
 @pytest.mark.parametrize("repeat", ["del", "add", "gc"])
 def test_nothing_leaks_when_any_batch_fails_and_another_command_follows(fail_at, repeat):
     tables = FakeIptables()
-    backend = IptablesBackend(tables)
-    backend.add(Target("net", "first", "eth0"), [Part("10.0.0.9/24", (Mapping("tcp", 1, 1, 1),), Settings())])
+    backend = Driver(tables)
+    backend.add(Target("net", "first", "eth0"), [Part("10.0.0.9/24", (mapping("tcp", 1, 1, 1),), Settings())])
     backend.delete(Target("net", "first", "eth0"))
     tables.commits, tables.fail_at = 0, fail_at
     failed = False
@@ -59,8 +61,8 @@ def test_nothing_leaks_when_any_batch_fails_and_another_command_follows(fail_at,
 @pytest.mark.unit
 def test_add_takes_one_batch_a_family_when_the_shared_chains_are_there():
     tables = FakeIptables()
-    backend = IptablesBackend(tables)
-    backend.add(Target("net", "c0", "eth0"), [PARTS[0]._replace(mappings=(Mapping("tcp", 1, 1, 1),))])
+    backend = Driver(tables)
+    backend.add(Target("net", "c0", "eth0"), [PARTS[0]._replace(mappings=(mapping("tcp", 1, 1, 1),))])
     tables.commits = 0
     backend.add(TARGET, PARTS[:1])
     assert tables.commits == 1
@@ -79,7 +81,7 @@ def test_add_starts_over_when_another_program_makes_the_shared_chain_first():
 
     tables.tables[4].chains[DNAT] = []  # as seen at first: the chain without its jumps
     tables.on_commit = interfere
-    backend = IptablesBackend(tables)
+    backend = Driver(tables)
     backend.add(TARGET, PARTS[:1])
     backend.check(TARGET, PARTS[:1])
     assert tables.chain(4, "PREROUTING") == [JUMP_IN]
@@ -88,7 +90,7 @@ def test_add_starts_over_when_another_program_makes_the_shared_chain_first():
 @pytest.mark.unit
 def test_delete_starts_over_when_another_program_took_the_entry_away():
     tables = FakeIptables()
-    backend = IptablesBackend(tables)
+    backend = Driver(tables)
     backend.add(TARGET, PARTS[:1])
 
     def interfere():
@@ -103,7 +105,7 @@ def test_delete_starts_over_when_another_program_took_the_entry_away():
 @pytest.mark.unit
 def test_delete_removes_a_jump_from_elsewhere_when_someone_added_one():
     tables = FakeIptables()
-    backend = IptablesBackend(tables)
+    backend = Driver(tables)
     backend.add(TARGET, PARTS[:1])
     with tables.held():
         tables.commit(4, [Change("append", "OUTPUT", f"-j {TARGET.chain}")])
@@ -121,7 +123,7 @@ def test_the_error_is_raised_when_even_the_second_batch_is_refused():
         if tables.commits > 1:
             tables.tables[4].chains.pop(TARGET.chain, None)
 
-    backend = IptablesBackend(tables)
+    backend = Driver(tables)
     tables.tables[4].chains[DNAT] = []
     tables.on_commit = interfere
     with pytest.raises(Exception, match="does not exist"):
@@ -130,15 +132,16 @@ def test_the_error_is_raised_when_even_the_second_batch_is_refused():
 
 WORKER = """
     import sys
+    sys.path.insert(0, sys.argv[4])
     from cnimeta.errors import HostPortConflict
     from cnimeta.host.iptables.adapters import open_variant
-    from cnimeta_plugins.portmap.iptables_backend import IptablesBackend, Part, Target
-    from cnimeta_plugins.portmap.iptables_rules import Mapping, Settings
+    from cnimeta_plugins.portmap.config import Settings
+    from iptables_kit import Driver, Part, Target, mapping
     variant, number, port = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     try:
-        IptablesBackend(open_variant(variant)).add(
+        Driver(open_variant(variant)).add(
             Target("net", f"c{number}", "eth0"),
-            [Part(f"10.0.0.{number + 2}/24", (Mapping("tcp", port, port, 80),), Settings())],
+            [Part(f"10.0.0.{number + 2}/24", (mapping("tcp", port, port, 80),), Settings())],
         )
     except HostPortConflict as error:
         sys.exit(9)
@@ -146,7 +149,7 @@ WORKER = """
 
 
 def start(host, variant: str, number: int, port: int) -> subprocess.Popen:
-    return host.start(sys.executable, "-c", textwrap.dedent(WORKER), variant, str(number), str(port))
+    return host.start(sys.executable, "-c", textwrap.dedent(WORKER), variant, str(number), str(port), HERE)
 
 
 @pytest.mark.kernel
@@ -162,8 +165,8 @@ def test_every_mapping_is_there_when_many_add_at_once_on_an_empty_host(make_netn
         expected = sorted(
             entry
             for number in range(count)
-            for entry in container_rules(
-                "net", f"c{number}", "10.0.0.2/24", [Mapping("tcp", 8000 + number, 8000 + number, 80)], Settings()
+            for entry in rules_of(
+                "net", f"c{number}", "10.0.0.2/24", [mapping("tcp", 8000 + number, 8000 + number, 80)], Settings()
             ).entries
         )
         assert sorted(table[DNAT]) == expected
@@ -190,9 +193,9 @@ def test_delete_and_add_work_when_an_add_was_killed_at_any_moment(make_netns, va
         os.kill(worker.pid, signal.SIGKILL)  # `ip netns exec` has become the interpreter
         worker.communicate()
         with host.entered():
-            backend = IptablesBackend(open_variant(variant))
+            backend = Driver(open_variant(variant))
             target = Target("net", "c1", "eth0")
-            parts = [Part("10.0.0.3/24", (Mapping("tcp", 8080, 8080, 80),), Settings())]
+            parts = [Part("10.0.0.3/24", (mapping("tcp", 8080, 8080, 80),), Settings())]
             if number % 2:
                 backend.add(target, parts)
                 backend.check(target, parts)
@@ -209,20 +212,20 @@ def test_errors_of_one_family_do_not_keep_the_other_when_deleting():
             super().commit(family, changes)
 
     tables = Broken()
-    good = IptablesBackend(FakeIptables())
+    good = Driver(FakeIptables())
     good.add(TARGET, PARTS)
     tables.tables = good.tables.tables
     with pytest.raises(Refused, match="the kernel said no"):
-        IptablesBackend(tables).delete(TARGET)
+        Driver(tables).delete(TARGET)
     assert tables.has_chain(4, TARGET.chain)
     assert not tables.has_chain(6, TARGET.chain)
 
 
 @pytest.mark.unit
 def test_conflicts_are_seen_when_the_other_container_has_many_ports():
-    backend = IptablesBackend(FakeIptables())
-    many = tuple(Mapping("tcp", port, port, port) for port in range(1000, 1040))
+    backend = Driver(FakeIptables())
+    many = tuple(mapping("tcp", port, port, port) for port in range(1000, 1040))
     backend.add(Target("net", "many", "eth0"), [PARTS[0]._replace(mappings=many)])
     for port in (1000, 1014, 1015, 1039):
         with pytest.raises(HostPortConflict, match=f"host port {port}/tcp is taken by"):
-            backend.add(TARGET, [PARTS[0]._replace(mappings=(Mapping("tcp", port, port, 80),))])
+            backend.add(TARGET, [PARTS[0]._replace(mappings=(mapping("tcp", port, port, 80),))])

@@ -9,12 +9,12 @@ both: its CHECK is shown one family at a time.
 import json
 
 import pytest
+from iptables_kit import Driver, Known, Part, Target, mapping, settings_with
 
 from cnimeta.errors import CheckFailed, HostPortConflict
 from cnimeta.host.iptables.adapters import open_variant
 from cnimeta.host.iptables.lock import XtablesLock
-from cnimeta_plugins.portmap.iptables_backend import IptablesBackend, Part, Target, remove_foreign
-from cnimeta_plugins.portmap.iptables_rules import Mapping, Settings
+from cnimeta_plugins.portmap.config import Settings
 
 pytestmark = pytest.mark.kernel
 
@@ -55,17 +55,17 @@ CASES = {
 
 
 def settings_of(keys: dict, family: int) -> Settings:
-    return Settings(
+    return settings_with(
         snat=keys.get("snat", True),
         mark_bit=keys.get("markMasqBit", 13),
-        set_mark_chain=keys.get("externalSetMarkChain", ""),
+        external_set_mark_chain=keys.get("externalSetMarkChain", ""),
         conditions=tuple(keys.get("conditionsV4" if family == 4 else "conditionsV6", ())),
     )
 
 
 def parts_of(ports: list[dict], keys: dict, addresses: list[str]) -> list[Part]:
     mappings = tuple(
-        Mapping(port["protocol"], port["hostPort"], port["hostPort"], port["containerPort"], port.get("hostIP", ""))
+        mapping(port["protocol"], port["hostPort"], port["hostPort"], port["containerPort"], port.get("hostIP", ""))
         for port in ports
     )
     return [Part(address, mappings, settings_of(keys, 4 if "." in address else 6)) for address in addresses]
@@ -85,7 +85,7 @@ class Host:
             self.folders[address].mkdir()
             for suffix in ("", "-save", "-restore"):
                 (self.folders[address] / f"{stem}{suffix}").symlink_to(f"/usr/sbin/{stem}-{variant}{suffix}")
-        self.backend = IptablesBackend(open_variant(variant))
+        self.backend = Driver(open_variant(variant))
         self.backend.tables._lock = XtablesLock(str(tmp_path / "lock"))
         for stem in ("iptables", "ip6tables"):
             self.namespace.run(f"{stem}-{variant}", "-t", "nat", "-N", MARK_CHAIN)
@@ -236,7 +236,7 @@ def test_theirs_and_an_earlier_network_name_go_when_the_backend_is_another_now(m
     host.go_ok("ADD", PORTS[:2], {})
     host.go_ok("ADD", PORTS[3:4], {}, network="before")
     with host.namespace.entered():
-        remove_foreign("net", "c1")
+        assert Driver(None).sweep(Target("net", "c1", "eth0"))
     assert host.saved() == empty.saved()
 
 
@@ -245,5 +245,5 @@ def test_another_interface_keeps_its_chain_when_one_of_the_container_is_cleaned_
     host.add(PORTS[:1], {})
     before = host.saved()
     with host.namespace.entered():
-        remove_foreign("net", "c1", other_networks={"net"})
+        Driver(None).sweep(Target("net", "c1", "eth1"), Known((Target("net", "c1", "eth0"), False)))
     assert host.saved() == before

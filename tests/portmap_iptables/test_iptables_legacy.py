@@ -5,13 +5,13 @@ import subprocess
 import sys
 
 import pytest
+from iptables_kit import Driver, Part, Target, mapping
 
 from cnimeta.errors import CheckFailed, TryAgainLater
 from cnimeta.host.iptables.legacy import UNABLE, Inexpressible, LegacyIptables, parse_rule, run_in_child
 from cnimeta.host.iptables.lock import XtablesLock
 from cnimeta.host.iptables.values import Change, Refused
-from cnimeta_plugins.portmap.iptables_backend import IptablesBackend, Part, Target
-from cnimeta_plugins.portmap.iptables_rules import Mapping, Settings
+from cnimeta_plugins.portmap.config import Settings
 
 
 @pytest.mark.unit
@@ -61,8 +61,8 @@ def test_the_program_writes_the_rules_when_python_iptables_cannot_be_loaded(make
     def missing(_work):
         raise ImportError("no libip4tc here")
 
-    backend = IptablesBackend(LegacyIptables(lock=XtablesLock(str(tmp_path / "lock")), in_child=missing))
-    parts = [Part("10.0.0.2/24", (Mapping("tcp", 8080, 8080, 80),), Settings())]
+    backend = Driver(LegacyIptables(lock=XtablesLock(str(tmp_path / "lock")), in_child=missing))
+    parts = [Part("10.0.0.2/24", (mapping("tcp", 8080, 8080, 80),), Settings())]
     target = Target("net", "c1", "eth0")
     with make_netns("host").entered():
         backend.add(target, parts)

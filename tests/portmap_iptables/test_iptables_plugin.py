@@ -4,8 +4,9 @@ import pytest
 
 from cnimeta.errors import CniError
 from cnimeta.testing import call
-from cnimeta_plugins.portmap.iptables_rules import chain_name, second_chain_name
+from cnimeta_plugins.portmap.iptables.rules import chain_name, second_chain_name
 from cnimeta_plugins.portmap.main import Portmap
+from cnimeta_plugins.portmap.plan import Owner
 
 pytestmark = pytest.mark.kernel
 
@@ -65,7 +66,7 @@ def test_the_rules_go_when_del_has_neither_mappings_nor_result(host):
 
 def test_two_interfaces_of_a_container_are_apart_when_either_is_deleted_first(host):
     first, second = host.conf(8080), host.conf(8081, address="10.1.0.2/24", ifname="eth1")
-    both = {chain_name("net", "c1"), second_chain_name("net", "c1", "eth1")}
+    both = {chain_name("net", "c1"), second_chain_name(Owner("net", "c1", "eth1"))}
     for gone, stays in ((("eth0", first), ("eth1", second)), (("eth1", second), ("eth0", first))):
         host.call("ADD", first)
         host.call("ADD", second, ifname="eth1")

@@ -1,31 +1,31 @@
 """The rules against upstream's own expectations (portmap_iptables_test.go), in `iptables-save` form."""
 
 import pytest
+from iptables_kit import mapping, rules_of, settings_with
 
 from cnimeta.host.iptables.values import Change, NatTable, Refused, quote, render, split, target
-from cnimeta_plugins.portmap import iptables_plan as plan
-from cnimeta_plugins.portmap.iptables_rules import (
+from cnimeta_plugins.portmap.config import PortMapping, Settings
+from cnimeta_plugins.portmap.iptables import plan
+from cnimeta_plugins.portmap.iptables.rules import (
     JUMP_IN,
     JUMP_OUT,
-    Mapping,
-    Settings,
     chain_name,
     comment,
-    container_rules,
     masquerade_rule,
     old_snat_chain_name,
     port_lists,
     second_chain_name,
     set_mark_rule,
 )
+from cnimeta_plugins.portmap.plan import Owner
 
 pytestmark = pytest.mark.unit
 
 CONTAINER_ID = "icee6giejonei6sohng6ahngee7laquohquee9shiGo7fohferakah3Feiyoolu2pei7ciPhoh7shaoX6vai3vuf0ahfaeng8yohb9ceu0daez5hashee8ooYai5wa3y"
 
 
-def single(protocol: str, host: int, container: int, host_ip: str = "") -> Mapping:
-    return Mapping(protocol, host, host, container, host_ip)
+def single(protocol: str, host: int, container: int, host_ip: str = "") -> PortMapping:
+    return mapping(protocol, host, host, container, host_ip)
 
 
 MAPPINGS = (
@@ -51,10 +51,10 @@ def test_chain_name_is_upstreams_when_network_and_container_are_its_test_vectors
 def test_second_chain_name_differs_when_any_of_its_three_parts_does():
     names = {
         chain_name("net", "c1"),
-        second_chain_name("net", "c1", "eth0"),
-        second_chain_name("net", "c1", "eth1"),
-        second_chain_name("net", "c2", "eth0"),
-        second_chain_name("net2", "c1", "eth0"),
+        second_chain_name(Owner("net", "c1", "eth0")),
+        second_chain_name(Owner("net", "c1", "eth1")),
+        second_chain_name(Owner("net", "c2", "eth0")),
+        second_chain_name(Owner("net2", "c1", "eth0")),
         old_snat_chain_name("net", "c1"),
     }
     assert len(names) == 6
@@ -62,7 +62,7 @@ def test_second_chain_name_differs_when_any_of_its_three_parts_does():
 
 
 def test_entry_rules_list_every_port_when_some_mappings_are_for_the_other_family():
-    wanted = container_rules("test", CONTAINER_ID, "10.0.0.2/24", MAPPINGS, Settings(conditions=("-a", "b")))
+    wanted = rules_of("test", CONTAINER_ID, "10.0.0.2/24", MAPPINGS, settings_with(conditions=("-a", "b")))
     said = f'-m comment --comment "dnat name: \\"test\\" id: \\"{CONTAINER_ID}\\""'
     assert wanted.entries == (
         f"-p tcp {said} -m multiport --dports 8080,8081,8083,8084,8085,8086 -a b -j CNI-DN-67e92b96e692a494b6b85",
@@ -71,7 +71,7 @@ def test_entry_rules_list_every_port_when_some_mappings_are_for_the_other_family
 
 
 def test_container_rules_are_upstreams_when_ipv4_with_snat():
-    wanted = container_rules("test", CONTAINER_ID, "10.0.0.2/24", MAPPINGS, Settings())
+    wanted = rules_of("test", CONTAINER_ID, "10.0.0.2/24", MAPPINGS, Settings())
     expected = []
     for protocol, host, to, host_ip in [
         ("tcp", 8080, 80, ""),
@@ -91,7 +91,7 @@ def test_container_rules_are_upstreams_when_ipv4_with_snat():
 
 
 def test_container_rules_are_upstreams_when_ipv6_with_snat():
-    wanted = container_rules("test", CONTAINER_ID, "2001:db8::2/64", MAPPINGS, Settings())
+    wanted = rules_of("test", CONTAINER_ID, "2001:db8::2/64", MAPPINGS, Settings())
     expected = []
     for protocol, host, to, host_ip in [
         ("tcp", 8080, 80, ""),
@@ -110,7 +110,7 @@ def test_container_rules_are_upstreams_when_ipv6_with_snat():
 
 
 def test_only_translations_are_left_when_snat_is_off():
-    wanted = container_rules("test", "c", "10.0.0.2/24", MAPPINGS, Settings(snat=False))
+    wanted = rules_of("test", "c", "10.0.0.2/24", MAPPINGS, Settings(snat=False))
     assert all("-j DNAT" in rule for rule in wanted.rules)
     assert len(wanted.rules) == 6
     assert [chain for chain, _, _ in plan.base_rules(Settings(snat=False))] == ["PREROUTING", "OUTPUT"]
@@ -118,14 +118,14 @@ def test_only_translations_are_left_when_snat_is_off():
 
 @pytest.mark.parametrize("address", ["10.0.0.2/24", "2001:db8::2/64"])
 def test_everything_is_marked_once_when_masq_all_is_set(address):
-    wanted = container_rules("test", "c", address, MAPPINGS[:1], Settings(masq_all=True))
+    wanted = rules_of("test", "c", address, MAPPINGS[:1], Settings(masq_all=True))
     assert wanted.rules[0] == "-p tcp -m tcp --dport 8080 -j CNI-HOSTPORT-SETMARK"
     assert len(wanted.rules) == 2
 
 
 def test_the_external_chain_marks_when_one_is_named():
-    settings = Settings(set_mark_chain="PLZ-SET-MARK")
-    wanted = container_rules("test", "c", "10.0.0.2/24", MAPPINGS[:1], settings)
+    settings = Settings(external_set_mark_chain="PLZ-SET-MARK")
+    wanted = rules_of("test", "c", "10.0.0.2/24", MAPPINGS[:1], settings)
     assert [target(rule) for rule in wanted.rules] == ["PLZ-SET-MARK", "PLZ-SET-MARK", "DNAT"]
     assert [chain for chain, _, _ in plan.base_rules(settings)] == ["PREROUTING", "OUTPUT"]
 
@@ -142,7 +142,7 @@ def test_ports_are_split_in_lists_of_15_when_there_are_more():
 
 
 def test_a_range_takes_two_places_when_lists_are_split():
-    mappings = [single("tcp", port, port) for port in range(1, 15)] + [Mapping("tcp", 100, 200, 100)]
+    mappings = [single("tcp", port, port) for port in range(1, 15)] + [mapping("tcp", 100, 200, 100)]
     assert port_lists(mappings) == [",".join(str(port) for port in range(1, 15)), "100:200"]
 
 
@@ -156,7 +156,7 @@ def test_a_range_takes_two_places_when_lists_are_split():
     ],
 )
 def test_a_range_is_one_rule_when_it_is_shifted_or_not(container_port, address, destination):
-    wanted = container_rules("n", "c", address, [Mapping("tcp", 8000, 8010, container_port)], Settings(snat=False))
+    wanted = rules_of("n", "c", address, [mapping("tcp", 8000, 8010, container_port)], Settings(snat=False))
     assert wanted.rules == (f"-p tcp -m tcp --dport 8000:8010 -j DNAT --to-destination {destination}",)
 
 
@@ -195,15 +195,15 @@ def test_batch_text_is_what_iptables_restore_reads_when_rendered():
 
 
 def test_entry_is_read_back_when_it_was_planned():
-    wanted = container_rules("n", "c", "10.0.0.2/24", [*MAPPINGS, Mapping("tcp", 1, 9, 1)], Settings())
+    wanted = rules_of("n", "c", "10.0.0.2/24", [*MAPPINGS, mapping("tcp", 1, 9, 1)], Settings())
     entry = plan.read_entry(wanted.entries[0])
     assert entry.chain == wanted.chain
     assert plan.Span("tcp", 1, 9) in entry.spans
-    assert plan.read_owner(entry) == plan.Owner(wanted.chain, "n", "c", whole=True)
+    assert plan.read_owner(entry) == plan.Named(wanted.chain, "n", "c", whole=True)
 
 
 def test_owner_is_known_in_part_when_the_comment_was_cut():
-    wanted = container_rules("n", "c" * 300, "10.0.0.2/24", MAPPINGS[:1], Settings())
+    wanted = rules_of("n", "c" * 300, "10.0.0.2/24", MAPPINGS[:1], Settings())
     owner = plan.read_owner(plan.read_entry(wanted.entries[0]))
     assert (owner.network, owner.whole) == ("n", False)
     assert set(owner.container_id) == {"c"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from cnimeta.errors import IoFailure
 from cnimeta.host.netlink import nft_chain_exists
-from cnimeta.host.nftables.values import Refusal
+from cnimeta.host.nftables.values import Element, Refusal, Rule
 from cnimeta.host.process import find_program, run_program
 
 TYPE_CHECKING = False
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from cnimeta.host.nftables.values import Change
 
 _TIMEOUT_S = 60.0
+_MISSING = "No such file or directory"
+_HANDLE, _COMMENT = " # handle ", ' comment "'
 
 
 class NftProgram:
@@ -44,25 +46,24 @@ class NftProgram:
         """Whether the table has this chain; one netlink request, no process."""
         return nft_chain_exists("inet", self.table, name)
 
-    def rules(self, chain: str) -> list[tuple[str, str]]:
-        """(handle, text) of the rules of a chain, none when there is no such chain."""
-        listing = self._list("chain", chain, "-a", "-t")
-        found = []
-        for line in listing.splitlines():
-            text, marker, handle = line.strip().rpartition(" # handle ")
-            if marker and not text.startswith(("chain ", "table ")):
-                found.append((handle, text))
-        return found
+    def rules(self, chain: str) -> list[Rule]:
+        """The rules of a chain with their handles, none when there is no such chain."""
+        return [
+            _rule(chain, line)
+            for line in self._list("chain", chain, "-a", "-t").splitlines()
+            if _HANDLE in line and not line.lstrip().startswith(("chain ", "table "))
+        ]
 
-    def elements(self, name: str) -> list[tuple[str, str, str]]:
-        """(key, data, comment) of every element of a map; costs in proportion to the map."""
-        listing = self._list("map", name)
-        _, _, body = listing.partition("elements = {")
-        return [_element(item) for item in body.partition("}")[0].split(",\n") for item in item.split(", ") if item]
+    def elements(self, name: str) -> list[Element]:
+        """Every element of a map, none when there is no such map; costs in proportion to the map."""
+        _, _, body = self._list("map", name).partition("elements = {")
+        texts = (text for line in body.partition("}")[0].split(",\n") for text in line.split(", ") if text)
+        return [_element(name, text) for text in texts]
 
     def _list(self, kind: str, name: str, *flags: str) -> str:
-        program = self._require()
-        done = run_program([program, *flags, "list", kind, "inet", self.table, name], {}, b"", _TIMEOUT_S)
+        done = run_program([self._require(), *flags, "list", kind, "inet", self.table, name], {}, b"", _TIMEOUT_S)
+        if done.status != 0 and _MISSING.encode() not in done.stderr:
+            raise IoFailure(f"nft cannot list the {kind} {name}: {done.complaint}")
         return done.stdout.decode("utf-8", "replace") if done.status == 0 else ""
 
     def _run(self, flags: list[str], changes: Sequence[Change]) -> None:
@@ -83,15 +84,24 @@ class NftProgram:
         return program
 
 
-def _element(text: str) -> tuple[str, str, str]:
-    """`KEY comment "C" : DATA` in its parts; a comment holds no quotes."""
-    text = text.strip()
-    key, marker, rest = text.partition(' comment "')
+def _rule(chain: str, line: str) -> Rule:
+    """`TEXT comment "C" # handle N`, the comment optional."""
+    text, _, handle = line.strip().rpartition(_HANDLE)
+    if text.endswith('"'):
+        head, marker, comment = text[:-1].rpartition(_COMMENT)
+        if marker:
+            return Rule(chain, head, comment, handle)
+    return Rule(chain, text, "", handle)
+
+
+def _element(name: str, text: str) -> Element:
+    """`KEY comment "C" : VALUE`, the comment optional; it holds no quotes."""
+    key, marker, rest = text.strip().partition(_COMMENT)
     if not marker:
-        key, _, data = text.partition(" : ")
-        return key.strip(), data.strip(), ""
-    comment, _, data = rest.partition('"')
-    return key.strip(), data.strip().removeprefix(":").strip(), comment
+        key, _, value = key.partition(" : ")
+        return Element(name, key.strip(), value.strip())
+    comment, _, value = rest.partition('"')
+    return Element(name, key.strip(), value.strip().removeprefix(":").strip(), comment)
 
 
 def _refusal(stderr: str, changes: Sequence[Change]) -> Refusal:
@@ -103,7 +113,7 @@ def _refusal(stderr: str, changes: Sequence[Change]) -> Refusal:
     kind = "other"
     if reason.endswith("File exists"):
         kind = "exists"
-    elif "No such file or directory" in reason:
+    elif _MISSING in reason:
         kind = "missing"
     what = f" at: {changes[index].render('TABLE')}" if 0 <= index < len(changes) else ""
     return Refusal(kind, index, f"nft refused the rules: {reason or first}{what}")

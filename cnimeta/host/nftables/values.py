@@ -1,10 +1,11 @@
-"""nftables: changes as data, and the kernel's refusal. Pure: a planner imports this and nothing that starts a process.
+"""nftables as typed values: what a table of the inet family holds, and changes to it. Pure.
 
-A `Change` is one line of nft's language in parts; the adapter writes the lines, the fake (`cnimeta.testing.netfilter`)
-carries them out on dictionaries. What is known about nft 1.0.6 shapes the interface: adding an element costs the same
-whatever a map holds, but listing a map, or getting one element of it, fetches all of it. So writing is blind, and the
-kernel's own rules tell what is there: adding an element with other data fails (EEXIST), deleting a missing one fails
-(ENOENT), a failed line undoes the whole transaction, and a dry run is judged by the kernel like a real one.
+A planner imports this and nothing that starts a process. The adapter writes each `Change` as a line of nft's
+language, the fake (`cnimeta.testing.netfilter`) carries it out on dictionaries. What is known about nft 1.0.6 shapes
+the interface: adding an element costs the same whatever a map holds, but listing a map, or getting one element of it,
+fetches all of it. So writing is blind, and the kernel's own rules tell what is there: adding an element with another
+value fails (EEXIST), deleting a missing one fails (ENOENT), a failed line undoes the whole transaction, and a dry run
+is judged by the kernel like a real one.
 """
 
 from __future__ import annotations
@@ -13,35 +14,102 @@ from cnimeta.errors import CniError, IoFailure
 from cnimeta.namedtuple import NamedTuple
 
 
-class Change(NamedTuple):
-    """One change to a table of the inet family.
+class Table(NamedTuple):
+    """The table itself."""
 
-    verb: add, create, delete, flush. kind: table, chain, map, rule, element. `name` is the table's, chain's or map's;
-    for an element `key`, `data` and `comment`; for a rule, chain or map `data` is its text (for a deleted rule its
-    handle).
+    name: str
+
+    def render(self, verb: str, _table: str) -> str:
+        """The line of nft's language."""
+        return f"{verb} table inet {self.name}"
+
+
+class Hook(NamedTuple):
+    """Where a base chain is called: its type ("nat"), its hook ("prerouting"), its priority ("dstnat" or a number)."""
+
+    type: str
+    point: str
+    priority: str
+
+
+class Chain(NamedTuple):
+    """A chain; one with a hook is a base chain and accepts what its rules do not decide."""
+
+    name: str
+    hook: Hook | None = None
+
+    def render(self, verb: str, table: str) -> str:
+        """The line of nft's language."""
+        line = f"{verb} chain inet {table} {self.name}"
+        if self.hook is None:
+            return line
+        return (
+            f"{line} {{ type {self.hook.type} hook {self.hook.point} priority {self.hook.priority}; policy accept; }}"
+        )
+
+
+class Map(NamedTuple):
+    """A map; `key` and `value` are types ("inet_proto . inet_service"). With `interval` a key may be a range."""
+
+    name: str
+    key: str
+    value: str
+    interval: bool = False
+
+    def render(self, verb: str, table: str) -> str:
+        """The line of nft's language."""
+        flags = " flags interval;" if self.interval else ""
+        return f"{verb} map inet {table} {self.name} {{ type {self.key} : {self.value};{flags} }}"
+
+
+class Rule(NamedTuple):
+    """A rule of a chain. `handle` is the kernel's number for it, which a listed rule has; it is deleted by that."""
+
+    chain: str
+    text: str
+    comment: str = ""
+    handle: str = ""
+
+    def render(self, verb: str, table: str) -> str:
+        """The line of nft's language."""
+        head = f"{verb} rule inet {table} {self.chain}"
+        if verb == "delete":
+            return f"{head} handle {self.handle}"
+        return f"{head} {self.text}" + (f' comment "{self.comment}"' if self.comment else "")
+
+
+class Element(NamedTuple):
+    """An element of a map. It is deleted by its key alone.
+
+    The comment is for people: elements that differ in it alone are the same to the kernel.
+    """
+
+    map: str
+    key: str
+    value: str
+    comment: str = ""
+
+    def render(self, verb: str, table: str) -> str:
+        """The line of nft's language."""
+        if verb == "delete":
+            return f"delete element inet {table} {self.map} {{ {self.key} }}"
+        comment = f' comment "{self.comment}"' if self.comment else ""
+        return f"{verb} element inet {table} {self.map} {{ {self.key}{comment} : {self.value} }}"
+
+
+class Change(NamedTuple):
+    """One change to a table.
+
+    add: it may be there, but then it must be equal; create: it must not be there; delete: it must be there;
+    flush (a chain): its rules go, the chain stays.
     """
 
     verb: str
-    kind: str
-    name: str
-    key: str = ""
-    data: str = ""
-    comment: str = ""
+    item: Table | Chain | Map | Rule | Element
 
     def render(self, table: str) -> str:
         """The line of nft's language."""
-        if self.kind == "table":
-            return f"{self.verb} table inet {self.name}"
-        head = f"{self.verb} {self.kind} inet {table} {self.name}"
-        if self.kind == "element":
-            comment = f' comment "{self.comment}"' if self.comment else ""
-            value = f" : {self.data}" if self.data else ""
-            return f"{head} {{ {self.key}{comment}{value} }}"
-        if self.kind == "rule":
-            if self.verb == "delete":
-                return f"{head} handle {self.data}"
-            return f"{head} {self.data}" + (f' comment "{self.comment}"' if self.comment else "")
-        return f"{head} {{ {self.data} }}" if self.data else head
+        return self.item.render(self.verb, table)
 
 
 class Refusal(CniError):

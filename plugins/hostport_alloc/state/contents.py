@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from cnimeta.host.protocols import Clock
-    from cnimeta.ports.mapper import RecordedMapping
+    from cnimeta.ports.mapper import MappedPort
     from cnimeta.store.sql import Connection
     from cnimeta_plugins.hostport_alloc.state.record import Key
     from cnimeta_plugins.hostport_alloc.state.rows import Row
@@ -36,7 +36,7 @@ class PortContents:
 
     def __init__(
         self,
-        mappings: Callable[[], Iterable[RecordedMapping]],
+        mappings: Callable[[], Iterable[MappedPort]],
         clock: Clock,
         boot_id: str,
         log: Callable[[str], None],
@@ -46,7 +46,7 @@ class PortContents:
         self.boot_id = boot_id
         self.log = log
 
-    def gather(self) -> tuple[RecordedMapping, ...]:
+    def gather(self) -> tuple[MappedPort, ...]:
         """Ask the port mapper; it starts processes, so nobody waits for this."""
         return tuple(self.mappings())
 
@@ -98,7 +98,7 @@ class PortContents:
 
     # --- what others know --------------------------------------------------------------------------------
 
-    def _salvage(self, new: Connection, mappings: Iterable[RecordedMapping]) -> None:
+    def _salvage(self, new: Connection, mappings: Iterable[MappedPort]) -> None:
         """Records for mappings that no record of this boot covers."""
         found: dict[Key, list[Port]] = {}
         for one in mappings:

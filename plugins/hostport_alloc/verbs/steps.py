@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from cnimeta.errors import Failures
 from cnimeta.namedtuple import NamedTuple
+from cnimeta.ports.mapper import MANAGED_BY
 from cnimeta.spec.convert import render_result
 from cnimeta.spec.fields import Fields, without
 from cnimeta.spec.netconf import VALID_ATTACHMENTS
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from cnimeta.spec.result import Result
     from cnimeta_plugins.hostport_alloc.config import Chain
     from cnimeta_plugins.hostport_alloc.state.record import Record
-
-MANAGED_BY = "managedBy"
 
 CHECK_SINCE = "0.4.0"
 _GC_AND_STATUS_SINCE = "1.1.0"

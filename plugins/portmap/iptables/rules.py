@@ -17,11 +17,13 @@ from __future__ import annotations
 from cnimeta.host.digest import sha512_hex
 from cnimeta.host.iptables.values import quote
 from cnimeta.namedtuple import NamedTuple
-from cnimeta.spec.ip import parse_cidr, parse_ip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
+
+    from cnimeta_plugins.portmap.config import PortMapping, Settings
+    from cnimeta_plugins.portmap.plan import FamilyPlan, Owner, Plan
 
 DNAT_CHAIN = "CNI-HOSTPORT-DNAT"
 SETMARK_CHAIN = "CNI-HOSTPORT-SETMARK"
@@ -37,31 +39,6 @@ _COMMENT_KEPT = 253  # upstream's own arithmetic: 253 and "..." make 256, one mo
 _MULTIPORT_MAX = 15
 _UNSPECIFIED = ("0.0.0.0/0", "::/0")
 
-DEFAULT_MARK_BIT = 13
-
-
-class Mapping(NamedTuple):
-    """One port mapping. `host_port_end` is the last port of a range, equal to `host_port` for a single port;
-    `host_ip` is empty for every address of the host.
-    """
-
-    protocol: str
-    host_port: int
-    host_port_end: int
-    container_port: int
-    host_ip: str = ""
-
-
-class Settings(NamedTuple):
-    """The netconf keys that shape the rules. `conditions` are those of the family at hand, as given."""
-
-    snat: bool = True
-    masq_all: bool = False
-    mark_bit: int = DEFAULT_MARK_BIT
-    set_mark_chain: str = ""
-    """externalSetMarkChain; empty for this plugin's own."""
-    conditions: tuple[str, ...] = ()
-
 
 class ContainerRules(NamedTuple):
     """A container's own chain: its name, the rules that lead to it (in CNI-HOSTPORT-DNAT) and those in it."""
@@ -76,12 +53,12 @@ def chain_name(network: str, container_id: str, prefix: str = _DN_PREFIX) -> str
     return (prefix + sha512_hex(network + container_id))[:_CHAIN_NAME_LENGTH]
 
 
-def second_chain_name(network: str, container_id: str, ifname: str) -> str:
+def second_chain_name(owner: Owner) -> str:
     """The chain of a further interface of a container that already has mappings on this network.
 
     Upstream's name leaves the interface out. `/` occurs in none of the three, so this never is another's name.
     """
-    return chain_name(f"{network}/{ifname}/", container_id)
+    return chain_name(f"{owner.network}/{owner.ifname}/", owner.container_id)
 
 
 def old_snat_chain_name(network: str, container_id: str) -> str:
@@ -119,45 +96,33 @@ def masquerade_rule(bit: int) -> str:
 # --- a container's part ----------------------------------------------------------------------------------
 
 
-def container_rules(
-    network: str,
-    container_id: str,
-    address: str,
-    mappings: Sequence[Mapping],
-    settings: Settings,
-    chain: str = "",
-) -> ContainerRules:
-    """Everything of one container in one family; `address` is its address with prefix length ("10.0.0.2/24").
+def container_rules(plan: Plan, family: FamilyPlan, chain: str) -> ContainerRules:
+    """Everything of one container in one family.
 
     Entry rules list the ports of every mapping, those of the other family included, as upstream's do; such a mapping
     just has no rule in the container's chain.
     """
-    name = chain or chain_name(network, container_id)
-    entries = []
-    extra = " ".join(quote(word) for word in settings.conditions)
-    for protocol in sorted({mapping.protocol for mapping in mappings}):
-        for ports in port_lists(mapping for mapping in mappings if mapping.protocol == protocol):
-            words = [
-                f"-p {protocol}",
-                f"-m comment --comment {quote(comment(network, container_id))}",
-                f"-m multiport --dports {ports}",
-                extra,
-                f"-j {name}",
-            ]
-            entries.append(" ".join(filter(None, words)))
+    said = f"-m comment --comment {quote(comment(plan.owner.network, plan.owner.container_id))}"
+    extra = " ".join(quote(word) for word in family.conditions)
+    mappings = plan.settings.mappings
+    entries = [
+        _joined(f"-p {protocol}", said, f"-m multiport --dports {ports}", extra, f"-j {chain}")
+        for protocol in sorted({mapping.protocol for mapping in mappings})
+        for ports in port_lists(mapping for mapping in mappings if mapping.protocol == protocol)
+    ]
     rules: list[str] = []
-    for mapping in mappings:
-        rules += _mapping_rules(mapping, address, settings)
-    return ContainerRules(name, tuple(entries), tuple(rules))
+    for mapping in family.mappings:
+        rules += _mapping_rules(mapping, family, plan.settings)
+    return ContainerRules(chain, tuple(entries), tuple(rules))
 
 
-def port_lists(mappings: Iterable[Mapping]) -> list[str]:
+def port_lists(mappings: Iterable[PortMapping]) -> list[str]:
     """Multiport lists of at most 15 places each, in order; a range takes two."""
     lists: list[str] = []
     words: list[str] = []
     used = 0
     for mapping in mappings:
-        places = 1 if mapping.host_port == mapping.host_port_end else 2
+        places = 2 if mapping.is_range else 1
         if used + places > _MULTIPORT_MAX:
             lists.append(",".join(words))
             words, used = [], 0
@@ -166,45 +131,35 @@ def port_lists(mappings: Iterable[Mapping]) -> list[str]:
     return [*lists, ",".join(words)] if words else lists
 
 
-def _ports(mapping: Mapping) -> str:
-    if mapping.host_port == mapping.host_port_end:
-        return str(mapping.host_port)
-    return f"{mapping.host_port}:{mapping.host_port_end}"
+def _ports(mapping: PortMapping) -> str:
+    return f"{mapping.first}:{mapping.last}" if mapping.is_range else str(mapping.first)
 
 
-def _mapping_rules(mapping: Mapping, address: str, settings: Settings) -> list[str]:
-    """Mark hairpin traffic, mark localhost's (IPv4), translate: in this order. None for the other family's hostIP."""
-    container = parse_cidr(address)
-    family = container.address.family
-    to_host = ""
-    if mapping.host_ip:
-        host = parse_ip(mapping.host_ip)
-        if host.family != family:
-            return []
-        if not host.is_unspecified:
-            to_host = f"-d {host.text}/{32 if family == 4 else 128}"
+def _mapping_rules(mapping: PortMapping, plan: FamilyPlan, settings: Settings) -> list[str]:
+    """Mark hairpin traffic, mark localhost's (IPv4), translate: in this order."""
+    to_host = f"-d {mapping.where}/{32 if plan.family == 4 else 128}" if mapping.where else ""
     port = f"-p {mapping.protocol} -m {mapping.protocol} --dport {_ports(mapping)}"
     rules = []
     if settings.snat:
-        set_mark = settings.set_mark_chain or SETMARK_CHAIN
-        source = _UNSPECIFIED[family == 6] if settings.masq_all else container.network.text
+        set_mark = settings.external_set_mark_chain or SETMARK_CHAIN
+        source = _UNSPECIFIED[plan.family == 6] if settings.masq_all else plan.container.network.text
         from_net = "" if source in _UNSPECIFIED else f"-s {source}"
         rules.append(_joined(from_net, to_host, port, f"-j {set_mark}"))
-        if family == 4 and not settings.masq_all:
+        if plan.family == 4 and not settings.masq_all:
             rules.append(_joined("-s 127.0.0.1/32", to_host, port, f"-j {set_mark}"))
-    target = f"-j DNAT --to-destination {_destination(mapping, container.address.text, family)}"
+    target = f"-j DNAT --to-destination {_destination(mapping, plan)}"
     return [*rules, _joined(to_host, port, target)]
 
 
-def _destination(mapping: Mapping, address: str, family: int) -> str:
+def _destination(mapping: PortMapping, plan: FamilyPlan) -> str:
     """`10.0.0.2:80`, `[2001:db8::2]:80`; for a range `10.0.0.2:9000-9010/8000`, port by port from 8000 to 9000."""
-    text = f"[{address}]" if family == 6 else address
-    count = mapping.host_port_end - mapping.host_port
-    if not count:
+    address = plan.container.address.text
+    text = f"[{address}]" if plan.family == 6 else address
+    if not mapping.is_range:
         return f"{text}:{mapping.container_port}"
-    if mapping.container_port == mapping.host_port:
+    if not mapping.shifted:
         return address  # the port stays
-    return f"{text}:{mapping.container_port}-{mapping.container_port + count}/{mapping.host_port}"
+    return f"{text}:{mapping.container_port}-{mapping.target(mapping.last)}/{mapping.first}"
 
 
 def _joined(*parts: str) -> str:

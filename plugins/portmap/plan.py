@@ -1,4 +1,7 @@
-"""What an attachment's port mappings come to: the container's addresses and the mappings of each family. Pure."""
+"""What an attachment's port mappings come to: the container's addresses and the mappings of each family. Pure.
+
+It is the same for every backend; each makes its own rules of it.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,29 @@ from cnimeta.spec.ip import Cidr, parse_cidr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cnimeta.plugin.request import Attachment
     from cnimeta.spec.result import Result
     from cnimeta_plugins.portmap.config import PortMapping, Settings
 
 
-class Half(NamedTuple):
-    """One family's part: the container's address with its subnet, and the mappings that reach it."""
+class Owner(NamedTuple):
+    """The attachment that mappings belong to. `/` occurs in none of the three."""
+
+    network: str
+    container_id: str
+    ifname: str
+
+    @property
+    def text(self) -> str:
+        """For a message."""
+        return f"container {self.container_id} interface {self.ifname} network {self.network}"
+
+
+class FamilyPlan(NamedTuple):
+    """One family's part: the container's address with its subnet, and the mappings that lead to it."""
 
     container: Cidr
     mappings: tuple[PortMapping, ...]
-    conditions: tuple[str, ...]
-    listed: tuple[PortMapping, ...] = ()
-    """Every mapping of the attachment, the other family's too: upstream's iptables rules list the ports of all."""
+    conditions: tuple[str, ...] = ()
 
     @property
     def family(self) -> int:
@@ -28,45 +41,28 @@ class Half(NamedTuple):
         return self.container.address.family
 
 
-class Forward(NamedTuple):
-    """The desired state of one attachment."""
+class Plan(NamedTuple):
+    """What is to be mapped for one attachment; at least one family."""
 
-    network: str
-    container_id: str
-    ifname: str
-    netns: str
-    halves: tuple[Half, ...]
-    snat: bool
-    masq_all: bool
-    mark_bit: int
-    external_set_mark_chain: str
+    owner: Owner
+    settings: Settings
+    families: tuple[FamilyPlan, ...]
 
 
-def plan_forward(attachment: Attachment, settings: Settings, result: Result) -> Forward:
-    """The desired state. Raises InvalidNetworkConfig (code 7) when the container has no address to map to."""
-    halves = []
-    for container in container_addresses(attachment.ifname, result):
+def plan_mappings(owner: Owner, settings: Settings, result: Result) -> Plan:
+    """Raises InvalidNetworkConfig (code 7) when the container has no address that a mapping could lead to."""
+    families = []
+    for container in container_addresses(owner.ifname, result):
         family = container.address.family
         mappings = tuple(mapping for mapping in settings.mappings if mapping.serves(family))
-        conditions = settings.conditions_v4 if family == 4 else settings.conditions_v6
         if mappings:
-            halves.append(Half(container, mappings, conditions, settings.mappings))
-    if not halves:
+            families.append(FamilyPlan(container, mappings, settings.conditions(family)))
+    if not families:
         raise InvalidNetworkConfig(
             "$.prevResult.ips has no address of the container that a mapping could lead to: "
             + ", ".join(mapping.text for mapping in settings.mappings)
         )
-    return Forward(
-        attachment.network,
-        attachment.container_id,
-        attachment.ifname,
-        attachment.netns,
-        tuple(halves),
-        settings.snat,
-        settings.masq_all,
-        settings.mark_bit,
-        settings.external_set_mark_chain,
-    )
+    return Plan(owner, settings, tuple(families))
 
 
 def container_addresses(ifname: str, result: Result) -> list[Cidr]:

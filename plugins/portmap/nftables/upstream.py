@@ -14,26 +14,36 @@ _TABLE = "cni_hostport"
 _CHAINS = ("hostports", "hostip_hostports", "masquerading")
 _FAMILIES = ("ip", "ip6")
 _TIMEOUT_S = 60.0
+_MISSING = b"No such file or directory"
 
 
-def remove_container(container_id: str, path: str = "") -> None:
-    """Delete the container's rules in both families. Raises IoFailure (code 5) when nft refuses."""
+def remove_container(container_id: str, path: str = "") -> bool:
+    """Delete the container's rules in both families; whether there were any. Raises IoFailure (code 5)."""
     families = [family for family in _FAMILIES if nft_table_exists(family, _TABLE)]
-    program = find_program("nft", path) if families else None
+    if not families:
+        return False
+    program = find_program("nft", path)
     if program is None:
-        return
+        raise IoFailure(f"the nftables table {_TABLE} may have rules of this container, and nft is not installed")
     lines = []
     for family in families:
         for chain in _CHAINS:
-            listing = run_program([program, "-a", "-t", "list", "chain", family, _TABLE, chain], {}, b"", _TIMEOUT_S)
             lines += [
                 f"delete rule {family} {_TABLE} {chain} handle {handle}"
-                for handle in _handles(listing.stdout.decode("utf-8", "replace"), container_id)
+                for handle in _handles(_list(program, family, chain), container_id)
             ]
     if lines:
         done = run_program([program, "-f", "-"], {}, "\n".join(lines).encode() + b"\n", _TIMEOUT_S)
         if done.status != 0:
             raise IoFailure(f"nft refused to remove the rules of container {container_id}: {done.complaint}")
+    return bool(lines)
+
+
+def _list(program: str, family: str, chain: str) -> str:
+    done = run_program([program, "-a", "-t", "list", "chain", family, _TABLE, chain], {}, b"", _TIMEOUT_S)
+    if done.status != 0 and _MISSING not in done.stderr:
+        raise IoFailure(f"nft cannot list the chain {chain} of table {family} {_TABLE}: {done.complaint}")
+    return done.stdout.decode("utf-8", "replace") if done.status == 0 else ""
 
 
 def _handles(listing: str, container_id: str) -> list[str]:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from cnimeta.host.iptables.values import Change, split, target
 from cnimeta.namedtuple import NamedTuple
-from cnimeta_plugins.portmap.iptables_rules import (
+from cnimeta_plugins.portmap.iptables.rules import (
     DNAT_CHAIN,
     JUMP_IN,
     JUMP_OUT,
@@ -14,7 +14,6 @@ from cnimeta_plugins.portmap.iptables_rules import (
     OLD_SNAT_CHAIN,
     SETMARK_CHAIN,
     ContainerRules,
-    Settings,
     masquerade_rule,
     set_mark_rule,
 )
@@ -23,11 +22,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from cnimeta_plugins.portmap.config import Settings
+
 _COMMENT_HEAD = 'dnat name: "'
 _COMMENT_JOINT = '" id: "'
 
 
-class Owner(NamedTuple):
+class Named(NamedTuple):
     """Whose chain it is, from the comment on its entry rule. A cut comment has no whole container ID (`whole`)."""
 
     chain: str
@@ -82,15 +83,15 @@ def concerning(rules: Iterable[str], wanted: ContainerRules) -> list[Entry]:
     return found
 
 
-def read_owner(entry: Entry) -> Owner:
+def read_owner(entry: Entry) -> Named:
     """Who an entry rule belongs to; empty names when its comment says nothing."""
     words = split(entry.rule)
     text = words[words.index("--comment") + 1] if "--comment" in words[:-1] else ""
     if not text.startswith(_COMMENT_HEAD):
-        return Owner(entry.chain, "", "", whole=False)
+        return Named(entry.chain, "", "", whole=False)
     network, joint, rest = text[len(_COMMENT_HEAD) :].partition(_COMMENT_JOINT)
     whole = bool(joint) and rest.endswith('"')
-    return Owner(entry.chain, network if joint else "", rest[:-1] if whole else rest.removesuffix("..."), whole)
+    return Named(entry.chain, network if joint else "", rest[:-1] if whole else rest.removesuffix("..."), whole)
 
 
 def translated(rules: Iterable[str]) -> list[Span]:
@@ -128,7 +129,7 @@ def taken(asked: Iterable[Span], held: Sequence[Span]) -> Span | None:
 def base_rules(settings: Settings) -> list[tuple[str, str, str]]:
     """(chain, rule, how to add it) of everything shared, in the order upstream makes it."""
     rules = []
-    if settings.snat and not settings.set_mark_chain:
+    if settings.snat and not settings.external_set_mark_chain:
         rules += [
             (SETMARK_CHAIN, set_mark_rule(settings.mark_bit), "append"),
             (MASQ_CHAIN, masquerade_rule(settings.mark_bit), "append"),

@@ -1,0 +1,75 @@
+"""The registry of backends: a line each. A record's payload is read by the backend that its record names."""
+
+from __future__ import annotations
+
+from cnimeta.errors import CniError, shown
+from cnimeta.namedtuple import NamedTuple
+from cnimeta_plugins.portmap import iptables, nftables
+from cnimeta_plugins.portmap.records import UnknownBackend
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from cnimeta.spec.jsonio import JSON
+    from cnimeta_plugins.portmap.backend import AnyBackend
+    from cnimeta_plugins.portmap.records import Payload
+
+
+class Source(NamedTuple):
+    """Where a backend comes from. Both functions are cheap to import; `open_backend` loads the rest."""
+
+    open_backend: Callable[[str], AnyBackend]
+    """The backend on this host; programs are looked for in the given PATH first."""
+    may_hold: Callable[[], bool] = lambda: True
+    """Whether the host may have mappings of this kind; asked before the backend is loaded to look for some."""
+
+
+BACKENDS: Mapping[str, Source] = {
+    "nftables": Source(nftables.open_backend),
+    "iptables": Source(iptables.open_backend, iptables.may_hold),
+}
+"""By name: what `backend` of a configuration may say. Never change a name: records have it."""
+
+
+class Backends:
+    """The backends of one command, each opened when it is first needed."""
+
+    def __init__(self, path: str = "", sources: Mapping[str, Source] = BACKENDS) -> None:
+        self._path = path
+        self._sources = sources
+        self._open: dict[str, AnyBackend] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name, in order."""
+        return tuple(self._sources)
+
+    def __getitem__(self, name: str) -> AnyBackend:
+        """Raises UnknownBackend."""
+        if name not in self._open:
+            if name not in self._sources:
+                raise UnknownBackend(f"there is no backend {shown(name)}")
+            self._open[name] = self._sources[name].open_backend(self._path)
+        return self._open[name]
+
+    def usable(self, names: Sequence[str]) -> str:
+        """The first of `names` that can be used on this host; the last when none can, or there is but one."""
+        for name in names[:-1]:
+            try:
+                self[name].ready()
+            except CniError:
+                continue
+            return name
+        return names[-1]
+
+    def holding(self) -> Iterator[AnyBackend]:
+        """Those whose mappings the host may have."""
+        for name, source in self._sources.items():
+            if source.may_hold():
+                yield self[name]
+
+    def read_payload(self, name: str, value: JSON) -> Payload:
+        """The payload of a record. Raises UnknownBackend, or another CniError for one that is damaged."""
+        payload: Payload = self[name].payload(value)
+        return payload

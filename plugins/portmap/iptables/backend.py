@@ -1,0 +1,322 @@
+"""Port mappings in iptables: the chains that upstream's portmap makes, so that either can remove the other's.
+
+Per family an ADD is one atomic batch; what it relies on (the shared chains and jumps) is required by the batch itself.
+Only when that fails is the whole table read, and what is missing made in the same batch.
+"""
+
+from __future__ import annotations
+
+from cnimeta.errors import CheckFailed, CniError, Failures, HostPortConflict, IoFailure, shown
+from cnimeta.host.iptables.adapters import installed, open_variant
+from cnimeta.host.iptables.values import FAMILIES, Change, Refused
+from cnimeta.namedtuple import NamedTuple
+from cnimeta.spec.fields import Fields
+from cnimeta_plugins.portmap.iptables import plan as steps
+from cnimeta_plugins.portmap.iptables.rules import (
+    DNAT_CHAIN,
+    OLD_SNAT_CHAIN,
+    ContainerRules,
+    chain_name,
+    container_rules,
+    old_snat_chain_name,
+    second_chain_name,
+)
+from cnimeta_plugins.portmap.plan import Owner
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+
+    from cnimeta.host.protocols import Iptables
+    from cnimeta.ports.mapper import MappedPort
+    from cnimeta.spec.jsonio import JSON
+    from cnimeta_plugins.portmap.config import PortMapping, Settings
+    from cnimeta_plugins.portmap.plan import FamilyPlan, Plan
+    from cnimeta_plugins.portmap.records import Others
+
+_VARIANTS = ("nft", "legacy")
+
+
+class ContainerChain(NamedTuple):
+    """The name of the attachment's chain: the payload of its record."""
+
+    name: str
+
+    def as_json(self) -> JSON:
+        """The form in the record."""
+        return {"chain": self.name}
+
+
+class _Work(NamedTuple):
+    """One family's part of an ADD, and what there is already."""
+
+    family: FamilyPlan
+    wanted: ContainerRules
+    entries: list[steps.Entry] | None
+    """The entry rules that matter here; None when there is no chain for them."""
+    dead: list[str]
+    """Chains of dead containers that have a port which is wanted."""
+
+
+class IptablesBackend:
+    """The backend on the host's iptables; the variant is looked for when first needed, unless `tables` is given."""
+
+    def __init__(self, tables: Iptables | None = None, path: str = "") -> None:
+        self._tables = tables
+        self._path = path
+
+    @property
+    def tables(self) -> Iptables:
+        """The adapter. Raises IoFailure (code 5) when the host has no iptables."""
+        if self._tables is None:
+            self._tables = installed(self._path)
+        if self._tables is None:
+            raise IoFailure("iptables is not installed: install it, or set backend to nftables")
+        return self._tables
+
+    # --- ADD -------------------------------------------------------------------------------------------------
+
+    def plan(self, plan: Plan, before: ContainerChain | None, others: Others) -> ContainerChain:
+        """Upstream's chain name, unless another interface of the container on this network has it."""
+        if before is not None:
+            return before
+        owner = plan.owner
+        first = ContainerChain(chain_name(owner.network, owner.container_id))
+        taken = any(record.payload == first for record in others.of_container(owner.container_id))
+        return ContainerChain(second_chain_name(owner)) if taken else first
+
+    def both(self, _before: ContainerChain, after: ContainerChain) -> ContainerChain:
+        """The name stays."""
+        return after
+
+    def add(self, plan: Plan, payload: ContainerChain, _before: ContainerChain | None, others: Others) -> None:
+        """One batch a family; nothing is written when a port is taken in either."""
+        with self.tables.held():
+            work = [self._prepared(plan, family, payload.name, others) for family in plan.families]
+            for part in work:
+                self._write(part, plan.settings)
+
+    def _prepared(self, plan: Plan, family: FamilyPlan, chain: str, others: Others) -> _Work:
+        wanted = container_rules(plan, family, chain)
+        rules = self.tables.chain(family.family, DNAT_CHAIN)
+        if rules is None:
+            return _Work(family, wanted, None, [])
+        entries = steps.concerning(rules, wanted)
+        return _Work(family, wanted, entries, self._dead(family.family, wanted, entries, others))
+
+    def _dead(self, family: int, wanted: ContainerRules, entries: Sequence[steps.Entry], others: Others) -> list[str]:
+        """The chains of owners that are dead and hold a port that is wanted; HostPortConflict for a live one.
+
+        A mapping for every address holds the port on each: the first rule that matches would win, and silently.
+        """
+        asked = steps.translated(wanted.rules)
+        dead: list[str] = []
+        for entry in entries:
+            if entry.chain == wanted.chain or entry.chain in dead or not steps.meet(entry.spans, asked):
+                continue
+            taken = steps.taken(asked, steps.translated(self.tables.chain(family, entry.chain) or ()))
+            if taken is None:
+                continue
+            named = steps.read_owner(entry)
+            if not _is_dead(named, others):
+                raise _conflict(taken, named)
+            dead.append(entry.chain)
+        return dead
+
+    def _write(self, work: _Work, settings: Settings) -> None:
+        tables, family, wanted, entries = self.tables, work.family.family, work.wanted, work.entries
+        if entries is not None:
+            known = any(entry.chain == wanted.chain for entry in entries)
+            changes = [
+                *steps.base_present(settings),
+                *(change for chain in work.dead for change in steps.remove(entries, chain)),
+                *steps.replace(entries, wanted, known),
+            ]
+            try:
+                tables.commit(family, changes)
+                return
+            except Refused:
+                pass  # something shared is missing, or another program was in between: look at everything
+        table = tables.read(family)
+        external = settings.external_set_mark_chain
+        if settings.snat and external and external not in table:
+            raise IoFailure(
+                f"$.externalSetMarkChain: there is no chain {shown(external)} in the IPv{family} nat table: whoever"
+                " owns it has to make it first"
+            )
+        entries = [steps.read_entry(rule) for rule in table.get(DNAT_CHAIN, ())]
+        changes = [
+            *steps.base_missing(table, settings),
+            *(change for chain in work.dead if chain in table for change in steps.remove(entries, chain)),
+            *steps.replace(entries, wanted, wanted.chain in table),
+        ]
+        try:
+            tables.commit(family, changes)
+        except Refused as error:
+            hint = "; check $.conditionsV4 and $.conditionsV6" if work.family.conditions else ""
+            raise IoFailure(f"{error.msg}{hint}") from None
+
+    # --- DEL and GC ------------------------------------------------------------------------------------------
+
+    def remove(self, owner: Owner, payload: ContainerChain) -> None:
+        """The attachment's chain in both families and both variants, whoever made it."""
+        self._remove_everywhere(owner, {payload.name, second_chain_name(owner)})
+
+    def sweep(self, owner: Owner, _mappings: Sequence[PortMapping] | None, others: Others) -> bool:
+        """By name, whoever made it: this attachment's, and the container's on networks that it is not on any more.
+
+        Those are the network's earlier names. Upstream's chain name has no interface in it: it stays when it is that of
+        another interface of the container.
+        """
+        records = list(others.of_container(owner.container_id))
+        names = {second_chain_name(owner), chain_name(owner.network, owner.container_id)}
+        names -= {record.payload.name for record in records if isinstance(record.payload, ContainerChain)}
+        networks = {owner.network, *(record.owner.network for record in records)}
+        return self._remove_everywhere(owner, names, lambda named: named.network not in networks)
+
+    def _remove_everywhere(
+        self, owner: Owner, names: set[str], also: Callable[[steps.Named], bool] = lambda _: False
+    ) -> bool:
+        found = []
+        failures = Failures()
+        for tables, family in self._used(failures):
+            with failures, tables.held():
+                found.append(_delete(tables, family, owner, names, also))
+        failures.raise_any()
+        return any(found)
+
+    def collect(self, network: str, valid: Collection[tuple[str, str]], _others: Others) -> None:
+        """By the comments on the entry rules."""
+        kept = {chain_name(network, container_id) for container_id, _ in valid}
+        kept |= {second_chain_name(Owner(network, container_id, ifname)) for container_id, ifname in valid}
+        failures = Failures()
+        for tables, family in self._used(failures):
+            with failures, tables.held():
+                entries = _entries(tables, family)
+                stale = {entry.chain for entry in entries if steps.read_owner(entry).network == network} - kept
+                _remove(tables, family, entries, stale)
+        failures.raise_any()
+
+    def listed(self) -> Iterable[MappedPort]:
+        """None: upstream's rules do not name the interface."""
+        return ()
+
+    def _used(self, failures: Failures) -> Iterator[tuple[Iptables, int]]:
+        """Every nat table there is."""
+        for tables in self._everywhere():
+            for family in FAMILIES:
+                used = False
+                with failures:
+                    used = tables.used(family)
+                if used:
+                    yield tables, family
+
+    def _everywhere(self) -> list[Iptables]:
+        """The adapters to look into when removing: the host may have been switched over since ADD."""
+        if self._tables is not None:
+            return [self._tables]
+        return [open_variant(variant, self._path) for variant in _VARIANTS]
+
+    # --- CHECK and STATUS ------------------------------------------------------------------------------------
+
+    def check(self, plan: Plan, payload: ContainerChain | None) -> None:
+        """Every rule of the container and of the shared chains, in order, and no further one."""
+        chain = payload.name if payload is not None else chain_name(plan.owner.network, plan.owner.container_id)
+        for family in plan.families:
+            self._check_family(family, container_rules(plan, family, chain), plan.settings)
+
+    def _check_family(self, plan: FamilyPlan, wanted: ContainerRules, settings: Settings) -> None:
+        family = plan.family
+        with self.tables.held():
+            chain = self.tables.chain(family, wanted.chain)
+            entries = [
+                entry.rule for entry in _entries(self.tables, family, (wanted.chain,)) if entry.chain == wanted.chain
+            ]
+            for shared, rule, _ in steps.base_rules(settings):
+                if rule not in (self.tables.chain(family, shared) or ()):
+                    raise CheckFailed(f"the IPv{family} iptables chain {shared} has no rule {rule}")
+        if chain is None:
+            raise CheckFailed(f"the IPv{family} iptables chain {wanted.chain} is missing")
+        self._compare(family, wanted.chain, chain, wanted.rules, exact=True)
+        self._compare(family, DNAT_CHAIN, entries, wanted.entries, exact=not plan.conditions)
+
+    def _compare(self, family: int, chain: str, present: Sequence[str], wanted: Sequence[str], exact: bool) -> None:
+        """Conditions are text of the operator's, which the kernel's form may spell otherwise: `iptables -C` knows."""
+        where = f"the IPv{family} iptables chain {chain}"
+        for rule in wanted:
+            if rule not in present and (exact or not self.tables.has_rule(family, chain, rule)):
+                raise CheckFailed(f"{where} has no rule {rule}")
+        if len(present) != len(wanted):
+            raise CheckFailed(f"{where} has {len(present)} rules for this container, expected are {len(wanted)}")
+        if exact and list(present) != list(wanted):
+            raise CheckFailed(f"the rules of {where} are out of order")
+
+    def ready(self) -> None:
+        """Raise IoFailure (code 5) when there is no iptables, or its nat table cannot be read."""
+        self.tables.has_chain(4, "PREROUTING")
+
+    def payload(self, value: JSON) -> ContainerChain:
+        """Read a payload."""
+        chain = Fields(value if isinstance(value, dict) else {}, "$.payload").text("chain")
+        if not chain:
+            raise CniError("the payload names no chain")
+        return ContainerChain(chain)
+
+
+def _is_dead(named: steps.Named, others: Others) -> bool:
+    """Whether the owner of a chain is known, and dead in every attachment."""
+    found = [one for one in others.of_container(named.container_id) if one.owner.network == named.network]
+    return named.whole and bool(found) and all(others.is_dead(one) for one in found)
+
+
+def _entries(tables: Iptables, family: int, mentioning: tuple[str, ...] = ()) -> list[steps.Entry]:
+    return [steps.read_entry(rule) for rule in tables.chain(family, DNAT_CHAIN, mentioning) or ()]
+
+
+def _delete(tables: Iptables, family: int, owner: Owner, names: set[str], also: Callable[[steps.Named], bool]) -> bool:
+    """Remove the chains of these names, and those of the container that `also` is true for; whether there were any."""
+    chains = {name for name in names if tables.has_chain(family, name)}
+    entries = _entries(tables, family, (*names, owner.container_id))
+    for entry in entries:
+        named = steps.read_owner(entry)
+        if named.whole and named.container_id == owner.container_id and also(named):
+            chains.add(entry.chain)
+    _remove(tables, family, entries, chains)
+    old = old_snat_chain_name(owner.network, owner.container_id)
+    if tables.has_chain(family, old):
+        tables.commit(family, steps.remove_old_snat(tables.chain(family, OLD_SNAT_CHAIN) or (), old))
+        return True
+    return bool(chains)
+
+
+def _remove(tables: Iptables, family: int, entries: Sequence[steps.Entry], chains: Collection[str]) -> None:
+    changes: list[Change] = []
+    for chain in sorted(chains):
+        changes += steps.remove(entries, chain)
+    if not changes:
+        return
+    try:
+        tables.commit(family, changes)
+    except Refused:  # another program was in between, or something else leads to the chain: take it as it is now
+        table = tables.read(family)
+        changes = [
+            Change("delete", holder, rule)
+            for holder, rules in table.items()
+            for rule in rules
+            if steps.read_entry(rule).chain in chains
+        ]
+        changes += [
+            Change(action, chain) for chain in sorted(chains) if chain in table for action in ("flush", "remove")
+        ]
+        if changes:
+            tables.commit(family, changes)
+
+
+def _conflict(span: steps.Span, owner: steps.Named) -> HostPortConflict:
+    ports = str(span.first) if span.first == span.last else f"{span.first}-{span.last}"
+    whose = f"container {shown(owner.container_id)} of network {shown(owner.network)}" if owner.network else "another"
+    where = f" on {span.host_ip}" if span.host_ip else ""
+    return HostPortConflict(
+        f"host port {ports}/{span.protocol}{where} is taken by {whose} (iptables chain {owner.chain}): choose another"
+        " hostPort, or delete that container first"
+    )

@@ -1,0 +1,157 @@
+"""A backend in memory, which maps nothing: for tests of what stands above a backend, and to read before the others.
+
+No configuration on a host can choose it: only `registry` has its line, for `Backends(sources=registry(backend))`.
+"""
+
+from __future__ import annotations
+
+from cnimeta.errors import CheckFailed, CniError, HostPortConflict, IoFailure
+from cnimeta.namedtuple import NamedTuple
+from cnimeta.ports.mapper import MappedPort
+from cnimeta.spec.fields import Fields
+from cnimeta_plugins.portmap.backends import BACKENDS, Source
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+    from cnimeta.spec.jsonio import JSON
+    from cnimeta_plugins.portmap.config import PortMapping
+    from cnimeta_plugins.portmap.plan import Owner, Plan
+    from cnimeta_plugins.portmap.records import Others
+
+
+def registry(backend: MemoryBackend) -> Mapping[str, Source]:
+    """The registry with one line more."""
+    return {**BACKENDS, "memory": Source(lambda _: backend)}
+
+
+class Port(NamedTuple):
+    """One host port of one family, and where it leads. `host_ip` is empty for every address."""
+
+    family: int
+    host_ip: str
+    protocol: str
+    host_port: int
+    container: str
+    container_port: int
+
+    def meets(self, other: Port) -> bool:
+        """Whether one packet can be for both."""
+        same = (self.family, self.protocol, self.host_port) == (other.family, other.protocol, other.host_port)
+        return same and (self.host_ip == other.host_ip or not self.host_ip or not other.host_ip)
+
+
+class Ports(NamedTuple):
+    """An attachment's ports: the payload of its record."""
+
+    ports: tuple[Port, ...]
+
+    def as_json(self) -> JSON:
+        """The form in the record."""
+        return {"ports": self.ports}
+
+
+class MemoryBackend:
+    """The backend. `held` is what a kernel would have; `before_add` runs ahead of each ADD, to inject faults."""
+
+    def __init__(self) -> None:
+        self.held: dict[Owner, tuple[Port, ...]] = {}
+        self.usable = True
+        self.before_add: Callable[[], None] = lambda: None
+
+    # --- an attachment with a record -------------------------------------------------------------------------
+
+    def plan(self, plan: Plan, _before: Ports | None, _others: Others) -> Ports:
+        """Every port."""
+        return Ports(_ports(plan))
+
+    def both(self, before: Ports, after: Ports) -> Ports:
+        """All of both."""
+        return Ports(tuple(dict.fromkeys((*after.ports, *before.ports))))
+
+    def add(self, plan: Plan, payload: Ports, _before: Ports | None, others: Others) -> None:
+        """In place of what the owner had."""
+        self.before_add()
+        dead = {record.owner for record in others.every() if others.is_dead(record)}
+        for owner, taken in list(self._holders(payload)):
+            if owner == plan.owner:
+                continue
+            if owner not in dead:
+                place = f"{taken.host_port}/{taken.protocol}"
+                raise HostPortConflict(f"host port {place} is already mapped for {owner.text}: choose another hostPort")
+            del self.held[owner]
+        self.held[plan.owner] = payload.ports
+
+    def _holders(self, wanted: Ports) -> Iterator[tuple[Owner, Port]]:
+        """Who has a port that is wanted, and the first such port."""
+        for owner, ports in self.held.items():
+            taken = next((port for port in wanted.ports if any(port.meets(other) for other in ports)), None)
+            if taken is not None:
+                yield owner, taken
+
+    def check(self, plan: Plan, _payload: Ports | None) -> None:
+        """All of it, and nothing else."""
+        wanted, held = _ports(plan), self.held.get(plan.owner, ())
+        for port in wanted:
+            if port not in held:
+                raise CheckFailed(f"host port {port.host_port}/{port.protocol} is not mapped as it should be")
+        if len(held) != len(wanted):
+            raise CheckFailed(f"{plan.owner.text} has {len(held)} ports, expected are {len(wanted)}")
+
+    def remove(self, owner: Owner, payload: Ports) -> None:
+        """What of it the owner has."""
+        left = tuple(port for port in self.held.pop(owner, ()) if port not in payload.ports)
+        if left:
+            self.held[owner] = left
+
+    # --- what there is without a record ----------------------------------------------------------------------
+
+    def sweep(self, owner: Owner, mappings: Sequence[PortMapping] | None, _others: Others) -> bool:
+        """Everything of the owner's, when one of its ports is as suspected."""
+        suspected = {(mapping.protocol, mapping.first) for mapping in mappings or ()}
+        held = self.held.get(owner, ())
+        if mappings is None or any((port.protocol, port.host_port) in suspected for port in held):
+            return self.held.pop(owner, None) is not None
+        return False
+
+    def collect(self, network: str, valid: Collection[tuple[str, str]], others: Others) -> None:
+        """By owner."""
+        recorded = {record.owner for record in others.every()}
+        for owner in list(self.held):
+            if owner.network == network and (owner.container_id, owner.ifname) not in valid and owner not in recorded:
+                del self.held[owner]
+
+    def listed(self) -> Iterator[MappedPort]:
+        """Every port; one that is mapped in both families once."""
+        for owner, ports in self.held.items():
+            for port in sorted({port._replace(family=0, container="") for port in ports}):
+                yield MappedPort(
+                    *owner, port.protocol, port.host_port, port.container_port, port.host_ip, recorded=False
+                )
+
+    # --- the rest --------------------------------------------------------------------------------------------
+
+    def ready(self) -> None:
+        """As `usable` says."""
+        if not self.usable:
+            raise IoFailure("the memory backend is switched off")
+
+    def payload(self, value: JSON) -> Ports:
+        """Read a payload."""
+        rows = Fields(value if isinstance(value, dict) else {}, "$.payload").items("ports")
+        ports = []
+        for row in rows:
+            if not isinstance(row, list) or [type(part) for part in row] != [int, str, str, int, str, int]:
+                raise CniError("a port is not an array of family, address, protocol, port, container and its port")
+            ports.append(Port(*row))
+        return Ports(tuple(ports))
+
+
+def _ports(plan: Plan) -> tuple[Port, ...]:
+    return tuple(
+        Port(one.family, mapping.where, mapping.protocol, port, one.container.address.text, mapping.target(port))
+        for one in plan.families
+        for mapping in one.mappings
+        for port in mapping.host_ports
+    )

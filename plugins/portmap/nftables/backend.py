@@ -1,0 +1,305 @@
+"""Port mappings in nftables: one transaction per command, decided by the kernel. The form is described in `rules`."""
+
+from __future__ import annotations
+
+from cnimeta.errors import CheckFailed, Failures, HostPortConflict, IoFailure
+from cnimeta.host.nftables.values import Chain, Change, Element, Refusal
+from cnimeta_plugins.portmap.nftables.rules import (
+    BASE_CHAIN,
+    CONDITIONAL,
+    SHARED,
+    Elements,
+    add_changes,
+    base_changes,
+    base_rules,
+    conditional_chains,
+    content_changes,
+    owner_id,
+    plan_elements,
+    presence_changes,
+    read_elements,
+    remove_changes,
+    shared_keys,
+    subnet_chains,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+
+    from cnimeta.host.protocols import Nft
+    from cnimeta.ports.mapper import MappedPort
+    from cnimeta.spec.jsonio import JSON
+    from cnimeta_plugins.portmap.config import PortMapping
+    from cnimeta_plugins.portmap.nftables.rules import Group
+    from cnimeta_plugins.portmap.plan import Owner, Plan
+    from cnimeta_plugins.portmap.records import Others, Record
+
+_ATTEMPTS = 4  # another command may build the base, or a tool flush it, between a look and the transaction
+
+
+class NftBackend:
+    """The backend on nftables. `remove_upstream` removes what upstream's portmap made for a container, if anything."""
+
+    def __init__(self, nft: Nft, remove_upstream: Callable[[str], bool] = lambda _: False) -> None:
+        self.nft = nft
+        self._remove_upstream = remove_upstream
+
+    # --- ADD -------------------------------------------------------------------------------------------------
+
+    def plan(self, plan: Plan, _before: Elements | None, _others: Others) -> Elements:
+        """The elements and chains of the attachment's own."""
+        return plan_elements(plan)
+
+    def both(self, before: Elements, after: Elements) -> Elements:
+        """All of both."""
+        return Elements(
+            tuple(dict.fromkeys((*after.groups, *before.groups))),
+            tuple(dict.fromkeys((*after.conditions, *before.conditions))),
+        )
+
+    def add(self, plan: Plan, payload: Elements, before: Elements | None, others: Others) -> None:
+        """One transaction, so all or nothing."""
+        stale = self._stale(payload, before)
+        refusal: Refusal
+        for _ in range(_ATTEMPTS + len(payload.groups)):
+            changes = self._add_script(plan, payload, stale)
+            try:
+                self.nft.apply(changes)
+                return
+            except Refusal as error:
+                refusal = error
+            refused = changes[refusal.index].item if 0 <= refusal.index < len(changes) else None
+            if refused is None or refusal.kind == "other":
+                raise refusal
+            if refusal.kind == "missing" or not isinstance(refused, Element):
+                continue  # flushed, or built by another command, since we looked
+            stale = [*stale, *self._displaced(plan.owner, refused, others)]
+        raise refusal
+
+    def _stale(self, wanted: Elements, before: Elements | None) -> list[Change]:
+        """What to take out first: groups that are not wanted, and every conditional chain."""
+        if before is None:
+            return self._chains_out(wanted.conditions)
+        kept = set(wanted.groups)
+        gone = [group for group in before.groups if group not in kept]
+        return [*self._chains_out(self.both(before, wanted).conditions), *remove_changes(gone)]
+
+    def _add_script(self, plan: Plan, payload: Elements, stale: Sequence[Change]) -> list[Change]:
+        subnets = subnet_chains(plan)
+        if not self.nft.has_chain(BASE_CHAIN):
+            return [*base_changes(), *add_changes(plan, payload, subnets)]
+        missing = [subnet for subnet in subnets if not self.nft.has_chain(subnet.chain)]
+        return [*stale, *add_changes(plan, payload, missing)]
+
+    def _displaced(self, owner: Owner, wanted: Element, others: Others) -> list[Change]:
+        """Changes that remove the dead holder of the key that is wanted. Raises HostPortConflict for a live one."""
+        holder, held = _holder(others, wanted)
+        if holder is not None and (others.is_dead(holder) or wanted.map.startswith(("addresses", "snat"))):
+            # An address belongs to one container at a time: whoever had it before is gone.
+            return self._removal(held)
+        if holder is None:
+            removal = self._removal(self._held_by(owner)) or self._abandoned(wanted)
+            if removal:
+                return removal
+        raise _conflict(wanted, holder, self._comment_of(wanted))
+
+    def _abandoned(self, wanted: Element) -> list[Change]:
+        """Changes that remove a shared claim which no owner is left to share."""
+        if wanted.value == SHARED or not wanted.map.startswith("claims"):
+            return []
+        if any(one.key.endswith(f" . {wanted.key}") for one in self.nft.elements(f"host{wanted.map}")):
+            return []
+        return [
+            Change("delete", one)
+            for one in self.nft.elements(wanted.map)
+            if one.key == wanted.key and one.value == SHARED
+        ]
+
+    def _comment_of(self, wanted: Element) -> str:
+        return next((one.comment for one in self.nft.elements(wanted.map) if one.key == wanted.key), "")
+
+    # --- DEL and GC ------------------------------------------------------------------------------------------
+
+    def remove(self, _owner: Owner, payload: Elements) -> None:
+        """One transaction; group by group when something of it is another's now."""
+        self._remove(payload)
+
+    def _remove(self, payload: Elements) -> None:
+        if not self.nft.has_chain(BASE_CHAIN):
+            return
+        changes = self._removal(payload)
+        if not changes:
+            return
+        try:
+            self.nft.apply(changes)
+        except Refusal as refusal:
+            if refusal.kind == "other":
+                raise
+            for group in payload.groups:  # its claim tells whose it is
+                self._apply_if_there(remove_changes([group]))
+            self._apply_if_there(self._chains_out(payload.conditions))
+        self._drop_shared(payload.groups)
+
+    def _removal(self, held: Elements) -> list[Change]:
+        return [*self._chains_out(held.conditions), *remove_changes(held.groups)]
+
+    def _apply_if_there(self, changes: Sequence[Change]) -> None:
+        try:
+            if changes:
+                self.nft.apply(changes)
+        except Refusal as refusal:
+            if refusal.kind == "other":
+                raise
+
+    def _chains_out(self, chains: Iterable[str]) -> list[Change]:
+        """Changes that remove conditional chains and the rules that lead to them."""
+        there = [chain for chain in chains if self.nft.has_chain(chain)]
+        if not there:
+            return []
+        changes = [
+            Change("delete", rule)
+            for rule in self.nft.rules(CONDITIONAL)
+            if any(f"jump {chain}" in rule.text for chain in there)
+        ]
+        for chain in there:
+            changes += [Change("flush", Chain(chain)), Change("delete", Chain(chain))]
+        return changes
+
+    def _drop_shared(self, groups: Iterable[Group]) -> None:
+        """Remove shared claims that nobody shares any more (mappings for one host address only)."""
+        wanted = set(shared_keys(groups))
+        for name in {element.map for element in wanted}:
+            held = {element.key.partition(" . ")[2] for element in self.nft.elements(f"host{name}")}
+            for element in wanted:
+                if element.map == name and element.key not in held:
+                    self._apply_if_there([Change("add", element), Change("delete", element)])
+
+    def sweep(self, owner: Owner, mappings: Sequence[PortMapping] | None, _others: Others) -> bool:
+        """What the claims tell to be the owner's, and upstream's rules for the container."""
+        found = []
+        failures = Failures()
+        with failures:
+            found.append(self._sweep_own(owner, mappings))
+        with failures:
+            found.append(self._remove_upstream(owner.container_id))
+        failures.raise_any()
+        return any(found)
+
+    def _sweep_own(self, owner: Owner, mappings: Sequence[PortMapping] | None) -> bool:
+        if mappings is not None:
+            from cnimeta_plugins.portmap.nftables.listed import holds
+
+            if not (mappings and holds(self.nft, owner_id(*owner), mappings)):
+                return False
+        held = self._held_by(owner)
+        self.remove(owner, held)
+        return bool(held.groups)
+
+    def _held_by(self, owner: Owner) -> Elements:
+        from cnimeta_plugins.portmap.nftables.listed import held_by
+
+        return held_by(self.nft, owner_id(*owner))
+
+    def collect(self, network: str, valid: Collection[tuple[str, str]], others: Others) -> None:
+        """By the comments on the claims."""
+        from cnimeta_plugins.portmap.nftables.listed import held_by, owners
+
+        stale = {number for number, comment in owners(self.nft).items() if _is_stale(comment, network, valid)}
+        if stale:
+            stale -= {owner_id(*record.owner) for record in others.every()}
+        failures = Failures()
+        for number in sorted(stale):
+            with failures:
+                self._remove(held_by(self.nft, number))
+        failures.raise_any()
+
+    def listed(self) -> Iterator[MappedPort]:
+        """By the comments on the claims."""
+        from cnimeta_plugins.portmap.nftables.listed import mapped_ports
+
+        return mapped_ports(self.nft)
+
+    # --- CHECK and STATUS ------------------------------------------------------------------------------------
+
+    def check(self, plan: Plan, _payload: Elements | None) -> None:
+        """Every element with its value, judged by the kernel; every rule of the base and of the plan."""
+        if not self.nft.has_chain(BASE_CHAIN):
+            raise CheckFailed("the nftables table inet cnimeta_hostports is missing: another tool flushed the rules")
+        groups = plan_elements(plan).groups
+        for changes in (presence_changes(groups), content_changes(groups)):
+            try:
+                self.nft.dry_run(changes)
+            except Refusal as refusal:
+                refused = changes[refusal.index].item if 0 <= refusal.index < len(changes) else None
+                where = f"{refused.map} {{ {refused.key} }}" if isinstance(refused, Element) else ""
+                state = "missing" if refusal.kind == "missing" else "not this container's"
+                raise CheckFailed(f"the nftables element {where} is {state}", refusal.msg) from None
+        self._check_rules(plan)
+        self._check_conditions(plan)
+
+    def _check_rules(self, plan: Plan) -> None:
+        wanted: dict[str, list[str]] = {}
+        for rule in base_rules():
+            wanted.setdefault(rule.chain, []).append(rule.text)
+        for subnet in subnet_chains(plan):
+            wanted[subnet.chain] = list(subnet.rules)
+        for chain, texts in wanted.items():
+            present = [_plain(rule.text) for rule in self.nft.rules(chain)]
+            for text in texts:
+                if _plain(text) not in present:
+                    raise CheckFailed(f"the nftables chain {chain} has no rule: {text}")
+
+    def _check_conditions(self, plan: Plan) -> None:
+        conditions = conditional_chains(plan)
+        entries = self.nft.rules(CONDITIONAL) if conditions else []
+        for condition in conditions:
+            if not any(f"jump {condition.chain}" in entry.text for entry in entries):
+                raise CheckFailed(f"the nftables chain {CONDITIONAL} has no rule that leads to {condition.chain}")
+            if len(self.nft.rules(condition.chain)) != len(condition.rules):
+                raise CheckFailed(
+                    f"the nftables chain {condition.chain} does not have its {len(condition.rules)} rules"
+                )
+
+    def ready(self) -> None:
+        """Raise IoFailure (code 5) when nft is not installed."""
+        if not self.nft.available():
+            raise IoFailure("nftables cannot be used: nft is not installed, or the kernel has no nf_tables")
+
+    def payload(self, value: JSON) -> Elements:
+        """Read a payload."""
+        return read_elements(value)
+
+
+def _holder(others: Others, wanted: Element) -> tuple[Record | None, Elements]:
+    """The record that has an element of the key that is wanted, and all its elements."""
+    for record in others.every():
+        held = record.payload
+        if isinstance(held, Elements) and any(
+            (element.map, element.key) == (wanted.map, wanted.key) for group in held.groups for element in group.all
+        ):
+            return record, held
+    return None, Elements()
+
+
+def _plain(text: str) -> str:
+    """A rule without what nft leaves out when it prints: implied family matches."""
+    return text.removeprefix("meta nfproto ipv4 ").removeprefix("meta nfproto ipv6 ")
+
+
+def _conflict(wanted: Element, holder: Record | None, comment: str) -> HostPortConflict:
+    protocol, _, port = wanted.key.rpartition(" . ")
+    where, _, protocol = protocol.rpartition(" . ")
+    place = f"{port}/{protocol}" + (f" on {where}" if where else "")
+    if wanted.value == SHARED:
+        place += " (every address)"
+    whose = holder.owner.text if holder is not None else (comment or "another container")
+    return HostPortConflict(f"host port {place} is already mapped for {whose}: choose another hostPort")
+
+
+def _is_stale(comment: str, network: str, valid: Collection[tuple[str, str]]) -> bool:
+    """Whether a claim's comment names an attachment of `network` that is not valid; a comment that was cut does not."""
+    parts = comment.split("/")
+    if len(parts) != 3 or comment.endswith("...") or parts[2] != network:
+        return False
+    return (parts[0], parts[1]) not in set(valid)

@@ -1,0 +1,104 @@
+"""The mappings in the kernel by the names they carry: what there is when its record is lost.
+
+Listing costs in proportion to everything that is mapped, so no command comes here as long as the records are there.
+"""
+
+from __future__ import annotations
+
+from cnimeta.host.nftables.values import Change, Element, Refusal
+from cnimeta.ports.mapper import MappedPort
+from cnimeta_plugins.portmap.nftables.rules import (
+    BASE_CHAIN,
+    SHARED,
+    Elements,
+    Group,
+    conditional_chain_names,
+    owner_id,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from cnimeta.host.protocols import Nft
+    from cnimeta_plugins.portmap.config import PortMapping
+
+_CLAIMS = ("claims4", "claims6", "hostclaims4", "hostclaims6", "addresses4", "addresses6")
+_TARGETS = {"claims": ("any", "range"), "hostclaims": ("host", "hostrange"), "addresses": ("snat",)}
+
+
+def holds(nft: Nft, owner: str, mappings: Iterable[PortMapping]) -> bool:
+    """Whether any of these mappings is there and `owner`'s. Two dry runs a mapping, whatever the maps hold."""
+    for mapping in mappings if nft.has_chain(BASE_CHAIN) else ():
+        for family in (4, 6):
+            if not mapping.serves(family):
+                continue
+            name = f"hostclaims{family}" if mapping.where else f"claims{family}"
+            key = f"{mapping.where} . " * bool(mapping.where) + f"{mapping.protocol} . {mapping.first}"
+            try:
+                nft.dry_run([Change("delete", Element(name, key, owner))])
+                nft.dry_run([Change("add", Element(name, key, owner))])
+            except Refusal as refusal:
+                if refusal.kind == "other":
+                    raise
+                continue
+            return True
+    return False
+
+
+def held_by(nft: Nft, owner: str) -> Elements:
+    """What the kernel holds for an owner, found by its claims."""
+    if not nft.has_chain(BASE_CHAIN):
+        return Elements()
+    groups = [_group_of(nft, claim) for name in _CLAIMS for claim in nft.elements(name) if claim.value == owner]
+    return Elements(tuple(groups), conditional_chain_names(owner))
+
+
+def owners(nft: Nft) -> dict[str, str]:
+    """Every owner in the kernel, and the comment on one of its claims."""
+    found: dict[str, str] = {}
+    if nft.has_chain(BASE_CHAIN):
+        for name in _CLAIMS:
+            for claim in nft.elements(name):
+                if claim.value != SHARED:
+                    found.setdefault(claim.value, claim.comment)
+    return found
+
+
+def mapped_ports(nft: Nft) -> Iterator[MappedPort]:
+    """Every mapped port whose comment tells its whole owner; one that was cut to fit tells nobody's."""
+    if not nft.has_chain(BASE_CHAIN):
+        return
+    for family in (4, 6):
+        for claims, targets in (("claims", "any"), ("hostclaims", "host")):
+            ports = {one.key: one.value.rpartition(" . ")[2] for one in nft.elements(f"{targets}{family}")}
+            for claim in nft.elements(f"{claims}{family}"):
+                container_id, _, rest = claim.comment.partition("/")
+                ifname, _, network = rest.partition("/")
+                if owner_id(network, container_id, ifname) != claim.value:
+                    continue
+                *where, protocol, port = claim.key.split(" . ")
+                target = ports.get(claim.key, port)  # one of an interval keeps its port
+                yield MappedPort(
+                    network, container_id, ifname, protocol, int(port), int(target), "".join(where), recorded=False
+                )
+
+
+def _group_of(nft: Nft, claim: Element) -> Group:
+    kind, family = claim.map[:-1], claim.map[-1]
+    elements = [
+        Element(one.map, one.key, one.value)
+        for target in _TARGETS[kind]
+        for one in nft.elements(f"{target}{family}")
+        if one.key == claim.key or (one.comment == claim.comment and _covers(one.key, claim.key))
+    ]
+    if kind == "hostclaims":
+        elements.append(Element(f"claims{family}", claim.key.partition(" . ")[2], SHARED))
+    return Group(Element(claim.map, claim.key, claim.value), tuple(elements))
+
+
+def _covers(interval: str, key: str) -> bool:
+    head, _, ports = interval.rpartition(" . ")
+    place, _, port = key.rpartition(" . ")
+    first, dash, last = ports.partition("-")
+    return bool(dash) and head == place and port.isdigit() and int(first) <= int(port) <= int(last)

@@ -1,0 +1,109 @@
+"""What portmap registers as a port mapper: its mappings, and putting them back, for other plugins and operators.
+
+It stands beside the way of a command: nothing here is loaded by ADD, DEL or CHECK.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cnimeta.errors import CniError
+from cnimeta.host.clock import boot_id
+from cnimeta.host.files import PosixFiles
+from cnimeta.plugin.request import Attachment
+from cnimeta.ports.mapper import MANAGED_BY, MappedPort, Repaired
+from cnimeta.spec.fields import Fields
+from cnimeta.spec.netconf import NetConf
+from cnimeta_plugins.portmap.backends import BACKENDS, Backends
+from cnimeta_plugins.portmap.config import AUTO, DEFAULTS
+from cnimeta_plugins.portmap.records import Life, Records
+from cnimeta_plugins.portmap.wiring import host_mapper, node_defaults
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    from cnimeta.spec.jsonio import JSON
+    from cnimeta_plugins.portmap.mapper import Mapper
+    from cnimeta_plugins.portmap.records import Record
+
+_ESSENTIAL = frozenset({"cniversion", "name", "type", "runtimeconfig"})
+
+
+class PortmapPorts:
+    """The port mapper. Tests give the sources of the backends and of the mapper."""
+
+    refusals = frozenset({2, 6, 7, 999})
+    """999 is what the reference plugin, which may be installed under the name portmap, says to any wrong key."""
+
+    def __init__(
+        self,
+        backends: Callable[[str], Backends] = Backends,
+        mapper: Callable[[Mapping[str, str], Callable[[str], None]], Mapper] = host_mapper,
+    ) -> None:
+        self._backends = backends
+        self._mapper = mapper
+
+    def essential(self, conf: Mapping[str, JSON]) -> dict[str, JSON]:
+        """What tells where the rules and the records are, as far as it is valid."""
+        kept = {key: value for key, value in conf.items() if key.lower() in _ESSENTIAL}
+        fields = Fields(conf)
+        backend, data_dir = fields.get("backend"), fields.get("dataDir")
+        if backend in (AUTO, *BACKENDS):
+            kept["backend"] = backend
+        if isinstance(data_dir, str):
+            kept["dataDir"] = data_dir
+        return kept
+
+    def mappings(self, data_dir: str, log: Callable[[str], None]) -> list[MappedPort]:
+        """Recorded under `data_dir`, or only in the kernel."""
+        backends = self._backends(os.environ.get("PATH", ""))
+        found: list[MappedPort] = []
+        recorded = set()
+        for folder in {data_dir, DEFAULTS.data_dir, node_defaults(os.environ, backends.names).data_dir} - {""}:
+            for record in Records(folder, PosixFiles(), log).every():
+                recorded.add(tuple(record.owner))
+                if folder == data_dir and record.boot_id == boot_id():
+                    found += _ports_of(record)
+        for backend in backends.holding():
+            found += [port for port in sorted(set(backend.listed())) if port[:3] not in recorded]
+        return found
+
+    def repair(self, data_dir: str, log: Callable[[str], None], skip: Collection[str] = ()) -> list[Repaired]:
+        """ADD again from the record, which changes nothing where all is in place.
+
+        Records of an earlier boot, or whose namespace is gone, are left for DEL and GC.
+        """
+        life = Life(boot_id(), os.path.exists)
+        found = []
+        for record in list(Records(data_dir, PosixFiles(), log).every()):
+            network, container_id, ifname = record.owner
+            if container_id not in skip and not life.is_dead(record) and isinstance(record.conf, dict):
+                found.append(Repaired(container_id, ifname, network, self._add_again(record, record.conf, log)))
+        return found
+
+    def _add_again(self, record: Record, raw: dict[str, JSON], log: Callable[[str], None]) -> str:
+        """Why it could not be done; empty when it was."""
+        try:
+            conf = NetConf(dict(raw))
+            mapper = self._mapper(os.environ, log)
+            attachment = Attachment(*record.owner, record.netns, {})
+            mapper.add(attachment, conf, mapper.settings(conf), conf.require_prev_result())
+        except CniError as error:
+            return str(error)
+        return ""
+
+
+def _ports_of(record: Record) -> Iterator[MappedPort]:
+    conf = Fields(record.conf if isinstance(record.conf, dict) else {})
+    managed_by = conf.get(MANAGED_BY)
+    for mapping in record.mappings:
+        for port in mapping.host_ports:
+            yield MappedPort(
+                *record.owner,
+                mapping.protocol,
+                port,
+                mapping.target(port),
+                mapping.where,
+                managed_by=managed_by if isinstance(managed_by, str) else "",
+            )

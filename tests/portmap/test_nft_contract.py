@@ -1,0 +1,174 @@
+"""One contract for every Nft: the fake and the `nft` program."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cnimeta.errors import CniError
+from cnimeta.host.nftables.program import NftProgram
+from cnimeta.host.nftables.values import Chain, Change, Element, Hook, Map, Refusal, Rule, Table
+from cnimeta.testing.netfilter import FakeNft
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cnimeta.host.protocols import Nft
+    from cnimeta.testing.netns import Namespace
+
+TABLE = "contract"
+PORTS = Map("ports", "inet_proto . inet_service", "ipv4_addr . inet_service")
+RANGES = Map("ranges", "inet_proto . inet_service", "ipv4_addr", interval=True)
+VERDICTS = Map("verdicts", "ipv4_addr", "verdict")
+BASE = [
+    Change("add", Table(TABLE)),
+    Change("create", Chain("main", Hook("nat", "prerouting", "dstnat"))),
+    Change("add", Chain("side")),
+    *(Change("add", one) for one in (PORTS, RANGES, VERDICTS)),
+]
+ELEMENT = Element("ports", "tcp . 80", "10.0.0.2 . 8080", "c1/eth0/net")
+
+
+@pytest.fixture(params=[pytest.param("fake", marks=pytest.mark.unit), pytest.param("kernel", marks=pytest.mark.kernel)])
+def nft(request: pytest.FixtureRequest) -> Iterator[Nft]:
+    if request.param == "fake":
+        yield FakeNft()
+        return
+    make_netns: Callable[[str], Namespace] = request.getfixturevalue("make_netns")
+    with make_netns("nft").entered():
+        yield NftProgram(TABLE)
+
+
+@pytest.fixture
+def table(nft: Nft) -> Nft:
+    nft.apply(BASE)
+    return nft
+
+
+def refused(nft: Nft, *changes: Change) -> tuple[str, int]:
+    """The kind of the refusal and the place of the change it is about."""
+    with pytest.raises(Refusal) as caught:
+        nft.apply(changes)
+    return caught.value.kind, caught.value.index
+
+
+def test_nothing_is_there_when_nothing_was_made(nft: Nft) -> None:
+    assert not nft.has_chain("main")
+    assert nft.rules("main") == []
+    assert nft.elements("ports") == []
+
+
+def test_the_table_must_be_there_when_anything_is_added(nft: Nft) -> None:
+    assert refused(nft, Change("add", Chain("main"))) == ("missing", 0)
+
+
+def test_chains_are_there_when_made(table: Nft) -> None:
+    assert table.has_chain("main")
+    assert table.has_chain("side")
+    assert not table.has_chain("other")
+
+
+def test_all_is_refused_when_the_base_is_made_twice(table: Nft) -> None:
+    assert refused(table, Change("add", Chain("other")), *BASE) == ("exists", 2)
+    assert not table.has_chain("other")
+
+
+def test_elements_come_back_as_they_were_when_listed(table: Nft) -> None:
+    others = [
+        Element("ports", "udp . 53", "10.0.0.3 . 53"),
+        Element("ranges", "tcp . 9000-9010", "10.0.0.2", "c1/eth0/net"),
+        Element("verdicts", "10.0.0.2", "goto side"),
+    ]
+    table.apply([Change("add", element) for element in (ELEMENT, *others)])
+    assert sorted(table.elements("ports")) == [ELEMENT, others[0]]
+    assert table.elements("ranges") == [others[1]]
+    assert table.elements("verdicts") == [others[2]]
+
+
+def test_adding_changes_nothing_when_only_the_comment_differs(table: Nft) -> None:
+    table.apply([Change("add", ELEMENT)])
+    table.apply([Change("add", ELEMENT._replace(comment="other")), Change("add", ELEMENT._replace(comment=""))])
+    assert table.elements("ports") == [ELEMENT]
+
+
+def test_an_element_is_refused_when_its_key_has_another_value(table: Nft) -> None:
+    table.apply([Change("add", ELEMENT)])
+    other, second = ELEMENT._replace(value="10.0.0.9 . 80"), Element("ports", "tcp . 81", "10.0.0.9 . 80")
+    assert refused(table, Change("add", second), Change("add", other)) == ("exists", 1)
+    assert table.elements("ports") == [ELEMENT]
+
+
+def test_an_element_goes_by_its_key_when_deleted(table: Nft) -> None:
+    table.apply([Change("add", ELEMENT)])
+    table.apply([Change("delete", ELEMENT._replace(comment=""))])
+    assert table.elements("ports") == []
+    assert refused(table, Change("delete", ELEMENT)) == ("missing", 0)
+
+
+def test_ownership_is_verified_when_an_element_is_added_and_deleted_at_once(table: Nft) -> None:
+    table.apply([Change("add", ELEMENT), Change("delete", ELEMENT)])
+    assert table.elements("ports") == []
+    table.apply([Change("add", ELEMENT)])
+    other = ELEMENT._replace(value="10.0.0.9 . 80")
+    assert refused(table, Change("add", other), Change("delete", other)) == ("exists", 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        Change("add", Rule("other", "return")),
+        Change("add", Element("other", "tcp . 80", "10.0.0.2 . 80")),
+        Change("add", Element("verdicts", "10.0.0.2", "goto other")),
+        Change("flush", Chain("other")),
+        Change("delete", Chain("other")),
+    ],
+    ids=lambda change: f"{change.verb} {type(change.item).__name__}",
+)
+def test_a_change_is_refused_when_what_it_names_is_missing(table: Nft, change: Change) -> None:
+    assert refused(table, Change("add", ELEMENT), change) == ("missing", 1)
+    assert table.elements("ports") == []
+
+
+def test_rules_come_back_in_order_and_go_by_their_handles_when_listed(table: Nft) -> None:
+    rules = [
+        Rule("side", "ip saddr 10.0.0.0/8 return", "c1/eth0/net"),
+        Rule("side", "tcp dport 80 dnat ip to 10.0.0.2:8080"),
+        Rule("side", "masquerade", "c2/eth0/net"),
+    ]
+    table.apply([Change("add", rule) for rule in rules])
+    listed = table.rules("side")
+    assert [rule._replace(handle="") for rule in listed] == rules
+    table.apply([Change("delete", listed[1])])
+    assert [rule._replace(handle="") for rule in table.rules("side")] == [rules[0], rules[2]]
+    assert refused(table, Change("delete", listed[1])) == ("missing", 0)
+
+
+def test_a_chain_goes_with_its_rules_when_flushed_and_deleted(table: Nft) -> None:
+    table.apply([Change("add", Rule("side", "masquerade"))])
+    table.apply([Change("flush", Chain("side"))])
+    assert table.has_chain("side")
+    assert table.rules("side") == []
+    table.apply([Change("delete", Chain("side"))])
+    assert not table.has_chain("side")
+
+
+def test_nothing_is_kept_when_it_is_a_dry_run(table: Nft) -> None:
+    table.dry_run([Change("add", ELEMENT)])
+    assert table.elements("ports") == []
+    with pytest.raises(Refusal) as caught:
+        table.dry_run([Change("delete", ELEMENT)])
+    assert caught.value.kind == "missing"
+
+
+@pytest.mark.kernel
+def test_a_failed_listing_is_an_error_when_it_is_not_that_nothing_is_there(tmp_path) -> None:
+    broken = tmp_path / "nft"
+    broken.write_text(
+        "#!/bin/sh\necho 'netlink: Error: cache initialization failed: Operation not supported' >&2\nexit 1\n"
+    )
+    broken.chmod(0o755)
+    with pytest.raises(CniError, match=r"cannot list the map ports: .*not supported"):
+        NftProgram(TABLE, str(tmp_path)).elements("ports")
+    with pytest.raises(CniError, match="cannot list the chain main"):
+        NftProgram(TABLE, str(tmp_path)).rules("main")
