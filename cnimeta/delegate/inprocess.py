@@ -7,7 +7,7 @@ protocol is the same text in and out, served by `cnimeta.plugin.dispatch.run`, s
 
 from __future__ import annotations
 
-from cnimeta.delegate.spawn import Completed
+from cnimeta.host.values import Completed
 from cnimeta.launcher import read_target
 
 TYPE_CHECKING = False

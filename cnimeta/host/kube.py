@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import os
 
+from cnimeta.host.values import PodApiError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,23 +30,6 @@ NODE_KUBECONFIGS = (
 """Where nodes keep the kubelet's own credentials: kubeadm, kubelet's default, k3s, RKE2, MicroK8s."""
 
 MERGE_PATCH = "application/merge-patch+json"
-
-
-class PodApiError(Exception):
-    """A request failed. `status` is the HTTP status, 0 when there was no answer; `reason` is the Status object's.
-
-    `retry_after_s` is what the server asked for, 0 when it did not.
-    """
-
-    def __init__(self, status: int, reason: str, message: str, retry_after_s: float = 0) -> None:
-        super().__init__(message)
-        self.status = status
-        self.reason = reason
-        self.message = message
-        self.retry_after_s = retry_after_s
-
-    def __str__(self) -> str:
-        return f"HTTP {self.status} {self.reason}: {self.message}" if self.status else self.message
 
 
 class KubernetesPodApi:

@@ -286,8 +286,8 @@ class Mapper:
             ]
             try:
                 self.conntrack.forget_udp(family, ports)
-            except OSError as error:
-                self.log(f"portmap: cannot remove stale UDP flows (IPv{family}): {error.strerror or error}")
+            except CniError as error:
+                self.log(f"portmap: stale UDP flows stay (IPv{family}): {error.msg}")
 
     def _backend_iptables(self) -> IptablesBackend:
         if self._iptables is None:

@@ -26,7 +26,7 @@ BELOW = {
     "host": {"namedtuple", "errors", "spec"},
     "plugin": {"namedtuple", "errors", "spec"},
     "launcher": {"namedtuple"},
-    "delegate": {"namedtuple", "errors", "spec", "plugin", "launcher"},
+    "delegate": {"namedtuple", "errors", "spec", "host", "plugin", "launcher"},
     "agent": {"namedtuple", "errors", "spec", "host", "plugin", "launcher"},
     "runtime": {"namedtuple", "errors", "spec", "host", "delegate", "plugin"},
 }
