@@ -7,8 +7,8 @@ protocol is the same text in and out, served by `cnimeta.plugin.dispatch.run`, s
 
 from __future__ import annotations
 
-from cnimeta.delegate.spawn import Completed
 from cnimeta.errors import IoFailure
+from cnimeta.host.values import Completed
 from cnimeta.plugin.dispatch import run
 from cnimeta.plugin.launcher import read_target
 from cnimeta.plugin.registry import load

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import time
 
+from cnimeta.errors import IoFailure
+from cnimeta.host.reading import read_file
+
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
 
 class SystemClock:
     """Clock on the real time sources."""
@@ -21,10 +26,12 @@ class SystemClock:
         time.sleep(seconds)
 
 
-def boot_id() -> str:
-    """A text that is the same until the next boot, from /proc; host rules and namespaces do not outlive it."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
+def boot_id(path: str = _BOOT_ID) -> str:
+    """A text that is the same until the next boot; host rules and namespaces do not outlive it.
+
+    IoFailure (code 5) when it cannot be read: every record would look like one of another boot.
+    """
+    found = (read_file(path) or b"").decode("ascii", "replace").strip()
+    if not found:
+        raise IoFailure(f"{path} does not tell the boot: is /proc there?")
+    return found

@@ -8,14 +8,20 @@ a kernel that ignores the filter (containernetworking/plugins#705).
 
 from __future__ import annotations
 
+import errno
 import struct
 from _socket import AF_INET, AF_INET6
 
-from cnimeta.host.netlink import ACK, DUMP, NESTED, NETFILTER, ask, attribute, attributes
+from cnimeta.errors import IoFailure
+from cnimeta.host import netlink
+from cnimeta.host.netlink import DUMP, NESTED, NETFILTER, attribute, attributes
+from cnimeta.host.reading import told
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from cnimeta.host.netlink import Ask, Tell
 
 _GET, _DELETE = (1 << 8) | 1, (1 << 8) | 2
 _TUPLE_ORIG, _ID, _ZONE, _FILTER = 1, 12, 18, 25
@@ -25,16 +31,22 @@ _PROTO_NUM, _PROTO_DST_PORT = 1, 3
 _UDP = 17
 _FILTER_PROTO_NUM, _FILTER_DST_PORT = 1 << 3, 1 << 5
 _FAMILIES = {4: AF_INET, 6: AF_INET6}
+_ABSENT = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
+"""No ctnetlink in this kernel (EINVAL: nfnetlink knows no such subsystem), or no netlink for netfilter at all."""
 
 
 class KernelConntrack:
     """The Conntrack adapter on ctnetlink."""
 
+    def __init__(self, ask: Ask = netlink.ask, tell: Tell = netlink.tell) -> None:
+        self._ask = ask
+        self._tell = tell
+
     def forget_udp(self, family: int, ports: Iterable[tuple[int, int, bytes]]) -> None:
         """Delete the UDP flows of a family whose original destination is one of `ports`.
 
-        Each is (first port, last port, packed address); an empty address means every address. OSError when ctnetlink
-        refuses.
+        Each is (first port, last port, packed address); an empty address means every address. IoFailure (code 5) when
+        ctnetlink refuses; a kernel without it has no flows.
         """
         wanted = list(ports)
         for port in {first for first, last, _ in wanted if first == last}:
@@ -44,7 +56,8 @@ class KernelConntrack:
 
     def _forget(self, family: int, wanted: list[tuple[int, int, bytes]], port: int | None) -> None:
         header = struct.pack("=BBH", _FAMILIES[family], 0, 0)
-        for message in ask(NETFILTER, _GET, DUMP, header + _filter(port)):
+        request = header + _filter(port)
+        for message in told("the flows", lambda: self._ask(NETFILTER, _GET, DUMP, request), _ABSENT) or ():
             found = attributes(message.body[4:])
             original = found.get(_TUPLE_ORIG, b"")
             if message.body[0] != _FAMILIES[family] or not _matches(original, family, wanted):
@@ -52,9 +65,11 @@ class KernelConntrack:
             body = attribute(_TUPLE_ORIG | NESTED, original)
             body += b"".join(attribute(number, found[number]) for number in (_ID, _ZONE) if number in found)
             try:
-                ask(NETFILTER, _DELETE, ACK, header + body)
+                self._tell(NETFILTER, [(_DELETE, 0, header + body)])
             except FileNotFoundError:
                 pass  # it expired meanwhile
+            except OSError as error:
+                raise IoFailure(f"cannot delete a flow: {error.strerror or error}") from None
 
 
 def _filter(port: int | None) -> bytes:

@@ -11,6 +11,49 @@ import os
 
 _TEMPORARY = ".tmp-"
 """Prefix of unfinished files; readers of folders skip these."""
+_PRIVATE = 0o600
+
+
+def replace_file(
+    path: str, data: bytes, *, mode: int = _PRIVATE, durable: bool = True, temporary: str = _TEMPORARY, ending: str = ""
+) -> None:
+    """Replace the file at `path` atomically, and durably unless told otherwise. Its folder must be there.
+
+    temporary: prefix of the unfinished file's name; two writers that may meet use different ones. ending: what follows
+    its name, where some program loads files by how they end. Raises OSError, and leaves the file as it was.
+    """
+    folder, name = os.path.split(path)
+    unfinished = os.path.join(folder, temporary + name + ending)
+    try:
+        fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        try:
+            if mode != _PRIVATE:
+                os.fchmod(fd, mode)  # whatever the umask
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(unfinished, path)
+    except BaseException:
+        try:
+            os.unlink(unfinished)
+        except OSError:
+            pass
+        raise
+    if durable:
+        sync_folder(folder)
+
+
+def sync_folder(folder: str) -> None:
+    """Make durable which names a folder has. Raises OSError."""
+    fd = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 class PosixFiles:
@@ -36,46 +79,29 @@ class PosixFiles:
 
     def write(self, path: str, data: bytes) -> None:
         """Replace `path` with `data`, atomically and durably; the folder is made (0700) when missing."""
-        folder, name = os.path.split(path)
-        self.make_folder(folder)
-        temporary = os.path.join(folder, self._temporary + name)
-        try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                rest = memoryview(data)
-                while rest:
-                    rest = rest[os.write(fd, rest) :]
-                if self._durable:
-                    os.fsync(fd)
-            finally:
-                os.close(fd)
-            os.rename(temporary, path)
-        except BaseException:
-            try:
-                os.unlink(temporary)
-            except OSError:
-                pass
-            raise
-        self._sync_folder(folder)
+        self.make_folder(os.path.dirname(path))
+        replace_file(path, data, durable=self._durable, temporary=self._temporary)
 
     def remove(self, path: str) -> None:
         """Remove `path`, durably; a missing file is fine."""
         folder, name = os.path.split(path)
         if self._exclusive:
             try:
-                os.unlink(os.path.join(folder, self._temporary + name))
+                os.unlink(os.path.join(folder, self._temporary + name + ending))
             except FileNotFoundError:
                 pass
         try:
             os.unlink(path)
         except FileNotFoundError:
             return
-        self._sync_folder(folder)
+        if self._durable:
+            sync_folder(folder)
 
     def names(self, folder: str) -> list[str]:
         """The files of a folder, sorted, unfinished ones left out; empty when there is no such folder."""
         try:
-            found = os.listdir(folder)
+            with os.scandir(folder) as entries:
+                found = [entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
         except FileNotFoundError:
             return []
         return sorted(name for name in found if not name.startswith(_TEMPORARY))
@@ -84,12 +110,3 @@ class PosixFiles:
         """Make `folder` (0700) and what is missing above it."""
         if not os.path.isdir(folder):
             os.makedirs(folder, mode=0o700, exist_ok=True)
-
-    def _sync_folder(self, folder: str) -> None:
-        if not self._durable:
-            return
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

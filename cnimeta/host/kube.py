@@ -9,7 +9,13 @@ about the way to the API server. Credentials are read afresh for every client ob
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
+
+from cnimeta.errors import IoFailure
+from cnimeta.host.reading import retried, told
+from cnimeta.host.values import PodApiError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,23 +34,6 @@ NODE_KUBECONFIGS = (
 """Where nodes keep the kubelet's own credentials: kubeadm, kubelet's default, k3s, RKE2, MicroK8s."""
 
 MERGE_PATCH = "application/merge-patch+json"
-
-
-class PodApiError(Exception):
-    """A request failed. `status` is the HTTP status, 0 when there was no answer; `reason` is the Status object's.
-
-    `retry_after_s` is what the server asked for, 0 when it did not.
-    """
-
-    def __init__(self, status: int, reason: str, message: str, retry_after_s: float = 0) -> None:
-        super().__init__(message)
-        self.status = status
-        self.reason = reason
-        self.message = message
-        self.retry_after_s = retry_after_s
-
-    def __str__(self) -> str:
-        return f"HTTP {self.status} {self.reason}: {self.message}" if self.status else self.message
 
 
 class KubernetesPodApi:
@@ -109,14 +98,23 @@ def _load(kubeconfig: str, environ: Mapping[str, str]) -> Any:
 
 
 def _load_file(config: Any, path: str, configuration: Any) -> None:
-    if not os.path.isfile(path):
+    if not _is_file(path):
         raise PodApiError(0, "NoCredentials", f"kubeconfig {path} does not exist")
     config.load_kube_config(config_file=path, client_configuration=configuration, persist_config=False)
 
 
+def _is_file(path: str) -> bool:
+    """Raises PodApiError where it cannot be told: other credentials than the ones there must not be used."""
+    try:
+        found = told(path, lambda: retried(lambda: os.stat(path)), (errno.ENOENT, errno.ENOTDIR))
+    except IoFailure as error:
+        raise PodApiError(0, "NoCredentials", error.msg) from None
+    return found is not None and stat.S_ISREG(found.st_mode)
+
+
 def _node_kubeconfig() -> str:
     for path in NODE_KUBECONFIGS:
-        if os.path.isfile(path):
+        if _is_file(path):
             return path
     raise PodApiError(
         0, "NoCredentials", f"no credentials: set kubernetes.kubeconfig; looked for {', '.join(NODE_KUBECONFIGS)}"

@@ -2,25 +2,20 @@
 
 The lock file is never written, renamed or removed, so every process locks the same inode; the kernel drops the lock
 when its holder dies, however it dies. The first try is the flock that filelock would do, on the same file and without
-filelock's import of 40 ms; filelock does the waiting. Waiting polls (filelock cannot block with a deadline), from 1 ms
-up to 50 ms with jitter, so that hundreds of waiting processes neither wake together nor use the processor up.
+filelock's import of 40 ms; while one waits, filelock tries.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import time
 
 from cnimeta.errors import StateUnusable, TryAgainLater
+from cnimeta.host.waiting import flocked, had_by
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from filelock import BaseFileLock
-
-_FIRST_WAIT_S = 0.001
-_LONGEST_WAIT_S = 0.05
 
 
 class NodeLock:
@@ -66,31 +61,29 @@ class _Held:
     def _wait(self) -> BaseFileLock:
         from filelock import FileLock, Timeout
 
-        deadline = time.monotonic() + self._timeout_s
-        wait_s = _FIRST_WAIT_S
         lock = FileLock(self._path, mode=0o600, thread_local=False)
-        while True:
+
+        def attempt() -> bool:
             try:
                 lock.acquire(blocking=False)
             except Timeout:
-                if time.monotonic() >= deadline:
-                    raise TryAgainLater(
-                        f"the lock {self._path} was not had within {self._timeout_s:g} s: another process holds it"
-                    ) from None
-            else:
-                return lock
-            time.sleep(wait_s * (0.5 + os.urandom(1)[0] / 256))
-            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+                return False
+            return True
+
+        if not had_by(time.monotonic() + self._timeout_s, attempt):
+            raise TryAgainLater(
+                f"the lock {self._path} was not had within {self._timeout_s:g} s: another process holds it"
+            )
+        return lock
 
 
 def _try_once(path: str) -> int:
     """A descriptor that holds the lock, -1 when another one does."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    had = False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise
-        return -1
-    return descriptor
+        had = flocked(descriptor)
+    finally:
+        if not had:
+            os.close(descriptor)
+    return descriptor if had else -1

@@ -7,14 +7,26 @@ linux/netlink.h, linux/netfilter/nf_tables.h.
 from __future__ import annotations
 
 import errno
+import os
 import struct
-from _socket import AF_NETLINK, SOCK_RAW, socket
+from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
 
+from cnimeta.host.reading import retried, told
 from cnimeta.namedtuple import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import TypeAlias
+
+    Order: TypeAlias = tuple[int, int, bytes]
+    """A request: (type, flags, what follows the netlink header)."""
+    Connect: TypeAlias = Callable[[int, int, int], socket]
+    """Makes a socket of (family, kind, protocol)."""
+    Ask: TypeAlias = Callable[[int, int, int, bytes], "list[Message]"]
+    """`ask`: (protocol, type, flags, body) to answers."""
+    Tell: TypeAlias = Callable[[int, Sequence[Order]], None]
+    """`tell`."""
 
 ROUTE, NETFILTER = 0, 12
 REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
@@ -22,7 +34,6 @@ NESTED = 0x8000
 ERROR = 2
 _DONE, _DUMP_INTERRUPTED = 3, 0x10
 _RECEIVE_BYTES = 1 << 18
-_INTERRUPTED_RETRIES = 8
 _NFT_GETCHAIN, _NFT_GETTABLE = (10 << 8) | 4, (10 << 8) | 1
 _NFPROTO = {"inet": 1, "ip": 2, "ip6": 10}
 
@@ -55,30 +66,34 @@ def attributes(data: bytes) -> dict[int, bytes]:
     return dict(each_attribute(data))
 
 
-def ask(protocol: int, kind: int, flags: int, body: bytes) -> list[Message]:
-    """Send one request and collect its answers. Raises OSError with the kernel's errno.
+def ask(protocol: int, kind: int, flags: int, body: bytes, connect: Connect = socket) -> list[Message]:
+    """Send one request that only reads, and collect its answers. Raises OSError with the kernel's errno.
 
-    A dump that changed underneath (NLM_F_DUMP_INTR) is asked again, a few times; then it is an InterruptedError.
+    It is sent again when it fails in passing, and when what it lists changed meanwhile (NLM_F_DUMP_INTR), which in the
+    end is an InterruptedError.
     """
-    for _ in range(_INTERRUPTED_RETRIES):
-        link = socket(AF_NETLINK, SOCK_RAW, protocol)
-        try:
-            link.send(request(1, kind, flags, body))
-            found, interrupted = _answers(link, until_end=bool(flags & (DUMP | ACK)))
-        finally:
-            link.close()
-        if not interrupted:
-            return found
-    raise InterruptedError(errno.EINTR, "what was listed changes too fast")
+    return retried(lambda: _asked(protocol, kind, flags, body, connect))
 
 
-def tell(protocol: int, orders: Sequence[tuple[int, int, bytes]]) -> None:
+def _asked(protocol: int, kind: int, flags: int, body: bytes, connect: Connect) -> list[Message]:
+    link = connect(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
+    try:
+        link.send(request(1, kind, flags, body))
+        found, interrupted = _answers(link, until_end=bool(flags & (DUMP | ACK)))
+    finally:
+        link.close()
+    if interrupted:
+        raise InterruptedError(errno.EINTR, "it changes too fast to be listed")
+    return found
+
+
+def tell(protocol: int, orders: Sequence[Order], connect: Connect = socket) -> None:
     """Send (kind, flags, body) requests as one datagram, which the kernel works off before the call returns.
 
     So a kill comes before all or after all of them. Raises OSError with the errno of the first that was refused; the
     kernel goes on with the others.
     """
-    link = socket(AF_NETLINK, SOCK_RAW, protocol)
+    link = connect(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
     try:
         link.send(b"".join(request(at, kind, flags | ACK, body) for at, (kind, flags, body) in enumerate(orders)))
         refused = None
@@ -106,12 +121,10 @@ def _answers(link: socket, *, until_end: bool) -> tuple[list[Message], bool]:
         data = link.recv(_RECEIVE_BYTES)
         for kind, flags, body in split(data):
             interrupted = interrupted or bool(flags & _DUMP_INTERRUPTED)
-            if kind == _DONE:
-                return found, interrupted
-            if kind == ERROR:
-                number = -struct.unpack_from("=i", body)[0]
-                if number:
-                    raise OSError(number, "netlink request refused")
+            if kind in (_DONE, ERROR):
+                number = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
+                if number > 0:  # of a _DONE: the listing broke off
+                    raise OSError(number, os.strerror(number))
                 return found, interrupted
             found.append(Message(kind, body))
             if not until_end:
@@ -123,33 +136,40 @@ def split(data: bytes) -> Iterator[tuple[int, int, bytes]]:
     at = 0
     while at + 16 <= len(data):
         length, kind, flags, _, _ = struct.unpack_from("=IHHII", data, at)
+        if length < 16:
+            break
         yield kind, flags, data[at + 16 : at + length]
         at += (length + 3) & ~3
 
 
-def nft_chain_exists(family: str, table: str, chain: str) -> bool:
-    """Whether nf_tables has the chain. False also where the kernel has no nf_tables."""
+_NFT_ABSENT = (errno.ENOENT, errno.EINVAL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
+"""No such object; no nf_tables in this kernel (EINVAL: nfnetlink knows no such subsystem); not this family; no netlink
+for netfilter at all.
+"""
+
+
+def nft_chain_exists(family: str, table: str, chain: str, ask: Ask = ask) -> bool:
+    """Whether nf_tables has the chain. False also where the kernel has no nf_tables; IoFailure (5) when unknown."""
     body = struct.pack("=BBH", _NFPROTO[family], 0, 0)
     body += attribute(1, table.encode() + b"\0") + attribute(3, chain.encode() + b"\0")
-    try:
-        return bool(ask(NETFILTER, _NFT_GETCHAIN, 0, body))
-    except OSError:
-        return False
+    what = f"the nftables chain {family} {table} {chain}"
+    return told(what, lambda: ask(NETFILTER, _NFT_GETCHAIN, 0, body), _NFT_ABSENT) is not None
 
 
-def nft_table_exists(family: str, table: str) -> bool:
-    """Whether nf_tables has the table."""
+def nft_table_exists(family: str, table: str, ask: Ask = ask) -> bool:
+    """Whether nf_tables has the table. IoFailure (code 5) when unknown."""
     body = struct.pack("=BBH", _NFPROTO[family], 0, 0) + attribute(1, table.encode() + b"\0")
-    try:
-        return bool(ask(NETFILTER, _NFT_GETTABLE, 0, body))
-    except OSError:
-        return False
+    what = f"the nftables table {family} {table}"
+    return told(what, lambda: ask(NETFILTER, _NFT_GETTABLE, 0, body), _NFT_ABSENT) is not None
 
 
-def nft_supported() -> bool:
-    """Whether the kernel answers nf_tables requests from this process."""
-    try:
-        ask(NETFILTER, _NFT_GETTABLE, DUMP, struct.pack("=BBH", 0, 0, 0))
-    except OSError:
-        return False
-    return True
+def nft_tables(ask: Ask = ask) -> set[tuple[str, str]]:
+    """(family, name) of every table of inet, ip and ip6; none where the kernel has no nf_tables. IoFailure (code 5)."""
+    body = struct.pack("=BBH", 0, 0, 0)
+    messages = told("the nftables tables", lambda: ask(NETFILTER, _NFT_GETTABLE, DUMP, body), _NFT_ABSENT) or []
+    names = {number: name for name, number in _NFPROTO.items()}
+    return {
+        (names[message.body[0]], attributes(message.body[4:]).get(1, b"")[:-1].decode("utf-8", "replace"))
+        for message in messages
+        if message.body[0] in names
+    }

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+
+from cnimeta.errors import IoFailure, shown
+from cnimeta.host.values import NoNamespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,43 +15,82 @@ if TYPE_CHECKING:
 
 _CLONE_NEWNET = 0x40000000
 _OWN = "/proc/thread-self/ns/net"
+_NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 
 
 def join(descriptor: int) -> None:
     """Go to the namespace (of any kind) of an open /proc/PID/ns file, for good. Raises OSError."""
-    import ctypes
-
-    if ctypes.CDLL(None, use_errno=True).setns(descriptor, 0) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), "setns")
+    _set(descriptor, 0)
 
 
 @contextlib.contextmanager
 def entered(path: str) -> Iterator[None]:
-    """Run the block in the namespace at `path`. Raises OSError when it cannot be entered.
+    """Run the block in the network namespace at `path`. NoNamespace, or IoFailure (code 5) when it cannot be entered.
 
     Sockets opened inside keep working on that namespace afterwards. A thread that cannot come back ends the process:
     to go on in a container's namespace would be worse.
     """
+    there = _open(path)
+    try:
+        try:
+            home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _unable(path, error) from None
+        try:
+            try:
+                _set(there, _CLONE_NEWNET)
+            except OSError as error:
+                raise _unable(path, error) from None
+            try:
+                yield
+            finally:
+                _come_back(home)
+        finally:
+            os.close(home)
+    finally:
+        os.close(there)
+
+
+def _open(path: str) -> int:
+    """A descriptor of the namespace. A FIFO does not hold us up: it is opened without waiting for a writer."""
+    import fcntl
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise NoNamespace(f"there is no network namespace {shown(path)}") from None
+        raise _unable(path, error) from None
+    except ValueError:  # a NUL byte
+        raise NoNamespace(f"there is no network namespace {shown(path)}") from None
+    try:
+        if fcntl.ioctl(descriptor, _NS_GET_NSTYPE) == _CLONE_NEWNET:
+            return descriptor
+    except OSError as error:
+        if error.errno != errno.ENOTTY:
+            os.close(descriptor)
+            raise _unable(path, error) from None
+    os.close(descriptor)
+    raise NoNamespace(f"{shown(path)} is not a network namespace")
+
+
+def _set(descriptor: int, kind: int) -> None:
     import ctypes
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+    if ctypes.CDLL(None, use_errno=True).setns(descriptor, kind) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _come_back(home: int) -> None:
     try:
-        there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if libc.setns(there, _CLONE_NEWNET) != 0:
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number), path)
-        finally:
-            os.close(there)
-        try:
-            yield
-        finally:
-            if libc.setns(home, _CLONE_NEWNET) != 0:
-                os._exit(70)
-    finally:
-        os.close(home)
+        _set(home, _CLONE_NEWNET)
+    except OSError:
+        os._exit(70)
+
+
+def _unable(path: str, error: OSError) -> IoFailure:
+    return IoFailure(f"cannot enter the network namespace {shown(path)}: {error.strerror or error}")
 
 
 def namespace_id(path: str) -> str:

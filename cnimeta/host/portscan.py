@@ -1,19 +1,22 @@
 """Which host ports somebody's rules redirect already: no bind test can see these, and the first rule wins.
 
-Read are nftables' rules in the terse form, which leaves out the elements of sets and maps (5 ms where the full listing
-of 20,000 mappings takes 130); the elements only of those maps and sets that another's rule looks a destination port up
-in; iptables-save for rules of iptables-nft that nft cannot spell out, and for iptables-legacy when its nat table is
-there. This project's own nftables tables are left out: their ports are in the records.
+The kernel is asked first whether there are rules of others at all. Then nftables' rules are read in the terse form,
+which leaves out the elements of sets and maps (5 ms where the full listing of 20,000 mappings takes 130); the elements
+only of those maps and sets that another's rule looks a destination port up in; iptables-save for rules of iptables-nft
+that nft cannot spell out, and for iptables-legacy when its nat table is there. This project's own nftables tables are
+left out: their ports are in the records.
 
-A source that is not installed or fails is reported through `log` and counts as empty: mapping detects a conflict again.
+Rules that are there and cannot be read are an error: nobody knows what they redirect.
 """
 
 from __future__ import annotations
 
-import os
-
-from cnimeta.errors import CniError
-from cnimeta.host.process import find_program, run_program
+from cnimeta.errors import CniError, IoFailure
+from cnimeta.host import netlink
+from cnimeta.host.iptables.programs import program
+from cnimeta.host.netlink import nft_tables
+from cnimeta.host.process import SYSTEM_PATH, find_program, run_program
+from cnimeta.host.reading import read_file
 from cnimeta.spec.jsonio import loads_object
 
 TYPE_CHECKING = False
@@ -21,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import TypeAlias
 
-    from cnimeta.host.process import Finished
+    from cnimeta.host.netlink import Ask
+    from cnimeta.host.values import Completed
     from cnimeta.spec.jsonio import JSON
 
     Span: TypeAlias = tuple[str, int, int]
@@ -31,72 +35,73 @@ OWN_TABLES = "cnimeta"
 """This project's nftables tables begin with this."""
 _PROTOCOLS = ("tcp", "udp", "sctp")
 _TIMEOUT_S = 5.0
+_ATTEMPTS = 3  # what is listed may go while it is
 _NAT_TARGETS = ("DNAT", "REDIRECT")
 
 
 class RulesetScan:
-    """The PortScan adapter."""
+    """The PortScan adapter. `run` runs programs, `ask` netlink requests; failed attempts are reported through `log`."""
 
     def __init__(
         self,
         log: Callable[[str], None] = lambda _: None,
-        run: Callable[[Sequence[str], Mapping[str, str], bytes, float], Finished] = run_program,
+        run: Callable[[Sequence[str], Mapping[str, str], bytes, float], Completed] = run_program,
         proc: str = "/proc/thread-self/net",
+        ask: Ask = netlink.ask,
     ) -> None:
         self._log = log
         self._run = run
         self._proc = proc
+        self._ask = ask
 
     def redirected(self) -> list[Span]:
-        """(protocol, first, last) of every port that is redirected; an empty protocol stands for all."""
-        ruleset = Ruleset(self._nft("-t", "-j", "list", "ruleset"))
+        """(protocol, first, last) of every port that is redirected; an empty protocol stands for all.
+
+        IoFailure (code 5) when rules are there that cannot be read.
+        """
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self._redirected()
+            except CniError as error:
+                self._log(f"port scan, tried again: {error}")
+        return self._redirected()
+
+    def _redirected(self) -> list[Span]:
+        foreign = any(not name.startswith(OWN_TABLES) for _, name in nft_tables(self._ask))
+        ruleset = Ruleset(self._nft("-t", "-j", "list", "ruleset") if foreign else ())
         spans = list(ruleset.spans)
         for kind, family, table, name in ruleset.lookups:
             spans += elements(
                 self._nft("-j", "list", kind, family, table, name), ruleset.lookups[kind, family, table, name]
             )
-        for family, prefix in (("ip", "iptables"), ("ip6", "ip6tables")):
+        for number, family in ((4, "ip"), (6, "ip6")):
             if family in ruleset.opaque:
-                spans += read_save(self._save(f"{prefix}-nft-save"))
-            if self._legacy_nat(family):
-                spans += read_save(self._save(f"{prefix}-legacy-save", f"{prefix}-save"))
+                spans += read_save(self._save(number, "nft"))
+            if b"nat" in (read_file(f"{self._proc}/{family}_tables_names") or b"").split():
+                spans += read_save(self._save(number, "legacy"))
         return spans
 
     def _nft(self, *arguments: str) -> list[Mapping[str, JSON]]:
-        text = self._output(("nft",), arguments)
-        if not text:
-            return []
+        nft = find_program("nft")
+        if nft is None:
+            raise IoFailure("there are nftables rules, and nft is not installed to read them")
+        text = self._output(nft, arguments)
         try:
             entries = loads_object(text, "nft's answer").get("nftables")
         except CniError as error:
-            self._log(f"port scan: {error.msg}")
-            return []
+            raise IoFailure(f"cannot read the nftables rules: {error.msg}") from None
         return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
-    def _save(self, *names: str) -> str:
-        return self._output(names, ("-t", "nat")).decode("utf-8", "replace")
+    def _save(self, family: int, variant: str) -> str:
+        return self._output(program(family, variant, "-save"), ("-t", "nat")).decode("utf-8", "replace")
 
-    def _output(self, names: tuple[str, ...], arguments: Sequence[str]) -> bytes:
-        """What the first of `names` that is installed prints; nothing when it fails."""
-        program = next(filter(None, map(find_program, names)), None)
-        if program is None:
-            return b""
-        try:
-            done = self._run([program, *arguments], {"PATH": os.environ.get("PATH", "")}, b"", _TIMEOUT_S)
-        except CniError as error:
-            self._log(f"port scan: {error.msg}")
-            return b""
+    def _output(self, path: str, arguments: Sequence[str]) -> bytes:
+        """What a program prints."""
+        done = self._run([path, *arguments], {"PATH": SYSTEM_PATH}, b"", _TIMEOUT_S)
         if done.status != 0:
-            self._log(f"port scan: {names[0]} {' '.join(arguments)}: {done.complaint}")
-            return b""
+            what = " ".join((path, *arguments))
+            raise IoFailure(f"cannot read the rules that redirect ports: {what}: {done.complaint}")
         return done.stdout
-
-    def _legacy_nat(self, family: str) -> bool:
-        try:
-            with open(f"{self._proc}/{family}_tables_names", "rb", buffering=0) as file:
-                return b"nat" in file.read().split()
-        except OSError:
-            return False
 
 
 # --- nft -j ----------------------------------------------------------------------------------------------

@@ -1,17 +1,18 @@
-"""Running a host program (`nft`, `iptables-restore`): arguments and stdin in, status, stdout and stderr out.
+"""Running programs, the host's (`nft`, `iptables-restore`) and plugins: bytes in, status and bytes out, in time.
 
-`posix_spawn` starts it without a copy of this interpreter. The three streams are memory files, so neither side can
-block the other and there is nothing to poll; a pidfd tells the end.
+`posix_spawn` starts them without a copy of this interpreter.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import select
+import stat
 import time
 
 from cnimeta.errors import IoFailure, TryAgainLater, shown
-from cnimeta.namedtuple import NamedTuple
+from cnimeta.host.values import Completed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,79 +21,171 @@ if TYPE_CHECKING:
 SIGKILL, SIGPIPE = 9, 13  # importing `signal` costs 1 ms, for enum; the numbers are the kernel's interface
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where host programs are, whatever the runtime passes as PATH (some pass none, some no sbin)."""
+_NOT_HERE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
+_CHUNK_BYTES = 1 << 16
 
 
-class Finished(NamedTuple):
-    """How a program ended: its exit status (128 + n for signal n), its stdout and its stderr."""
+class TooSlow(Exception):
+    """A program was not done in time, and was killed."""
 
-    status: int
-    stdout: bytes
-    stderr: bytes
 
-    @property
-    def complaint(self) -> str:
-        """What stderr says as one printable line, for a message."""
-        text = " ".join(self.stderr.decode("utf-8", "replace").split())
-        return shown(text, 400)[1:-1] if text else f"exit status {self.status}"
+class TooMuch(Exception):
+    """A program wrote more than it may, and was killed."""
 
 
 def find_program(name: str, path: str = "") -> str | None:
-    """The first executable file `name` in `path` and then in SYSTEM_PATH, or None."""
+    """The first executable file `name` in `path` and then in SYSTEM_PATH, or None.
+
+    Raises IoFailure (code 5) where it cannot be told whether there is one.
+    """
     for folder in f"{path}:{SYSTEM_PATH}".split(":"):
         candidate = os.path.join(folder, name)
-        if folder.startswith("/") and os.access(candidate, os.X_OK) and os.path.isfile(candidate):
+        if folder.startswith("/") and _is_program(candidate):
             return candidate
     return None
 
 
 def run_program(
     argv: Sequence[str], environ: Mapping[str, str], stdin: bytes = b"", timeout_s: float | None = None
-) -> Finished:
-    """Run `argv` (the first an absolute path) to its end, whatever its status.
+) -> Completed:
+    """Run `argv` (the first an absolute path) to its end, whatever its status; stdout and stderr are kept.
 
     Raises IoFailure (code 5) when it cannot be started, TryAgainLater (code 11) when it is not done in time (it is
     killed then).
     """
-    files = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdin", "stdout", "stderr")]
     try:
-        rest = memoryview(stdin)
-        while rest:
-            rest = rest[os.write(files[0], rest) :]
-        os.lseek(files[0], 0, os.SEEK_SET)
-        pid = os.posix_spawn(
-            argv[0],
-            list(argv),
-            dict(environ),
-            file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(files)],
-            setsigdef=[SIGPIPE],
-        )
-        status = _wait(pid, argv[0], timeout_s)
-        return Finished(status, _content(files[1]), _content(files[2]))
+        return run(argv, environ, stdin, timeout_s, keep_stderr=True)
+    except TooSlow as error:
+        raise TryAgainLater(f"{shown(argv[0])} {error}") from None
     except OSError as error:
         raise IoFailure(f"failed to run {shown(argv[0])}: {error.strerror or error}") from None
-    finally:
-        for fd in files:
-            os.close(fd)
 
 
-def _wait(pid: int, name: str, timeout_s: float | None) -> int:
-    ended = False
+def run(
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    stdin: bytes,
+    timeout_s: float | None,
+    *,
+    keep_stderr: bool = False,
+    most_bytes: int | None = None,
+) -> Completed:
+    """Run `argv` until it has ended and whoever inherited its output has closed it.
+
+    keep_stderr: else it goes where ours goes. most_bytes: of output. Raises OSError or ValueError when it cannot be
+    started, TooSlow, TooMuch.
+    """
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    pid, ours = _start(argv, environ, 2 if keep_stderr else 1)
+    status = None
     try:
-        ended = timeout_s is None or _ends_within(pid, timeout_s)
-        if not ended:
-            raise TryAgainLater(f"{shown(name)} was not done within {timeout_s:g} s")
+        outputs = _Conversation(ours, stdin, most_bytes).hold(deadline)
+        status = _status(pid, deadline)
+    except TimeoutError:
+        raise TooSlow(f"did not answer within {timeout_s:g} s") from None
     finally:
-        if not ended:
+        if status is None:
             os.kill(pid, SIGKILL)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            os.waitpid(pid, 0)
+    return Completed(status, *outputs)
+
+
+def _is_program(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode) and os.access(path, os.X_OK)
+    except OSError as error:
+        if error.errno in _NOT_HERE:
+            return False
+        raise IoFailure(f"cannot look for the program {shown(path)}: {error.strerror or error}") from None
+
+
+def _start(argv: Sequence[str], environ: Mapping[str, str], outputs: int) -> tuple[int, list[int]]:
+    """The process, and our ends of its stdin, stdout and (with 2 outputs) stderr."""
+    ours, theirs = [], []
+    try:
+        for number in range(outputs + 1):
+            ends = os.pipe2(os.O_CLOEXEC)
+            theirs.append(ends[number > 0])
+            ours.append(ends[number == 0])
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(theirs)]
+        pid = os.posix_spawn(argv[0], list(argv), dict(environ), file_actions=actions, setsigdef=[SIGPIPE])
+    except BaseException:
+        for fd in ours:
+            os.close(fd)
+        raise
+    finally:
+        for fd in theirs:
+            os.close(fd)
+    return pid, ours
+
+
+class _Conversation:
+    """Feeding and reading at once, so that neither side can block the other. Closes the descriptors."""
+
+    def __init__(self, ours: list[int], stdin: bytes, most_bytes: int | None) -> None:
+        self._stdin = ours[0]
+        self._pending = memoryview(stdin)
+        self._chunks: dict[int, list[bytes]] = {fd: [] for fd in ours[1:]}
+        self._open = set(ours)
+        self._room = most_bytes
+        self._most_bytes = most_bytes
+
+    def hold(self, deadline: float | None) -> list[bytes]:
+        """The outputs. Raises TimeoutError, TooMuch."""
+        poller = select.poll()
+        try:
+            os.set_blocking(self._stdin, False)
+            poller.register(self._stdin, select.POLLOUT)
+            for fd in self._chunks:
+                poller.register(fd, select.POLLIN)
+            while self._open - {self._stdin}:
+                left_ms = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000))
+                events = poller.poll(left_ms)
+                if left_ms is not None and not (left_ms and events):
+                    raise TimeoutError
+                for fd, _ in events:
+                    if self._feed() if fd == self._stdin else self._read(fd):
+                        poller.unregister(fd)
+                        self._open.discard(fd)
+                        os.close(fd)
+        finally:
+            for fd in self._open:
+                os.close(fd)
+        return [b"".join(chunks) for chunks in self._chunks.values()]
+
+    def _feed(self) -> bool:
+        """Whether that was all, or nobody reads any more: a program need not read its stdin."""
+        try:
+            self._pending = self._pending[os.write(self._stdin, self._pending) :] if self._pending else self._pending
+        except BlockingIOError:
+            return False
+        except BrokenPipeError:
+            return True
+        return not self._pending
+
+    def _read(self, fd: int) -> bool:
+        """Whether that was the end."""
+        chunk = os.read(fd, _CHUNK_BYTES)
+        self._chunks[fd].append(chunk)
+        if self._room is not None:
+            self._room -= len(chunk)
+            if self._room < 0:
+                raise TooMuch(f"wrote more than {self._most_bytes} bytes")
+        return not chunk
+
+
+def _status(pid: int, deadline: float | None) -> int:
+    """How it ended. It has closed its output by now, and may linger. Raises TimeoutError."""
+    if deadline is not None and not _ends_by(pid, deadline):
+        raise TimeoutError
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return code if code >= 0 else 128 - code
 
 
-def _ends_within(pid: int, timeout_s: float) -> bool:
+def _ends_by(pid: int, deadline: float) -> bool:
     try:
         watch = os.pidfd_open(pid)
     except OSError:  # a kernel without pidfd
-        deadline = time.monotonic() + timeout_s
         while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             if time.monotonic() > deadline:
                 return False
@@ -101,10 +194,6 @@ def _ends_within(pid: int, timeout_s: float) -> bool:
     try:
         poller = select.poll()
         poller.register(watch, select.POLLIN)
-        return bool(poller.poll(int(timeout_s * 1000)))
+        return bool(poller.poll(max(0, int((deadline - time.monotonic()) * 1000))))
     finally:
         os.close(watch)
-
-
-def _content(fd: int) -> bytes:
-    return os.pread(fd, os.fstat(fd).st_size, 0)

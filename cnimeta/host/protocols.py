@@ -13,13 +13,11 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import TypeVar
 
-    from cnimeta.delegate.spawn import Completed
     from cnimeta.host.iptables.values import Change
-    from cnimeta.host.links.htb import Classes
-    from cnimeta.host.links.rtnetlink import Link
-    from cnimeta.host.links.tc import Classifier, Queue
+    from cnimeta.host.links.values import Classes, Classifier, Link, Queue
     from cnimeta.host.nftables.values import Change as NftChange
     from cnimeta.host.nftables.values import Element, Rule
+    from cnimeta.host.values import Completed
     from cnimeta.spec.jsonio import JSON
 
     T = TypeVar("T")
@@ -95,7 +93,7 @@ class Database(Protocol):
 
 
 class PodApi(Protocol):
-    """The two requests made of a Kubernetes API server; failures are cnimeta.host.kube.PodApiError."""
+    """The two requests made of a Kubernetes API server; failures are cnimeta.host.values.PodApiError."""
 
     def patch_status(self, namespace: str, name: str, patch: Mapping[str, JSON], timeout_s: float) -> None:
         """Merge-patch the Pod through its status sub-resource."""
@@ -228,7 +226,10 @@ class Conntrack(Protocol):
     """The kernel's table of flows."""
 
     def forget_udp(self, family: int, ports: Iterable[tuple[int, int, bytes]]) -> None:
-        """Delete the UDP flows to (first port, last port, packed address or empty for every address)."""
+        """Delete the UDP flows to (first port, last port, packed address or empty for every address).
+
+        IoFailure (code 5) when the kernel refuses.
+        """
         ...
 
 
@@ -243,20 +244,20 @@ class Sysctl(Protocol):
 class Links(Protocol):
     """Network interfaces, their queues and filters. Failures are IoFailure (code 5)."""
 
-    def index_of(self, name: str) -> int:
-        """The ifindex of an interface here, 0 when there is none."""
+    def ticks_per_us(self) -> float:
+        """Ticks per microsecond of the kernel's clock for traffic control."""
         ...
 
     def in_container(self, netns: str, ifname: str) -> Link | None:
-        """An interface inside a namespace."""
+        """An interface inside a namespace, None when there is none. cnimeta.host.values.NoNamespace without it."""
         ...
 
     def within(self, netns: str) -> AbstractContextManager[Links]:
-        """The links of a namespace, for a block that runs there."""
+        """The links of a namespace, for a block that runs there. Raises as `in_container`."""
         ...
 
     def get(self, *, index: int = 0, name: str = "") -> Link | None:
-        """An interface here."""
+        """An interface here by index or name, None when there is none."""
         ...
 
     def ifbs(self) -> list[Link]:
@@ -272,15 +273,15 @@ class Links(Protocol):
         ...
 
     def queues(self, index: int) -> list[Queue]:
-        """The queueing disciplines of an interface."""
+        """The queueing disciplines of an interface, but the kernel's own."""
         ...
 
     def set_bucket(self, index: int, rate: int, burst: int, limit: int) -> None:
-        """A tbf as root (bytes per second, bytes, bytes); changes in place when there is one."""
+        """A tbf as root (bytes per second, bytes, bytes that may wait); changes in place when there is one."""
         ...
 
     def classes(self, index: int) -> Classes | None:
-        """What set_classes made; its burst is 0."""
+        """What set_classes made, None when it is not there whole."""
         ...
 
     def set_classes(self, index: int, wanted: Classes) -> None:
@@ -291,12 +292,16 @@ class Links(Protocol):
         """Other numbers for what set_classes made, without losing packets."""
         ...
 
+    def put_back(self, link: Link, root: Queue | None) -> None:
+        """Give an interface its former root queueing discipline (less what hung in its classes) and queue length."""
+        ...
+
     def clear(self, index: int) -> None:
-        """Remove the root queueing discipline."""
+        """Remove the root queueing discipline; missing is fine."""
         ...
 
     def add_ingress(self, index: int) -> None:
-        """An ingress queueing discipline."""
+        """An ingress queueing discipline; IoFailure when there is one, or a clsact."""
         ...
 
     def remove_ingress(self, index: int) -> None:
@@ -308,9 +313,9 @@ class Links(Protocol):
         ...
 
     def add_redirect(self, index: int, target: int, priority: int) -> None:
-        """Send arriving packets through another interface."""
+        """Send arriving packets through another interface; needs an ingress or clsact."""
         ...
 
     def remove_filters(self, index: int, priority: int) -> None:
-        """Remove the arriving packets' filters of one priority."""
+        """Remove the arriving packets' filters of one priority; missing is fine."""
         ...

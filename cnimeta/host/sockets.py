@@ -1,7 +1,6 @@
-"""Which ports the node's own sockets use: inet_diag or /proc/net for all of them, a bind and listen for one.
+"""Which ports the node's own sockets use: inet_diag or else /proc/net for all of them, a bind and listen for one.
 
-inet_diag is asked through pyroute2 where that is loaded already (the agent, the command line); importing it for one ADD
-would cost 140 ms, reading the same facts from /proc/net costs less than one.
+inet_diag leaves out the connections in TIME_WAIT, of which a busy proxy has tens of thousands; a kernel may lack it.
 
 The probe of a port, and why it is made so (net/ipv4/inet_connection_sock.c, inet_csk_bind_conflict):
 - TCP binds with SO_REUSEADDR, so that connections in TIME_WAIT do not count, and listens, since two such sockets may
@@ -14,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from _socket import (
     AF_INET,
     AF_INET6,
@@ -29,19 +27,27 @@ from _socket import (
     SOL_SOCKET,
     socket,
 )
-from struct import pack
+from struct import pack, unpack_from
 
 from cnimeta.errors import IoFailure, shown
+from cnimeta.host import netlink
+from cnimeta.host.netlink import DUMP
+from cnimeta.host.reading import read_file, told
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from cnimeta.host.netlink import Ask, Connect
 
 _IPPROTO_SCTP = 132
 _SO_ATTACH_FILTER = 26
 _DROP_ALL = pack("HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K, accept 0 bytes (linux/filter.h)
 _TIME_WAIT = 6
 _ALL_BUT_TIME_WAIT = 0xFFF & ~(1 << _TIME_WAIT)
+_SOCK_DIAG, _DIAG_BY_FAMILY = 4, 20
+_NO_DIAG = (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
+"""No inet_diag for this family or protocol in the kernel, or no netlink for it at all (linux/sock_diag.h)."""
 _EPHEMERAL = (32768, 60999)  # the kernel's default, for a host that hides the setting
 _FAMILY_MISSING = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT)
 
@@ -49,20 +55,38 @@ _FAMILY_MISSING = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPOR
 class NodeSockets:
     """The Sockets adapter, for the network namespace of the calling thread."""
 
-    def __init__(self, proc: str = "/proc") -> None:
+    def __init__(self, proc: str = "/proc", ask: Ask = netlink.ask, connect: Connect = socket) -> None:
         self._net = f"{proc}/thread-self/net"
         self._settings = f"{proc}/sys/net/ipv4"
+        self._ask = ask
+        self._connect = connect
 
     def in_use(self) -> Iterable[tuple[str, int]]:
         """(protocol, local port) of every socket but those in TIME_WAIT. Raises IoFailure (code 5)."""
-        found = _from_diag() if "pyroute2" in sys.modules else self._from_proc()
-        return found | self._sctp()
+        found = self._from_diag()
+        return (self._from_proc() if found is None else found) | self._sctp()
+
+    def _from_diag(self) -> set[tuple[str, int]] | None:
+        """None where the kernel has no inet_diag."""
+        found: set[tuple[str, int]] = set()
+        for family in (AF_INET, AF_INET6):
+            for protocol, number in (("tcp", IPPROTO_TCP), ("udp", IPPROTO_UDP)):
+                ports = self._ports(f"the node's {protocol} sockets", family, number)
+                if ports is None:
+                    return None
+                found.update((protocol, port) for port in ports if port)
+        return found
+
+    def _ports(self, what: str, family: int, protocol: int) -> set[int] | None:
+        body = pack("=BBBxI48x", family, protocol, 0, _ALL_BUT_TIME_WAIT)
+        messages = told(what, lambda: self._ask(_SOCK_DIAG, _DIAG_BY_FAMILY, DUMP, body), _NO_DIAG)
+        return None if messages is None else {unpack_from(">H", message.body, 4)[0] for message in messages}
 
     def _from_proc(self) -> set[tuple[str, int]]:
         found = set()
         for table in ("tcp", "tcp6", "udp", "udp6"):
             protocol, closing = table[:3], b"%02X" % _TIME_WAIT if table.startswith("tcp") else b""
-            for line in self._lines(f"{self._net}/{table}"):
+            for line in self._lines(f"{self._net}/{table}", needed=not table.endswith("6")):
                 fields = line.split(None, 4)  # sl, local address:port, remote, state
                 if fields[3] != closing:
                     found.add((protocol, int(fields[1].rpartition(b":")[2], 16)))
@@ -99,30 +123,31 @@ class NodeSockets:
 
     def can_listen(self, protocol: str, port: int) -> bool:
         """Whether the port can be bound and listened on, IPv4 and IPv6. Raises IoFailure (code 5)."""
-        if protocol == "sctp" and not os.path.isdir(f"{self._net}/sctp"):
+        sctp = f"{self._net}/sctp"
+        if protocol == "sctp" and told(sctp, lambda: os.stat(sctp)) is None:
             return True  # no SCTP in this kernel yet; asking for a socket would load it
-        return all(_probe(family, protocol, port) for family in (AF_INET, AF_INET6))
+        return all(_probe(self._connect, family, protocol, port) for family in (AF_INET, AF_INET6))
 
     @staticmethod
-    def _lines(path: str, *, heading: bool = False) -> list[bytes]:
-        """The lines of a file of the kernel's; the first one left out unless asked for. None for a missing file."""
-        try:
-            with open(path, "rb", buffering=0) as file:
-                lines = file.read().splitlines()
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise IoFailure(f"{path}: {error.strerror or error}") from None
+    def _lines(path: str, *, heading: bool = False, needed: bool = False) -> list[bytes]:
+        """The lines of a file of the kernel's, the first left out unless asked for; none when there is no such file.
+
+        IoFailure (code 5); also for a missing file that is `needed`.
+        """
+        data = read_file(path)
+        if data is None and needed:
+            raise IoFailure(f"cannot read {path}: is /proc there?")
+        lines = (data or b"").splitlines()
         return lines if heading else lines[1:]
 
 
-def _probe(family: int, protocol: str, port: int) -> bool:
-    from array import array  # brings `collections` along; by the time of a probe filelock has done so too
+def _probe(connect: Connect, family: int, protocol: str, port: int) -> bool:
+    from array import array  # brings `collections` along, so not at the top
 
     kind = SOCK_DGRAM if protocol == "udp" else SOCK_STREAM
     number = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP, "sctp": _IPPROTO_SCTP}[protocol]
     try:
-        probe = socket(family, kind | SOCK_CLOEXEC, number)
+        probe = connect(family, kind | SOCK_CLOEXEC, number)
     except OSError as error:
         if error.errno in _FAMILY_MISSING:
             return True
@@ -146,20 +171,3 @@ def _probe(family: int, protocol: str, port: int) -> bool:
     finally:
         probe.close()
     return True
-
-
-def _from_diag() -> set[tuple[str, int]]:
-    from pyroute2 import DiagSocket
-
-    found = set()
-    try:
-        with DiagSocket() as diag:
-            diag.bind()
-            for family in (AF_INET, AF_INET6):
-                for protocol, number in (("tcp", IPPROTO_TCP), ("udp", IPPROTO_UDP)):
-                    for entry in diag.get_sock_stats(family=family, protocol=number, states=_ALL_BUT_TIME_WAIT):
-                        if entry["idiag_sport"]:
-                            found.add((protocol, int(entry["idiag_sport"])))
-    except OSError as error:
-        raise IoFailure(f"inet_diag: {error.strerror or error}") from None
-    return found

@@ -2,8 +2,8 @@
 
 `<folder>/results/<network>-<container ID>-<ifname>`, one JSON object of kind `cniCacheV1`, mode 0600. libcni writes it
 without fsync and can leave an empty file after a crash (containernetworking/cni#1055): here it is written whole or not
-at all, and a file that cannot be read counts as no result, which DEL must live with. Files from before cniCacheV1,
-which hold the bare result, are read too.
+at all, and a damaged file counts as no result, which DEL must live with; one that the disk does not give counts as
+unknown. Files from before cniCacheV1, which hold the bare result, are read too.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import base64
 import os
 from typing import TYPE_CHECKING
 
-from cnimeta.errors import CniError, IoFailure, shown
+from cnimeta.errors import CniError, Failures, IoFailure, shown
+from cnimeta.host.reading import retried
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import dumps, loads_object
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from cnimeta.host.protocols import Files
     from cnimeta.spec.jsonio import JSON
@@ -63,7 +64,10 @@ class Cache:
             raise IoFailure(f"cannot write the result to {path}: {error.strerror or error}") from None
 
     def load(self, network: str, container_id: str, ifname: str) -> Cached | None:
-        """What is remembered, or None. A file that cannot be read is reported through `log` and counts as none."""
+        """What is remembered, or None. A damaged file is reported through `log` and counts as none.
+
+        IoFailure (5) when the disk does not tell.
+        """
         found = self._read(self.path(network, container_id, ifname))
         return None if found is None else found._replace(network=network, container_id=container_id, ifname=ifname)
 
@@ -75,23 +79,29 @@ class Cache:
         except OSError as error:
             raise IoFailure(f"cannot remove the cached result {path}: {error.strerror or error}") from None
 
-    def of_network(self, network: str) -> list[Cached]:
-        """Everything remembered of one network."""
+    def of_network(self, network: str) -> Iterator[Cached]:
+        """Everything remembered of one network; at the end IoFailure (5) for what the disk did not give."""
         try:
             names = [name for name in self.files.names(self.folder) if name.startswith(f"{network}-")]
         except OSError as error:
             raise IoFailure(f"cannot read the cached results in {self.folder}: {error.strerror or error}") from None
-        found = [self._read(os.path.join(self.folder, name)) for name in names]
-        return [one for one in found if one is not None and one.network == network and one.container_id and one.ifname]
+        failures = Failures()
+        for name in names:
+            found = None
+            with failures:
+                found = self._read(os.path.join(self.folder, name))
+            if found is not None and found.network == network and found.container_id and found.ifname:
+                yield found
+        failures.raise_any()
 
     def _read(self, path: str) -> Cached | None:
         try:
-            data = self.files.read(path)
+            data = retried(lambda: self.files.read(path))
             return None if data is None else decode(data)
-        except (CniError, ValueError) as error:
+        except (CniError, ValueError, IsADirectoryError) as error:
             self.log(f"{path}: the cached result cannot be read and is ignored: {error}")
         except OSError as error:
-            self.log(f"{path}: the cached result cannot be read and is ignored: {error.strerror or error}")
+            raise IoFailure(f"cannot read the cached result {path}: {error.strerror or error}") from None
         return None
 
 

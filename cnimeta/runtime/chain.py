@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from cnimeta.delegate.call import Delegates
 from cnimeta.delegate.find import find
 from cnimeta.delegate.spawn import ProcessExec
-from cnimeta.errors import CniError, IncompatibleVersion, InvalidEnvironment, IoFailure, joined, shown
+from cnimeta.errors import CniError, Failures, IncompatibleVersion, InvalidEnvironment, IoFailure, shown
 from cnimeta.host.files import PosixFiles
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.plugin.base import VERBS
@@ -159,15 +159,17 @@ class Runtime:
         if network.disable_gc:
             return
         keep = None if valid is None else set(valid)
-        errors: list[CniError] = []
+        failures = Failures()
         with self.locks.network(network.name):
-            for cached in self.cache.of_network(network.name):
-                if (cached.container_id, cached.ifname) not in (keep or ()):
-                    _collect(errors, self._delete_cached, network, Container(cached.container_id, "", cached.ifname))
-            if VERBS["GC"].is_in(network.cni_version):
-                for plugin in network.plugins:
-                    _collect(errors, self._delegates(None).gc, gc_conf(network, plugin, keep))
-        _raise_all(errors)
+            with failures:
+                for cached in self.cache.of_network(network.name):
+                    if (cached.container_id, cached.ifname) not in (keep or ()):
+                        with failures:
+                            self._delete_cached(network, Container(cached.container_id, "", cached.ifname))
+            for plugin in network.plugins if VERBS["GC"].is_in(network.cni_version) else ():
+                with failures:
+                    self._delegates(None).gc(gc_conf(network, plugin, keep))
+        failures.raise_any()
 
     def status(self, network: NetworkList) -> None:
         """STATUS of each plugin, up to the first that is not ready; nothing below 1.1.0."""
@@ -181,19 +183,14 @@ class Runtime:
         Raises all failures as one: plugins that are not found, and those that do not speak the network's version.
         """
         found: dict[str, tuple[str, ...]] = {}
-        errors: list[CniError] = []
+        failures = Failures()
         for name in dict.fromkeys(Fields(plugin).text("type") for plugin in network.plugins):
-            try:
+            with failures:
                 found[name] = self._delegates(None).versions(name)
-            except CniError as error:
-                errors.append(error)
-                continue
-            if network.cni_version not in found[name]:
-                spoken = ", ".join(found[name])
-                errors.append(
-                    IncompatibleVersion(f"plugin {name} does not support {network.cni_version}, only {shown(spoken)}")
-                )
-        _raise_all(errors)
+                if network.cni_version not in found[name]:
+                    spoken = shown(", ".join(found[name]))
+                    raise IncompatibleVersion(f"plugin {name} does not support {network.cni_version}, only {spoken}")
+        failures.raise_any()
         return found
 
     def _add(self, network: NetworkList, container: Container, results: list[Result]) -> None:
@@ -220,27 +217,33 @@ class Runtime:
         if results:
             with contextlib.suppress(CniError):  # it may be what cannot be written in this version
                 last = render_result(results[-1], network.cni_version)
-        failed = self._delete(network, container, last)
-        if failed is not None and isinstance(error, CniError):
-            _remark(error, f"and DEL after it: {failed}")
-        elif failed is not None:
-            self.log(f"ADD was undone, but not all of it: {failed}")
+        try:
+            self._delete(network, container, last)
+        except CniError as failed:
+            if isinstance(error, CniError):
+                _remark(error, f"and DEL after it: {failed}")
+            else:
+                self.log(f"ADD was undone, but not all of it: {failed}")
 
     def _delete_cached(self, network: NetworkList, container: Container) -> None:
         _validate(container)  # GC has it from a file
-        cached = self._cached(network, container)
+        cached, failures = None, Failures()
+        with failures:  # without it, the plugins still get what the caller knows
+            cached = self._cached(network, container)
         known = None if cached is None else cached.result
-        failed = self._delete(network, _as_added(container, cached), known)
-        if failed is not None:
-            raise failed
+        with failures:
+            self._delete(network, _as_added(container, cached), known)
+        failures.raise_any()
         self.cache.forget(network.name, container.container_id, container.ifname)
 
-    def _delete(self, network: NetworkList, container: Container, known: Mapping[str, JSON] | None) -> CniError | None:
-        errors: list[CniError] = []
+    def _delete(self, network: NetworkList, container: Container, known: Mapping[str, JSON] | None) -> None:
+        """DEL of every plugin, the last first. Raises all failures as one."""
+        failures = Failures()
         prev = self._prev(network, known)
         for plugin in reversed(network.plugins):
-            _collect(errors, self._delegates(container).delete, request_conf(network, plugin, container, prev))
-        return joined(errors)
+            with failures:
+                self._delegates(container).delete(request_conf(network, plugin, container, prev))
+        failures.raise_any()
 
     def _cached(self, network: NetworkList, container: Container) -> Cached | None:
         return self.cache.load(network.name, container.container_id, container.ifname)
@@ -344,16 +347,3 @@ def _validate(container: Container) -> None:
 
 def _remark(error: CniError, text: str) -> None:
     error.details = "; ".join(filter(None, [error.details, text]))
-
-
-def _collect(errors: list[CniError], call: Callable[..., None], *args: object) -> None:
-    try:
-        call(*args)
-    except CniError as error:
-        errors.append(error)
-
-
-def _raise_all(errors: list[CniError]) -> None:
-    failed = joined(errors)
-    if failed is not None:
-        raise failed

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import struct
 import time
@@ -17,6 +18,7 @@ from binascii import crc32
 from typing import TYPE_CHECKING
 
 from cnimeta.errors import IoFailure, TryAgainLater
+from cnimeta.host.waiting import had_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
 NAME = "cnimeta-run.lock"
 _NETWORKS = 1 << 32
 """Where the networks' bytes begin, after those of the attachments."""
-_FIRST_WAIT_S = 0.001
-_LONGEST_WAIT_S = 0.05
 
 
 class Locks:
@@ -58,26 +58,23 @@ class Locks:
         try:
             deadline = time.monotonic() + self.timeout_s
             for kind, offset in wanted:
-                self._wait(fd, kind, offset, deadline)
+                if not had_by(deadline, functools.partial(_locked, fd, kind, offset)):
+                    raise TryAgainLater(
+                        f"another process has been working on this for {self.timeout_s:g} s (lock {self.path})"
+                    )
             yield
         finally:
             os.close(fd)  # frees what was had
 
-    def _wait(self, fd: int, kind: int, offset: int, deadline: float) -> None:
-        """Poll: the kernel's own waiting has no deadline."""
-        wait_s = _FIRST_WAIT_S
-        request = struct.pack("@hhqqi4x", kind, os.SEEK_SET, offset, 1, 0)
-        while True:
-            try:
-                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
-                return
-            except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, says fcntl(2)
-                if time.monotonic() >= deadline:
-                    raise TryAgainLater(
-                        f"another process has been working on this for {self.timeout_s:g} s (lock {self.path})"
-                    ) from None
-            time.sleep(wait_s)
-            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+def _locked(fd: int, kind: int, offset: int) -> bool:
+    """Whether the byte could be locked, now."""
+    request = struct.pack("@hhqqi4x", kind, os.SEEK_SET, offset, 1, 0)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
+    except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, says fcntl(2)
+        return False
+    return True
 
 
 def _network(name: str) -> int:

@@ -16,8 +16,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, cast
 
-from cnimeta.delegate.spawn import Completed
 from cnimeta.errors import CheckFailed, CniError, DelegateFailed, shown
+from cnimeta.host.values import Completed
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.plugin.base import Plugin
 from cnimeta.plugin.dispatch import run

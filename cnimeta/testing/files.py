@@ -29,6 +29,8 @@ class MemoryFiles:
         """Every step taken so far, such as `rename /a/b`."""
         self.reads: list[str] = []
         """Every path read and every folder listed (with a slash behind it)."""
+        self.unreadable: dict[str, int] = {}
+        """Paths (a folder's with a slash behind it) whose reading fails, with the errno."""
         self._older: dict[str, list[bytes | None]] = {}
         self._fault: Callable[[], BaseException] | None = None
         self._countdown = 0
@@ -38,7 +40,7 @@ class MemoryFiles:
 
     def read(self, path: str) -> bytes | None:
         """The content, or None."""
-        self.reads.append(path)
+        self._noted(path)
         return self.content.get(path)
 
     def write(self, path: str, data: bytes) -> None:
@@ -71,7 +73,7 @@ class MemoryFiles:
 
     def names(self, folder: str) -> list[str]:
         """The files of a folder, unfinished ones left out."""
-        self.reads.append(folder + "/")
+        self._noted(folder + "/")
         names = [os.path.basename(path) for path in self.content if os.path.dirname(path) == folder]
         return sorted(name for name in names if not name.startswith(_TEMPORARY))
 
@@ -99,6 +101,11 @@ class MemoryFiles:
             del self.content[path]
 
     # --- inside ----------------------------------------------------------------------------------------
+
+    def _noted(self, path: str) -> None:
+        self.reads.append(path)
+        if path in self.unreadable:
+            raise OSError(self.unreadable[path], os.strerror(self.unreadable[path]), path)
 
     def _arm(self, step: int, fault: Callable[[], BaseException], *, lasting: bool) -> None:
         self._fault, self._countdown, self._lasting = fault, step, lasting

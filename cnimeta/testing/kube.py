@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from cnimeta.host.kube import MERGE_PATCH, PodApiError
+from cnimeta.host.kube import MERGE_PATCH
+from cnimeta.host.values import PodApiError
 from cnimeta.namedtuple import NamedTuple
 
 if TYPE_CHECKING:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import secrets
 import subprocess
 from typing import TYPE_CHECKING
 
+from cnimeta.host.netns import entered
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_CLONE_NEWNET = 0x40000000
+    from contextlib import AbstractContextManager
 
 
 class Namespace:
@@ -36,23 +35,9 @@ class Namespace:
             ["ip", "netns", "exec", self.name, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
+    def entered(self) -> AbstractContextManager[None]:
         """Let this thread's code run inside, for adapters under test."""
-        libc = ctypes.CDLL(None, use_errno=True)
-        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        there = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if libc.setns(there, _CLONE_NEWNET) != 0:
-                raise OSError(ctypes.get_errno(), "setns", self.path)
-            try:
-                yield
-            finally:
-                if libc.setns(home, _CLONE_NEWNET) != 0:
-                    os._exit(70)  # staying in a test's namespace would be worse than ending
-        finally:
-            os.close(there)
-            os.close(home)
+        return entered(self.path)
 
     def veth(self, name: str, other: Namespace, other_name: str) -> None:
         """Join two namespaces with a veth pair, both ends up."""

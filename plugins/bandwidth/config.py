@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cnimeta.errors import InvalidNetworkConfig, UnsupportedField
+from cnimeta.host.links.values import largest_packet
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.ip import Cidr, parse_cidr
 
@@ -13,8 +14,12 @@ if TYPE_CHECKING:
 
 RATE_KEYS = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
 _SUBNET_KEYS = ("shapedSubnets", "unshapedSubnets")
-_UINT64 = 2**64 - 1
-_BURST_BYTES_MAX = 2**32 - 1
+_RATE_MAX_BPS = 10**16
+"""Ten petabit a second: beyond, no burst that has a place in the kernel's fields would last a microsecond."""
+_BURST_MAX_BITS = 2**64 - 1
+_BURST_MAX_BYTES = 2**32 - 1
+UNSPECIFIED_BURST_BITS = 2**32 - 1
+"""containerd's burst for a Pod annotation, which has none: not to be taken literally (53 s at 10 Mbit/s)."""
 DEFAULT_LATENCY_MS = 25
 
 
@@ -71,16 +76,19 @@ def read_settings(conf: NetConf) -> Settings:
 
 
 def _limit(source: Fields, direction: str) -> Limit:
-    rate = source.integer(f"{direction}Rate", 0, _UINT64) or 0
-    burst = source.integer(f"{direction}Burst", 0, _UINT64) or 0
+    rate = source.integer(f"{direction}Rate", 0, _RATE_MAX_BPS) or 0
+    burst = source.integer(f"{direction}Burst", 0, _BURST_MAX_BITS) or 0
     if rate and not burst:
         raise InvalidNetworkConfig("if rate is set, burst must also be set")  # these three to the letter as upstream
     if burst and not rate:
         raise InvalidNetworkConfig("if burst is set, rate must also be set")
-    if burst // 8 >= _BURST_BYTES_MAX:
+    if burst // 8 >= _BURST_MAX_BYTES:
         raise InvalidNetworkConfig("burst cannot be more than 4GB")
     if rate and rate < 8:
         raise source.wrong(f"{direction}Rate", "at least 8 bit/s")
+    if rate and burst != UNSPECIFIED_BURST_BITS and not largest_packet(rate // 8, max(burst // 8, 1)):
+        least = 8 * (2 + rate // 8_000_000)
+        raise source.wrong(f"{direction}Burst", f"at least {least} bits at a rate of {rate} bit/s")
     return Limit(rate, burst)
 
 

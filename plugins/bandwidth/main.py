@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from cnimeta.errors import CheckFailed, CniError, InvalidNetworkConfig, PluginNotAvailable, joined, shown
+from cnimeta.errors import CheckFailed, CniError, Failures, InvalidNetworkConfig, PluginNotAvailable, shown
 from cnimeta.plugin.base import Plugin
 from cnimeta.spec.version import ALL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import TypeVar
 
-    from cnimeta.host.links.rtnetlink import Link
+    from cnimeta.host.links.values import Link
     from cnimeta.host.protocols import Links
     from cnimeta.plugin.request import Attachment, Request
     from cnimeta.spec.result import Result
+    from cnimeta_plugins.bandwidth.apply import Shaper
     from cnimeta_plugins.bandwidth.config import Settings
-    from cnimeta_plugins.bandwidth.shaper import Shaper
 
     T = TypeVar("T")
 
@@ -37,9 +37,9 @@ class Bandwidth(Plugin):
         result = request.conf.require_prev_result()
         if not settings.limited:
             return result
-        attachment = request.attachment
+        key = request.attachment.key
         made = self._at_place(
-            attachment, result, settings, lambda shaper, link: shaper.shape(attachment.key, link, settings)
+            request.attachment, result, settings, lambda shaper, device: shaper.shape(key, device, settings)
         )
         return result if made is None else result.with_interface(made)
 
@@ -47,63 +47,34 @@ class Bandwidth(Plugin):
         """Compare the kernel's queues, filters and ifb with what ADD would make."""
         settings = _settings(request)
         result = request.conf.require_prev_result()
-        if settings.limited:
-            key = request.attachment.key
-            try:
-                self._at_place(
-                    request.attachment, result, settings, lambda shaper, link: shaper.check(key, link, settings)
-                )
-            except InvalidNetworkConfig as error:
-                raise CheckFailed(error.msg) from None
+        if not settings.limited:
+            return
+        from cnimeta_plugins.bandwidth.check import check
+
+        key = request.attachment.key
+
+        def compare(shaper: Shaper, device: Link) -> None:
+            check(shaper.links, key, device, settings, inside=bool(shaper.netns))
+
+        try:
+            self._at_place(request.attachment, result, settings, compare)
+        except InvalidNetworkConfig as error:
+            raise CheckFailed(error.msg) from None
 
     def delete(self, request: Request) -> None:
         """Remove the ifb, and the queues of an interface that is still there. Neither needs readable rates."""
-        shaper, attachment = self._shaper(), request.attachment
-        failures = []
-        try:
-            self._restore(shaper, attachment, request)
-        except CniError as error:
-            failures.append(error)
-        try:
-            shaper.unshape(attachment.key)
-        except CniError as error:
-            failures.append(error)
-        failure = joined(failures)
-        if failure is not None:
-            raise failure
-
-    @staticmethod
-    def _restore(shaper: Shaper, attachment: Attachment, request: Request) -> None:
-        """The veth is removed by its own plugin, mostly at once; a device lent to a container goes back to the host."""
-        try:
-            settings = _settings(request)
-            limited, may_be_inside = settings.limited, settings.inside
-        except CniError:
-            limited = may_be_inside = True
-        if not limited or not attachment.netns:
-            return
-        try:
-            inside = shaper.links.in_container(attachment.netns, attachment.ifname)
-        except CniError:
-            return  # the namespace is gone, and every interface in it
-        if inside is None:
-            return
-        host = shaper.links.get(index=inside.peer) if inside.peer else None
-        if host is not None and host.peer == inside.ifindex:
-            shaper.restore(attachment.key, host)
-        elif not inside.peer and may_be_inside:
-            with shaper.links.within(attachment.netns) as links:
-                there = shaper.moved(links, attachment.netns)
-                there.restore(attachment.key, inside)
-                there.unshape(attachment.key)
+        shaper, failures = self._shaper(), Failures()
+        with failures:
+            _restore(shaper, request)
+        with failures:
+            shaper.unshape(request.attachment.key)
+        failures.raise_any()
 
     def gc(self, request: Request) -> None:
         """Remove the ifbs of this network whose attachment is not listed; without a list, none."""
         valid = request.conf.valid_attachments()
         if valid is not None:
-            failure = joined(self._shaper().collect(request.conf.name, valid))
-            if failure is not None:
-                raise failure
+            self._shaper().collect(request.conf.name, valid)
 
     def status(self, request: Request) -> None:  # noqa: ARG002 - the kernel alone decides
         """Not ready (50) when the kernel has no ifb or no tbf."""
@@ -117,13 +88,16 @@ class Bandwidth(Plugin):
         from cnimeta.host.links.tc import token_bucket
 
         token_bucket(1, 1000, 1000, 1000, 15.625)
-        return ("pyroute2", "ctypes", "cnimeta.host.links.kernel", "cnimeta_plugins.bandwidth.shaper")
+        return ("pyroute2", "ctypes", "cnimeta.host.links.kernel", "cnimeta_plugins.bandwidth.apply")
 
     def _shaper(self) -> Shaper:
-        from cnimeta.host.links.kernel import RouteLinks, ticks_per_us
-        from cnimeta_plugins.bandwidth.shaper import Shaper
+        from cnimeta_plugins.bandwidth.apply import Shaper
 
-        return Shaper(self._given or RouteLinks(), ticks_per_us())
+        if self._given is not None:
+            return Shaper(self._given)
+        from cnimeta.host.links.kernel import RouteLinks
+
+        return Shaper(RouteLinks())
 
     def _at_place(
         self, attachment: Attachment, result: Result, settings: Settings, work: Callable[[Shaper, Link], T]
@@ -140,7 +114,7 @@ class Bandwidth(Plugin):
             raise InvalidNetworkConfig(f"CNI_IFNAME: there is no interface {shown(attachment.ifname)} in CNI_NETNS")
         if not inside.peer and settings.inside:
             with shaper.links.within(attachment.netns) as links:
-                return work(shaper.moved(links, attachment.netns), inside)
+                return work(type(shaper)(links, attachment.netns), inside)
         if not inside.peer:
             raise InvalidNetworkConfig(
                 f"container interface {attachment.ifname} has no veth peer: an interface of kind"
@@ -150,10 +124,70 @@ class Bandwidth(Plugin):
         host = shaper.links.get(index=inside.peer)
         names = [interface.name for interface in result.interfaces if not interface.sandbox]
         if host is None or host.name not in names:
+            listed = f" ({', '.join(names)})" if names else ""
             raise InvalidNetworkConfig(
-                f"$.prevResult.interfaces: no veth peer of container interface found in host ns ({', '.join(names)})"
+                f"$.prevResult.interfaces: no veth peer of container interface found in host ns{listed}"
             )
         return work(shaper, host)
+
+
+def _restore(shaper: Shaper, request: Request) -> None:
+    """Unshape the interface itself, which may outlive the attachment.
+
+    The veth is removed by its own plugin, mostly at once; a device lent to a container goes back to the host.
+    """
+    try:
+        settings = _settings(request)
+        limited, may_be_inside = settings.limited, settings.inside
+    except CniError:
+        limited = may_be_inside = True
+    if not limited:
+        return
+    attachment, failures = request.attachment, Failures()
+    inside = None
+    with failures:
+        inside = _inside(shaper.links, attachment)
+    if inside is None:
+        for device in _ends_on_host(shaper, request):
+            with failures:
+                shaper.restore(attachment.key, device)
+    elif inside.peer:
+        host = shaper.links.get(index=inside.peer)
+        if host is not None and host.peer == inside.ifindex:
+            shaper.restore(attachment.key, host)
+    elif may_be_inside:
+        with shaper.links.within(attachment.netns) as links:
+            there = type(shaper)(links, attachment.netns)
+            with failures:
+                there.restore(attachment.key, inside)
+            with failures:
+                there.unshape(attachment.key)
+    failures.raise_any()
+
+
+def _inside(links: Links, attachment: Attachment) -> Link | None:
+    """The container's interface; None when it or its namespace is gone. IoFailure (code 5) when nobody can tell."""
+    from cnimeta.host.values import NoNamespace
+
+    try:
+        return links.in_container(attachment.netns, attachment.ifname) if attachment.netns else None
+    except NoNamespace:
+        return None
+
+
+def _ends_on_host(shaper: Shaper, request: Request) -> Iterator[Link]:
+    """Where prevResult says the host's end is, if what arrives there goes to this attachment's ifb.
+
+    For when the namespace cannot tell: another container's veth may have got the name since.
+    """
+    try:
+        result = request.conf.prev_result
+    except CniError:
+        return
+    for interface in result.interfaces if result is not None else ():
+        device = shaper.links.get(name=interface.name) if not interface.sandbox else None
+        if device is not None and shaper.redirects_to_us(request.attachment.key, device):
+            yield device
 
 
 def _settings(request: Request) -> Settings:

@@ -8,36 +8,37 @@ container it is the other way round: the interface's own queue is for what it se
 from __future__ import annotations
 
 from cnimeta.host.digest import sha512_hex
+from cnimeta.host.links import htb
+from cnimeta.host.links.values import Bucket
 from cnimeta.namedtuple import NamedTuple
+from cnimeta_plugins.bandwidth.config import UNSPECIFIED_BURST_BITS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from cnimeta.host.links.values import Classes
     from cnimeta.spec.ip import Cidr
     from cnimeta_plugins.bandwidth.config import Limit, Settings
+
+    Key = tuple[str, str, str]
+    """(network, container ID, ifname)"""
 
 IFB_PREFIX = "bwp"
 """Never change, as upstream's: DEL finds interfaces of other versions by it."""
 ALIAS_PREFIX = "cnimeta:bandwidth:"
+"""Never change: GC finds what is this plugin's by it."""
 _IFNAMSIZ = 15
-_ALIAS_MAX = 255
+_ALIAS_MAX_BYTES = 254
+"""IFALIASZ of linux/if.h, less the two ends that netlink and the kernel put to it."""
 _UINT32 = 2**32 - 1
-UNSPECIFIED_BURST_BITS = _UINT32
-"""containerd's burst for a Pod annotation, which has none: not to be taken literally (53 s at 10 Mbit/s)."""
 _DEFAULT_BURST_S = 0.05
 _DEFAULT_BURST_PACKETS, _DEFAULT_WAITING_PACKETS = 2, 10
 _SHORTEST_BURST = 1
 
 
-class Bucket(NamedTuple):
-    """A token bucket in the kernel's units: bytes per second, bytes, and how many bytes may wait."""
-
-    rate: int
-    burst: int
-    limit: int
-
-
 class Shape(NamedTuple):
-    """One queue: the bucket, and the subnets it is for (`only`) or not for."""
+    """One queue: the bucket, and the subnets it is for (`only`) or not for; without subnets it is for everything."""
 
     bucket: Bucket
     side: str
@@ -67,6 +68,12 @@ def plan_shaping(settings: Settings, mtu: int, ticks_per_us: float, *, inside: b
     return Plan(from_container, to_container) if inside else Plan(to_container, from_container)
 
 
+def classes(shape: Shape, ticks_per_us: float) -> Classes:
+    """The htb of a shape that is for some subnets, or not for them."""
+    subnets = [(net.address.family, net.address.packed, net.prefix) for net in shape.subnets]
+    return htb.classes(shape.bucket, ticks_per_us, shape.side, subnets, shape.only)
+
+
 def bucket(limit: Limit, latency_ms: int, mtu: int, ticks_per_us: float) -> Bucket:
     """Upstream's numbers for the same input, except where they would not fit or not limit:
 
@@ -78,7 +85,7 @@ def bucket(limit: Limit, latency_ms: int, mtu: int, ticks_per_us: float) -> Buck
     burst, fewest = limit.burst_bits // 8, 0
     if limit.burst_bits == UNSPECIFIED_BURST_BITS:
         fewest = _DEFAULT_WAITING_PACKETS * (mtu + 14)
-        burst = max(int(rate * _DEFAULT_BURST_S), _DEFAULT_BURST_PACKETS * (mtu + 14))
+        burst = min(max(int(rate * _DEFAULT_BURST_S), _DEFAULT_BURST_PACKETS * (mtu + 14)), _UINT32)
     longest = int(_UINT32 / ticks_per_us / 1e6 * rate)
     burst = max(min(burst, longest), _SHORTEST_BURST)
     waiting = min(max(int(rate * latency_ms / 1000 + burst), fewest), _UINT32)
@@ -92,13 +99,25 @@ def ifb_name(network: str, container_id: str, ifname: str = "") -> str:
 
 
 def alias(network: str, container_id: str, ifname: str) -> str:
-    """The text on an ifb that tells whose it is: `cnimeta:bandwidth:IFNAME/ID/NETWORK`, cut to 255 bytes."""
-    return f"{ALIAS_PREFIX}{ifname}/{container_id}/{network}"[:_ALIAS_MAX]
+    """The text on an ifb that tells whose it is: `cnimeta:bandwidth:IFNAME/ID/NETWORK`.
+
+    What does not fit into the kernel's 254 bytes stands there as a digest: the network first, then the ID too. The `=`
+    before a digest is in no name.
+    """
+    for texts in ((container_id, network), (container_id, _digest(network))):
+        found = "/".join((ALIAS_PREFIX + ifname, *texts))
+        if len(found.encode()) <= _ALIAS_MAX_BYTES:
+            return found
+    return "/".join((ALIAS_PREFIX + ifname, _digest(container_id), _digest(network)))
 
 
-def owner_of(text: str) -> tuple[str, str, str] | None:
-    """(network, container ID, ifname) of an alias; None for another text or a cut one."""
+def is_orphan(text: str, network: str, valid: Collection[tuple[str, str]]) -> bool:
+    """Whether an alias is that of an attachment to `network` which is not in `valid`, (container ID, ifname) pairs."""
     parts = text.removeprefix(ALIAS_PREFIX).split("/")
-    if not text.startswith(ALIAS_PREFIX) or len(parts) != 3 or len(text) >= _ALIAS_MAX:
-        return None
-    return parts[2], parts[1], parts[0]
+    if not text.startswith(ALIAS_PREFIX) or len(parts) != 3 or parts[2] not in (network, _digest(network)):
+        return False
+    return text not in {alias(network, container_id, ifname) for container_id, ifname in valid}
+
+
+def _digest(text: str) -> str:
+    return f"={sha512_hex(text)[:64]}"

@@ -218,8 +218,8 @@ class Mapper:
             try:
                 if ports:
                     self.conntrack().forget_udp(family, ports)
-            except OSError as error:
-                self.log(f"portmap: cannot remove stale UDP flows (IPv{family}): {error.strerror or error}")
+            except CniError as error:
+                self.log(f"portmap: stale UDP flows stay (IPv{family}): {error.msg}")
 
     def _records(self, data_dir: str) -> Records:
         return Records(data_dir, self.files, self.log, self.backends.read_payload)

@@ -15,7 +15,8 @@ import ebpf
 import pytest
 
 from cnimeta.errors import CheckFailed, InvalidNetworkConfig
-from cnimeta.host.links import removal
+from cnimeta.host.links.kernel import RouteLinks
+from cnimeta.host.links.removal import remove_link
 from cnimeta.testing import call
 from cnimeta_plugins.bandwidth.main import Bandwidth
 from cnimeta_plugins.bandwidth.plan import ifb_name
@@ -460,20 +461,12 @@ def test_device_lent_by_the_host_comes_back_without_a_limit(pair: Pair, make_net
     assert not [word for word in ("tbf", "ingress") if word in shown]
 
 
-def test_link_goes_when_no_process_can_be_made(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> int:
-        raise BlockingIOError(11, "Resource temporarily unavailable")
-
+@pytest.mark.parametrize("sent", [False, True], ids=["no process can be made", "it is killed before it sends"])
+def test_link_goes_when_no_other_process_removes_it(pair: Pair, sent: bool) -> None:
     pair.call("ADD", pair.conf(**RATES))
-    monkeypatch.setattr(os, "fork", refuse)
-    pair.call("DEL", pair.conf(**RATES), netns="")
-    assert IFB not in pair.names()
-
-
-def test_link_goes_when_the_process_that_removes_it_is_killed(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    pair.call("ADD", pair.conf(**RATES))
-    monkeypatch.setattr(removal, "_in_child", lambda *_: os._exit(0))
-    pair.call("DEL", pair.conf(**RATES), netns="")
+    links = RouteLinks(remove_link=lambda index, name: remove_link(index, name, send=lambda *_: sent))
+    with pair.host.entered():
+        call(Bandwidth(links), "DEL", pair.conf(**RATES), netns="")
     assert IFB not in pair.names()
 
 

@@ -10,7 +10,7 @@ from cnimeta.errors import CniError, InvalidNetworkConfig, UnsupportedField
 from cnimeta.host.links.htb import classes, texts
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.bandwidth.config import Limit, read_settings
-from cnimeta_plugins.bandwidth.plan import Bucket, alias, bucket, ifb_name, owner_of, plan_shaping
+from cnimeta_plugins.bandwidth.plan import Bucket, alias, bucket, ifb_name, is_orphan, plan_shaping
 
 pytestmark = pytest.mark.unit
 
@@ -141,18 +141,35 @@ def test_subnets_are_matched_on_the_peers_address_when_planned() -> None:
     assert not plan.arriving.only
 
 
-@pytest.mark.parametrize(
-    ("text", "owner"),
-    [
-        (alias("net", "c1", "eth0"), ("net", "c1", "eth0")),
-        ("somebody's interface", None),
-        ("", None),
-        (alias("n" * 300, "c1", "eth0"), None),
-        ("cnimeta:bandwidth:probe", None),
-    ],
-)
-def test_owner_is_read_from_the_alias_when_it_is_ours_and_whole(text: str, owner: object) -> None:
-    assert owner_of(text) == owner
+NAMES = ["net", "n" * 166, "n" * 167, "n" * 300, "n" * 299 + "m"]
+IDS = ["c1", "c" * 64, "c" * 250, "c" * 300]
+
+
+@pytest.mark.parametrize("network", NAMES)
+@pytest.mark.parametrize("container_id", IDS)
+@pytest.mark.parametrize("ifname", ["e", "eth0", "e" * 15])
+def test_alias_fits_and_tells_whose_it_is_when_names_are_long(network: str, container_id: str, ifname: str) -> None:
+    text = alias(network, container_id, ifname)
+    assert len(text.encode()) <= 254
+    assert text.startswith(f"cnimeta:bandwidth:{ifname}/")
+    assert is_orphan(text, network, [])
+    assert is_orphan(text, network, [("other", ifname), (container_id, "other")])
+    assert not is_orphan(text, network, [("other", "eth0"), (container_id, ifname)])
+    for other in {*NAMES, f"={network}"} - {network}:
+        assert not is_orphan(text, other, [])
+    assert len({alias(one, two, ifname) for one in NAMES for two in IDS}) == len(NAMES) * len(IDS)
+
+
+def test_alias_has_the_names_themselves_when_they_fit() -> None:
+    assert alias("net", "c1", "eth0") == "cnimeta:bandwidth:eth0/c1/net"
+    longest = "n" * (254 - len("cnimeta:bandwidth:eth0/c1/"))
+    assert alias(longest, "c1", "eth0") == f"cnimeta:bandwidth:eth0/c1/{longest}"
+    assert f"/{'c' * 64}/=" in alias("n" * 250, "c" * 64, "eth0")
+
+
+@pytest.mark.parametrize("text", ["somebody's interface", "", "cnimeta:bandwidth:probe", "cnimeta:bandwidth:a/b/c/net"])
+def test_no_attachment_is_read_from_an_alias_when_it_is_not_ours(text: str) -> None:
+    assert not is_orphan(text, "net", [])
 
 
 def test_error_is_a_cni_error_when_a_subnet_is_not_text() -> None:
@@ -172,7 +189,7 @@ def test_runtime_subnets_are_ignored_when_rates_are_static() -> None:
 
 def test_rules_are_equal_when_subnets_come_twice_or_in_another_order() -> None:
     ten, lan = (4, bytes((10, 0, 0, 0)), 8), (4, bytes((192, 168, 0, 0)), 16)
-    made = [classes(1000, 100, 200, TICKS, "dst", nets, True) for nets in ([ten, lan], [lan, ten, lan])]
+    made = [classes(Bucket(1000, 100, 200), TICKS, "dst", nets, True) for nets in ([ten, lan], [lan, ten, lan])]
     assert made[0] == made[1]
     assert [texts(rule) for rule in made[0].rules] == [["0x0a000000/0xff000000+16"], ["0xc0a80000/0xffff0000+16"]]
 

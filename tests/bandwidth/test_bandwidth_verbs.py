@@ -129,9 +129,9 @@ def test_add_is_refused_when_prev_result_lacks_the_veth(links: FakeLinks, keys: 
 
 
 def test_another_containers_gone_ifb_does_not_cost_a_foreign_filter(links: FakeLinks) -> None:
-    from cnimeta.host.links.tc import INGRESS, Classifier, Queue
+    from cnimeta.host.links.values import INGRESS, Classifier, Queue
 
-    host = links.index_of("vhost")
+    host = links.get(name="vhost").ifindex
     links.waiting[host] = [Queue("clsact", INGRESS, 0xFFFFFFF1)]
     links.filters[host] = [Classifier("bpf", 1)]
     call(Bandwidth(links), "ADD", conf(**RATES))
@@ -168,7 +168,7 @@ def test_classes_change_in_place_when_only_rates_differ(links: FakeLinks) -> Non
     links.calls.clear()
     faster = conf(**{**RATES, "egressRate": 5_000_000}, shapedSubnets=["10.0.0.0/8"])
     call(plugin, "ADD", faster)
-    assert [one.split()[0] for one in links.calls] == ["change_classes", "add_ifb", "change_classes"]
+    assert [one.split()[0] for one in links.calls] == ["add_ifb", "change_classes", "change_classes"]
     call(plugin, "CHECK", faster)
 
 
@@ -180,7 +180,7 @@ def test_classes_are_built_anew_when_subnets_differ(links: FakeLinks) -> None:
     with pytest.raises(CniError, match="filters by subnet"):
         call(plugin, "CHECK", other)
     call(plugin, "ADD", other)
-    assert [one.split()[0] for one in links.calls] == ["set_classes", "add_ifb", "set_classes"]
+    assert [one.split()[0] for one in links.calls] == ["add_ifb", "set_classes", "set_classes"]
     call(plugin, "CHECK", other)
 
 

@@ -83,7 +83,7 @@ def test_a_damaged_file_counts_as_none_and_is_reported_when_it_is_read(content: 
     path = "/cache/results/net-c1-eth0"
     files.content[path] = content
     assert cache.load("net", "c1", "eth0") is None
-    assert cache.of_network("net") == []
+    assert list(cache.of_network("net")) == []
     assert len(lines) == 2
     assert all(line.startswith(f"{path}: the cached result cannot be read and is ignored: ") for line in lines)
 
@@ -93,7 +93,7 @@ def test_a_bare_result_is_taken_when_the_file_is_from_before_the_format() -> Non
     files.content["/cache/results/net-c1-eth0"] = json.dumps(RESULT).encode()
     cache = Cache(files, "/cache", pytest.fail)
     assert cache.load("net", "c1", "eth0") == Cached("net", "c1", "eth0", result=RESULT)
-    assert cache.of_network("net") == []  # it does not say whose it is
+    assert list(cache.of_network("net")) == []  # it does not say whose it is
 
 
 def test_other_networks_are_left_out_when_one_networks_results_are_listed() -> None:
@@ -103,7 +103,7 @@ def test_other_networks_are_left_out_when_one_networks_results_are_listed() -> N
     for cached in [*mine, CACHED._replace(network="net-c1"), CACHED._replace(network="network")]:
         cache.store(cached)
     assert sorted(cache.of_network("net")) == sorted(mine)
-    assert cache.of_network("none") == []
+    assert list(cache.of_network("none")) == []
 
 
 def test_the_path_is_named_when_the_disk_refuses() -> None:

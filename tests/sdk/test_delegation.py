@@ -14,8 +14,9 @@ from cnimeta.cli.install import install
 from cnimeta.delegate.call import Delegates
 from cnimeta.delegate.find import find
 from cnimeta.delegate.inprocess import InProcessExec
-from cnimeta.delegate.spawn import Completed, ProcessExec
+from cnimeta.delegate.spawn import ProcessExec
 from cnimeta.errors import CniError, DecodingFailure, DelegateFailed, InvalidNetworkConfig, TryAgainLater
+from cnimeta.host.values import Completed
 from cnimeta.plugin import launcher
 from cnimeta.spec.result import IPConfig, Result
 from cnimeta.testing.delegates import FakeDelegate, FakeExec, address_result, completed

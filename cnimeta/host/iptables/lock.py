@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 
 from cnimeta.errors import IoFailure, TryAgainLater
+from cnimeta.host.waiting import flocked, had_by
 
 LOCK_FILE = "/run/xtables.lock"
 """XTABLES_LOCKFILE of iptables' build."""
 
-_FIRST_WAIT_S = 0.001
-_LONGEST_WAIT_S = 0.016
+_LONGEST_WAIT_S = 0.016  # programs hold it for a few milliseconds
 
 
 class XtablesLock:
@@ -25,27 +26,21 @@ class XtablesLock:
         self._fd = -1
 
     def __enter__(self) -> None:
-        import fcntl
-        import time
-
-        deadline = time.monotonic() + self.timeout_s
-        wait_s = _FIRST_WAIT_S
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise IoFailure(f"the xtables lock {self.path} cannot be opened: {error.strerror}") from None
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    os.close(fd)
-                    raise TryAgainLater(
-                        f"the xtables lock {self.path} was not had within {self.timeout_s:g} s: another program has it"
-                    ) from None
-            time.sleep(wait_s * (0.5 + os.urandom(1)[0] / 256))
-            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+        try:
+            if not had_by(time.monotonic() + self.timeout_s, lambda: flocked(fd), _LONGEST_WAIT_S):
+                raise TryAgainLater(
+                    f"the xtables lock {self.path} was not had within {self.timeout_s:g} s: another program has it"
+                )
+        except OSError as error:
+            os.close(fd)
+            raise IoFailure(f"the xtables lock {self.path} cannot be had: {error.strerror}") from None
+        except BaseException:
+            os.close(fd)
+            raise
         self._fd = fd
 
     def __exit__(self, *_: object) -> None:

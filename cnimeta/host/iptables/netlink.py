@@ -12,14 +12,26 @@ from __future__ import annotations
 import struct
 
 from cnimeta.host.iptables.values import quote
-from cnimeta.host.netlink import DUMP, NETFILTER, ask, attribute, attributes, each_attribute
+from cnimeta.host.netlink import (
+    DUMP,
+    NETFILTER,
+    ask,
+    attribute,
+    attributes,
+    each_attribute,
+    nft_chain_exists,
+    nft_tables,
+)
+from cnimeta.host.reading import told
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_NFNL_SUBSYS_NFTABLES = 10 << 8
-_GETTABLE, _GETCHAIN, _GETRULE = (_NFNL_SUBSYS_NFTABLES | number for number in (1, 4, 7))
+    from cnimeta.host.netlink import Ask
+
+_GETRULE = (10 << 8) | 7
+_FAMILIES = {4: "ip", 6: "ip6"}
 _AF = {4: 2, 6: 10}
 _NFGENMSG = 4
 _EXPRESSIONS = ["meta", "cmp", "match", "match", "counter", "immediate"]
@@ -30,50 +42,39 @@ _JUMP = struct.pack(">i", -3)  # NFT_JUMP
 
 
 class Unreadable(Exception):
-    """What the kernel holds is not in the form decoded here, or it cannot be asked."""
+    """What the kernel holds is not in the form decoded here, or it could not be listed: the program is to be asked."""
 
 
-def table_names() -> set[tuple[int, str]]:
-    """(4 or 6, name) of every nf_tables table of these two families; empty when the kernel has no nf_tables."""
-    found: set[tuple[int, str]] = set()
-    try:
-        for family, message in _dump(_GETTABLE, 0, b""):
-            name = attributes(message).get(1, b"")[:-1].decode("utf-8", "replace")
-            found.update((version, name) for version, number in _AF.items() if number == family)
-    except (OSError, Unreadable):
-        return set()
-    return found
+def table_names(ask: Ask = ask) -> set[tuple[int, str]]:
+    """(4 or 6, name) of every nf_tables table of these two families. IoFailure (code 5) when unknown."""
+    found = nft_tables(ask)
+    return {(version, name) for version, family in _FAMILIES.items() for other, name in found if other == family}
 
 
-def chain_exists(family: int, chain: str) -> bool:
-    """Whether the nat table of a family has `chain`."""
-    body = attribute(1, b"nat\0") + attribute(3, chain.encode() + b"\0")
-    try:
-        return bool(ask(NETFILTER, _GETCHAIN, 0, struct.pack("=BBH", _AF[family], 0, 0) + body))
-    except OSError:
-        return False
+def chain_exists(family: int, chain: str, ask: Ask = ask) -> bool:
+    """Whether the nat table of a family has `chain`. IoFailure (code 5) when unknown."""
+    return nft_chain_exists(_FAMILIES[family], "nat", chain, ask)
 
 
-def has_rules(family: int, chain: str) -> bool:
-    """Whether `chain` has any rule."""
-    try:
-        return any(True for _ in _dump(_GETRULE, _AF[family], _chain_body(chain)))
-    except (OSError, Unreadable):
-        return False
+def has_rules(family: int, chain: str, ask: Ask = ask) -> bool:
+    """Whether `chain` has any rule. IoFailure (code 5) when unknown."""
+    what = f"the rules of chain {_FAMILIES[family]} nat {chain}"
+    return chain_exists(family, chain, ask) and bool(told(what, lambda: _rules(family, chain, ask)))
 
 
-def entry_rules(family: int, chain: str, mentioning: tuple[str, ...] = ()) -> list[str] | None:
-    """The rules of a chain as `iptables-save` prints them, None when there is no such chain. Raises Unreadable.
+def entry_rules(family: int, chain: str, mentioning: tuple[str, ...] = (), ask: Ask = ask) -> list[str] | None:
+    """The rules of a chain as `iptables-save` prints them, None when there is no such chain.
+
+    Unreadable when it takes the program to tell; IoFailure (code 5) when nobody knows whether there is such a chain.
 
     With `mentioning`, only those with any of the words are decoded and returned.
     """
-    if not chain_exists(family, chain):
+    if not chain_exists(family, chain, ask):
         return None
     decode = _Decoder().decode
     words = [word.encode() for word in mentioning]
     try:
-        messages = _dump(_GETRULE, _AF[family], _chain_body(chain))
-        return [decode(data) for _, data in messages if not words or any(word in data for word in words)]
+        return [decode(data) for data in _rules(family, chain, ask) if not words or any(word in data for word in words)]
     except (OSError, struct.error, IndexError, KeyError, ValueError) as error:
         raise Unreadable(str(error)) from None
 
@@ -149,17 +150,10 @@ def _ports(info: bytes) -> str:
 # --- netlink ---------------------------------------------------------------------------------------------
 
 
-def _chain_body(chain: str) -> bytes:
-    return attribute(1, b"nat\0") + attribute(2, chain.encode() + b"\0")
-
-
-def _dump(kind: int, family: int, body: bytes) -> list[tuple[int, bytes]]:
-    """(family, attributes) of every object."""
-    try:
-        messages = ask(NETFILTER, kind, DUMP, struct.pack("=BBH", family, 0, 0) + body)
-    except InterruptedError:
-        raise Unreadable("the ruleset changes too fast") from None
-    return [(message.body[0], message.body[_NFGENMSG:]) for message in messages]
+def _rules(family: int, chain: str, ask: Ask) -> list[bytes]:
+    """The attributes of every rule of a chain. Raises OSError."""
+    body = struct.pack("=BBH", _AF[family], 0, 0) + attribute(1, b"nat\0") + attribute(2, chain.encode() + b"\0")
+    return [message.body[_NFGENMSG:] for message in ask(NETFILTER, _GETRULE, DUMP, body)]
 
 
 def _nested(data: bytes) -> Iterator[tuple[str, bytes]]:

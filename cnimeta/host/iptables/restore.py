@@ -7,6 +7,7 @@ between make a batch fail, never half apply: chains are made with -N, rules are 
 
 from __future__ import annotations
 
+from cnimeta.host import netlink
 from cnimeta.host.iptables.lock import XtablesLock
 from cnimeta.host.iptables.netlink import Unreadable, chain_exists, entry_rules, table_names
 from cnimeta.host.iptables.programs import program, run
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from cnimeta.host.iptables.values import Change
+    from cnimeta.host.netlink import Ask
 
 
 class NftIptables:
@@ -25,9 +27,10 @@ class NftIptables:
 
     variant = "nft"
 
-    def __init__(self, path: str = "", lock: XtablesLock | None = None) -> None:
+    def __init__(self, path: str = "", lock: XtablesLock | None = None, ask: Ask = netlink.ask) -> None:
         self.path = path
         self._lock = lock or XtablesLock()
+        self._ask = ask
 
     def held(self) -> AbstractContextManager[None]:
         """The xtables lock."""
@@ -35,19 +38,19 @@ class NftIptables:
 
     def used(self, family: int) -> bool:
         """Whether there is a nat table."""
-        return (family, "nat") in table_names()
+        return (family, "nat") in table_names(self._ask)
 
     def chain(self, family: int, name: str, mentioning: tuple[str, ...] = ()) -> list[str] | None:
         """The rules of one chain; the program is only asked for rules that are not plain entry rules."""
         try:
-            return entry_rules(family, name, mentioning)
+            return entry_rules(family, name, mentioning, self._ask)
         except Unreadable:
             text = run([program(family, self.variant, "", self.path), "-w", "-t", "nat", "-S", name])
             return filtered(NatTable.parse(text).chains.get(name, []), mentioning)
 
     def has_chain(self, family: int, name: str) -> bool:
         """Whether the chain is there."""
-        return chain_exists(family, name)
+        return chain_exists(family, name, self._ask)
 
     def read(self, family: int) -> dict[str, list[str]]:
         """The whole nat table; empty when there is none."""

@@ -1,4 +1,4 @@
-"""The host's iptables, nat table, both families: values shared by the adapters, and which variant the host uses.
+"""The host's iptables, nat table, both families, as values. Pure.
 
 Rules are text as `iptables-save` prints it, without `-A CHAIN`. Changes are data; an adapter applies a list of them
 to one family atomically: all or none. A variant is "nft" (iptables over nf_tables) or "legacy" (ip_tables); their

@@ -13,11 +13,19 @@ Nothing needs to be counted while only one variant has tables at all, which the 
 
 from __future__ import annotations
 
+from cnimeta.host import netlink
 from cnimeta.host.iptables.netlink import has_rules, table_names
-from cnimeta.host.iptables.programs import command_variant, program, run
+from cnimeta.host.iptables.programs import PROGRAM_TIMEOUT_S, command_variant, program, run
 from cnimeta.host.iptables.values import FAMILIES, Refused
 from cnimeta.host.process import SYSTEM_PATH, find_program, run_program
+from cnimeta.host.reading import read_file
 from cnimeta.namedtuple import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cnimeta.host.netlink import Ask
 
 _TABLES = frozenset({"filter", "nat", "mangle", "raw", "security"})
 _HINTS = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")
@@ -25,7 +33,9 @@ _OURS = ("CNI-HOSTPORT-", "CNI-DN-")
 _ENTRY = "-A CNI-HOSTPORT-DNAT "
 _ENTRY_CHAIN = "CNI-HOSTPORT-DNAT"
 
-_NAMES = {4: "/proc/net/ip_tables_names", 6: "/proc/net/ip6_tables_names"}
+_NAMES = {4: "ip_tables_names", 6: "ip6_tables_names"}
+_NO_RULE = ("Bad rule", "No chain/target/match")
+"""How iptables over nf_tables says that a rule, or its chain, is not there; the legacy one gives no reason."""
 
 
 class Evidence(NamedTuple):
@@ -36,31 +46,32 @@ class Evidence(NamedTuple):
     rules: int = 0
 
 
-def loaded_tables(family: int) -> list[str]:
-    """The legacy tables registered in this network namespace; none when the module is not loaded."""
-    try:
-        with open(_NAMES[family], encoding="ascii") as file:
-            return file.read().split()
-    except OSError:
-        return []
+def loaded_tables(family: int, proc: str = "/proc/thread-self/net") -> list[str]:
+    """The legacy tables registered in this network namespace; none when the module is not loaded.
+
+    IoFailure (code 5) when unknown.
+    """
+    return (read_file(f"{proc}/{_NAMES[family]}") or b"").decode("ascii", "replace").split()
 
 
-def detect(path: str = "") -> str:
-    """The variant: "nft" or "legacy"; an empty text when no iptables is installed."""
+def detect(path: str = "", ask: Ask = netlink.ask) -> str:
+    """The variant: "nft" or "legacy"; an empty text when no iptables is installed. IoFailure (code 5) when unknown."""
     command = command_variant(path)
     if not command:
         return next((variant for variant in ("nft", "legacy") if find_program(f"iptables-{variant}", path)), "")
-    legacy_used = any(loaded_tables(family) for family in FAMILIES)
-    if command == "nft" and not legacy_used:
+    legacy_families = [family for family in FAMILIES if loaded_tables(family)]
+    if command == "nft" and not legacy_families:
         return "nft"
-    if command == "legacy" and not any(name in _TABLES for _, name in table_names()):
+    tables = table_names(ask)
+    if command == "legacy" and not any(name in _TABLES for _, name in tables):
         return "legacy"
-    legacy = evidence("legacy", path) if legacy_used else Evidence()
+    legacy = evidence("legacy", legacy_families, path)
     if command == "nft" and legacy == Evidence():
         return "nft"
-    if not legacy.mappings and any(has_rules(family, _ENTRY_CHAIN) for family in FAMILIES):
+    if not legacy.mappings and any(has_rules(family, _ENTRY_CHAIN, ask) for family in FAMILIES):
         return "nft"
-    return decide(command, evidence("nft", path), legacy)
+    nft_families = [family for family in FAMILIES if any(other == family for other, _ in tables)]
+    return decide(command, evidence("nft", nft_families, path), legacy)
 
 
 def decide(command: str, nft: Evidence, legacy: Evidence) -> str:
@@ -72,14 +83,9 @@ def decide(command: str, nft: Evidence, legacy: Evidence) -> str:
     return command
 
 
-def evidence(variant: str, path: str = "") -> Evidence:
-    """What a variant holds, from `iptables-save` of both families; nothing for a family that cannot be read."""
-    lines: list[str] = []
-    for family in FAMILIES:
-        try:
-            lines += run([program(family, variant, "-save", path)]).splitlines()
-        except Refused:
-            continue
+def evidence(variant: str, families: Sequence[int], path: str = "") -> Evidence:
+    """What a variant holds, from `iptables-save` of the families that it has tables of. Raises Refused."""
+    lines = [line for family in families for line in run([program(family, variant, "-save", path)]).splitlines()]
     rules = [line for line in lines if line.startswith("-A")]
     return Evidence(
         any(line.startswith(_ENTRY) for line in rules),
@@ -89,7 +95,16 @@ def evidence(variant: str, path: str = "") -> Evidence:
 
 
 def holds(family: int, variant: str, path: str, chain: str, rule: str) -> bool:
-    """`iptables -C`: the kernel's form of the rule is compared, whatever the order of its words."""
+    """`iptables -C`: the kernel's form of the rule is compared, whatever the order of its words.
+
+    Refused when the program fails for another reason than that the rule is not there.
+    """
     batch = f"*nat\n-C {chain} {rule}\nCOMMIT\n"
     argv = [program(family, variant, "-restore", path), "--noflush", "-w"]
-    return run_program(argv, {"PATH": SYSTEM_PATH}, batch.encode(), 30.0).status == 0
+    done = run_program(argv, {"PATH": SYSTEM_PATH, "LC_ALL": "C"}, batch.encode(), PROGRAM_TIMEOUT_S)
+    if done.status == 0:
+        return True
+    reason = done.complaint.partition("line 2 failed")[2]
+    if done.complaint.endswith("line 2 failed") or reason.removeprefix(": ").startswith(_NO_RULE):
+        return False
+    raise Refused(f"cannot read chain {chain}: {argv[0]}: {done.complaint}")

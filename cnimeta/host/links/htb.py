@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from cnimeta.namedtuple import NamedTuple
+from cnimeta.host.links.values import HANDLE, Bucket, Classes, Rule, ticks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-HANDLE, DEFAULT_CLASS = 0x10000, 0x10
+DEFAULT_CLASS = 0x10
 SHAPED_CLASS = HANDLE | DEFAULT_CLASS
 LEAF = 0x100000
 FEWEST_WAITING = 2 * 65536
@@ -20,33 +20,8 @@ _OFFSETS = {(4, "src"): 12, (4, "dst"): 16, (6, "src"): 8, (6, "dst"): 24}
 _KEY, _KEYS_AT = 16, 20
 
 
-class Rule(NamedTuple):
-    """A u32 filter: `keys` are the kernel's struct tc_u32_key, one after the other."""
-
-    priority: int
-    target: int
-    keys: bytes
-
-
-class Classes(NamedTuple):
-    """rate in bytes per second, burst in bytes (0 when read from the kernel), buffer in ticks, waiting in bytes."""
-
-    rate: int
-    burst: int
-    buffer: int
-    waiting: int
-    default: int
-    rules: tuple[Rule, ...]
-
-
 def classes(
-    rate: int,
-    burst: int,
-    limit: int,
-    ticks_per_us: float,
-    side: str,
-    subnets: Sequence[tuple[int, bytes, int]],
-    only: bool,
+    bucket: Bucket, ticks_per_us: float, side: str, subnets: Sequence[tuple[int, bytes, int]], only: bool
 ) -> Classes:
     """The class has the bucket; what is in no class is unlimited. Subnets are (family, packed address, prefix length).
 
@@ -57,9 +32,9 @@ def classes(
         Rule(1 if family == 4 else 2, target, _keys(_OFFSETS[family, side], network, prefix))
         for family, network, prefix in subnets
     }
-    buffer = int(int(1e6 * burst / rate) * ticks_per_us)
-    waiting = max(limit, FEWEST_WAITING)
-    return Classes(rate, burst, buffer, waiting, 0 if only else DEFAULT_CLASS, tuple(sorted(rules)))
+    buffer = ticks(bucket.rate, bucket.burst, ticks_per_us)
+    waiting = max(bucket.limit, FEWEST_WAITING)
+    return Classes(bucket.rate, buffer, waiting, 0 if only else DEFAULT_CLASS, tuple(sorted(rules)))
 
 
 def protocol(rule: Rule) -> int:

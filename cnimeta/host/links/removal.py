@@ -15,36 +15,18 @@ import time
 from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
 
 from cnimeta.host.links.rtnetlink import ifinfo, refused
-from cnimeta.host.netlink import ACK, ERROR, ROUTE, ask, request, split
+from cnimeta.host.netlink import ACK, ERROR, ROUTE, request, split, tell
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _RTM_DELLINK, _RTMGRP_LINK = 17, 1
 _LONGEST_WAIT_S = 0.2
 _RECEIVE_BYTES = 1 << 16
 
 
-def remove_link(index: int, name: str) -> None:
-    """Remove an interface; missing is fine. Raises IoFailure (code 5), naming it by `name`."""
-    try:
-        if not _removed_by_child(index):
-            ask(ROUTE, _RTM_DELLINK, ACK, ifinfo(index))
-    except OSError as error:
-        if error.errno != errno.ENODEV:
-            raise refused("remove", name, error) from None
-
-
-def _removed_by_child(index: int) -> bool:
-    """Whether the kernel announced it in time. Raises OSError when it refused."""
-    link = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, ROUTE)
-    try:
-        link.bind((0, _RTMGRP_LINK))
-        if not _send_from_orphan(link.fileno(), request(1, _RTM_DELLINK, ACK, ifinfo(index))):
-            return False
-        return _announced(link, index)
-    finally:
-        link.close()
-
-
-def _send_from_orphan(descriptor: int, message: bytes) -> bool:
+def send_from_orphan(descriptor: int, message: bytes) -> bool:
     """Fork twice, so that nobody has to wait for the process that sleeps. False where no process can be made."""
     try:
         child = os.fork()
@@ -56,6 +38,31 @@ def _send_from_orphan(descriptor: int, message: bytes) -> bool:
         return os.waitpid(child, 0)[1] == 0
     except ChildProcessError:  # whoever runs us ignores SIGCHLD: the wait for it to be announced tells
         return True
+
+
+def remove_link(index: int, name: str, send: Callable[[int, bytes], bool] = send_from_orphan) -> None:
+    """Remove an interface; missing is fine. Raises IoFailure (code 5), naming it by `name`.
+
+    send: has the message sent on a descriptor by somebody else, and says whether it could.
+    """
+    try:
+        if not _removed_by_other(index, send):
+            tell(ROUTE, [(_RTM_DELLINK, 0, ifinfo(index))])
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise refused("remove", name, error) from None
+
+
+def _removed_by_other(index: int, send: Callable[[int, bytes], bool]) -> bool:
+    """Whether the kernel announced it in time. Raises OSError when it refused."""
+    link = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, ROUTE)
+    try:
+        link.bind((0, _RTMGRP_LINK))
+        if not send(link.fileno(), request(1, _RTM_DELLINK, ACK, ifinfo(index))):
+            return False
+        return _announced(link, index)
+    finally:
+        link.close()
 
 
 def _in_child(descriptor: int, message: bytes) -> None:

@@ -5,67 +5,61 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from _socket import AF_INET, AF_INET6, if_indextoname
+from _socket import AF_INET, AF_INET6
 
 from cnimeta.errors import IoFailure, shown
+from cnimeta.host.links.values import Link
 from cnimeta.host.netlink import DUMP, ROUTE, ask, attribute, attributes
-from cnimeta.namedtuple import NamedTuple
+from cnimeta.host.reading import told
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cnimeta.host.netlink import Message
+    from cnimeta.host.netlink import Ask, Message
     from cnimeta.spec.ip import Address
 
 _RTM_GETROUTE, _RTA_DST, _RTA_OIF = 26, 1, 4
 _RTM_GETLINK = 18
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_IFALIAS = 1, 3, 4, 5, 18, 20
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_TXQLEN, _IFLA_LINKINFO, _IFLA_IFALIAS = 1, 3, 4, 5, 13, 18, 20
 _IFLA_INFO_KIND = 1
+_IFLA_EXT_MASK, _SKIP_STATISTICS = 29, 1 << 3
+_NO_STATISTICS = attribute(_IFLA_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS))
+_NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT, errno.ESRCH)
+"""What the kernel says for no route, and for a route of the kinds unreachable, prohibit and blackhole."""
 
 
-class Link(NamedTuple):
-    """A network interface. `peer` is the ifindex of the other end of a veth, 0 for other kinds."""
-
-    ifindex: int
-    name: str
-    kind: str
-    mac: str
-    mtu: int
-    peer: int = 0
-    alias: str = ""
+def link_of(index: int, ask: Ask = ask) -> Link | None:
+    """The interface with this ifindex, None when there is none. IoFailure (code 5) when unknown."""
+    return _one(ifinfo(index), str(index), ask)
 
 
-def link_of(index: int) -> Link | None:
-    """The interface with this ifindex, None when there is none. Raises IoFailure (code 5)."""
-    return _one(ifinfo(index), str(index))
+def link_named(name: str, ask: Ask = ask) -> Link | None:
+    """The interface of this name, None when there is none. IoFailure (code 5) when unknown."""
+    return _one(ifinfo(0) + attribute(_IFLA_IFNAME, name.encode() + b"\0"), name, ask)
 
 
-def link_named(name: str) -> Link | None:
-    """The interface of this name, None when there is none. Raises IoFailure (code 5)."""
-    return _one(ifinfo(0) + attribute(_IFLA_IFNAME, name.encode() + b"\0"), name)
+def links_of_kind(kind: str, ask: Ask = ask) -> list[Link]:
+    """Every interface of one kind; the kernel picks them. IoFailure (code 5) when unknown."""
+    wanted = attribute(_IFLA_LINKINFO, attribute(_IFLA_INFO_KIND, kind.encode() + b"\0")) + _NO_STATISTICS
+    messages = told(
+        f"the interfaces of kind {kind}", lambda: ask(ROUTE, _RTM_GETLINK, DUMP, ifinfo(0) + wanted), absent=()
+    )
+    return [link for link in map(_link, messages or ()) if link.kind == kind]
 
 
-def links_of_kind(kind: str) -> list[Link]:
-    """Every interface of one kind; the kernel picks them. Raises IoFailure (code 5)."""
-    wanted = attribute(_IFLA_LINKINFO, attribute(_IFLA_INFO_KIND, kind.encode() + b"\0"))
-    try:
-        found = [_link(message) for message in ask(ROUTE, _RTM_GETLINK, DUMP, ifinfo(0) + wanted)]
-    except OSError as error:
-        raise refused("list", f"of kind {kind}", error) from None
-    return [link for link in found if link.kind == kind]
+def route_interface(address: Address, ask: Ask = ask) -> str:
+    """The interface through which the kernel routes to `address`; empty when it has no route.
 
-
-def route_interface(address: Address) -> str:
-    """The interface through which the kernel routes to `address`; empty when it has no route."""
+    IoFailure (code 5) when unknown.
+    """
     family = AF_INET if address.family == 4 else AF_INET6
     bits = len(address.packed) * 8
     body = struct.pack("=BBBBBBBBI", family, bits, 0, 0, 0, 0, 0, 0, 0) + attribute(_RTA_DST, address.packed)
-    try:
-        for message in ask(ROUTE, _RTM_GETROUTE, 0, body):
-            index = attributes(message.body[12:]).get(_RTA_OIF)
-            if index is not None:
-                return if_indextoname(struct.unpack("=I", index)[0])
-    except OSError:
-        pass
+    what = f"the route to {address.text}"
+    for message in told(what, lambda: ask(ROUTE, _RTM_GETROUTE, 0, body), _NO_ROUTE) or ():
+        index = attributes(message.body[12:]).get(_RTA_OIF)
+        if index is not None:
+            link = link_of(struct.unpack("=I", index)[0], ask)
+            return link.name if link is not None else ""
     return ""
 
 
@@ -79,14 +73,11 @@ def refused(verb: str, what: str, error: OSError) -> IoFailure:
     return IoFailure(f"cannot {verb} interface {shown(what)}: {os.strerror(error.errno or 0)}")
 
 
-def _one(body: bytes, what: str) -> Link | None:
-    try:
-        (message,) = ask(ROUTE, _RTM_GETLINK, 0, body)
-    except OSError as error:
-        if error.errno == errno.ENODEV:
-            return None
-        raise refused("look up", what, error) from None
-    return _link(message)
+def _one(body: bytes, what: str, ask: Ask) -> Link | None:
+    messages = told(
+        f"interface {shown(what)}", lambda: ask(ROUTE, _RTM_GETLINK, 0, body + _NO_STATISTICS), (errno.ENODEV,)
+    )
+    return _link(messages[0]) if messages else None
 
 
 def _link(message: Message) -> Link:
@@ -100,6 +91,7 @@ def _link(message: Message) -> Link:
         _number(found.get(_IFLA_MTU)),
         _number(found.get(_IFLA_LINK)) if kind == "veth" else 0,
         _text(found.get(_IFLA_IFALIAS, b"")),
+        _number(found.get(_IFLA_TXQLEN)),
     )
 
 

@@ -10,27 +10,34 @@ from __future__ import annotations
 
 import struct
 
-from cnimeta.host.links.htb import HANDLE, LEAF, SHAPED_CLASS, Classes, Rule, keys_of, protocol, texts
-from cnimeta.host.netlink import attributes
-from cnimeta.namedtuple import NamedTuple
+from cnimeta.host.links.htb import LEAF, SHAPED_CLASS, keys_of, protocol, texts
+from cnimeta.host.links.values import (
+    GONE,
+    HANDLE,
+    INGRESS,
+    INGRESS_PARENT,
+    ROOT,
+    Classes,
+    Classifier,
+    Queue,
+    Rule,
+    ticks,
+)
+from cnimeta.host.netlink import attribute, attributes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from cnimeta.host.netlink import Message
-
-    Order = tuple[int, int, bytes]
-    """A request: (type, flags, what follows the netlink header)."""
+    from cnimeta.host.netlink import Message, Order
 
 NEW_LINK = 16
 NEW_QUEUE, DELETE_QUEUE, GET_QUEUE = 36, 37, 38
 NEW_CLASS, GET_CLASS = 40, 42
 NEW_FILTER, DELETE_FILTER, GET_FILTER = 44, 45, 46
 CREATE, EXCLUSIVE, REPLACE, ECHO = 0x400, 0x200, 0x100, 0x8
-ROOT, INGRESS, ARRIVING = 0xFFFFFFFF, 0xFFFF0000, 0xFFFFFFF2
-INGRESS_PARENT = 0xFFFFFFF1
+ARRIVING = 0xFFFFFFF2
 _ETH_P_ALL = 0x0003
 _UINT32 = 2**32 - 1
 _ETHERNET = 1
@@ -43,29 +50,6 @@ _KIND, _OPTIONS = 1, 2
 _TBF_PARMS, _TBF_RATE64 = 1, 4
 _U32_SELECTOR, _U32_ACTIONS = 5, 7
 _ACTION_KIND, _ACTION_OPTIONS, _MIRRED_PARMS = 1, 2, 2
-
-
-class Queue(NamedTuple):
-    """A queueing discipline as the kernel has it. rate, limit and buffer are tbf's, else 0."""
-
-    kind: str
-    handle: int
-    parent: int
-    rate: int = 0
-    limit: int = 0
-    buffer: int = 0
-
-
-GONE = -1
-"""Where a filter redirects to whose interface was removed: the kernel drops every packet it matches."""
-
-
-class Classifier(NamedTuple):
-    """A filter: its kind, priority, and the ifindex it redirects to (0: it does not redirect; GONE)."""
-
-    kind: str
-    priority: int
-    redirect: int = 0
 
 
 _loaded: list[Any] = []
@@ -81,11 +65,14 @@ def _definitions() -> list[Any]:
     class TokenBucket(sched_tbf.options):  # type: ignore[misc]
         nla_map = (*sched_tbf.options.nla_map, ("TCA_TBF_RATE64", "uint64"))
 
+    class Fifo(sched_pfifo.options):  # type: ignore[misc]
+        fields = (("limit", "I"),)
+
     class TrafficControl(tcmsg):  # type: ignore[misc]
         @staticmethod
         def get_options(message: Any, *_: object, **__: object) -> Any:
             kind = message.get_attr("TCA_KIND")
-            ours = {"tbf": TokenBucket, "bfifo": sched_pfifo.options}
+            ours = {"tbf": TokenBucket, "bfifo": Fifo}
             return ours.get(kind) or message.get_plugin("options")
 
     _loaded[:] = [ifinfmsg, TrafficControl]
@@ -121,9 +108,11 @@ def token_bucket(index: int, rate: int, burst: int, limit: int, ticks_per_us: fl
     return NEW_QUEUE, CREATE | REPLACE, _traffic("tbf", options, index=index, handle=HANDLE, parent=ROOT)
 
 
-def ticks(rate: int, amount: int, ticks_per_us: float) -> int:
-    """How long `amount` bytes take at `rate` bytes per second, in the kernel's unit."""
-    return int(int(1e6 * amount / rate) * ticks_per_us)
+def same_again(index: int, queue: Queue) -> Order:
+    """A root queueing discipline as it was read, less the classes and filters in it. Without pyroute2."""
+    options = attribute(_OPTIONS, queue.options) if queue.options else b""
+    body = place(index, ROOT, queue.handle) + attribute(_KIND, queue.kind.encode() + b"\0") + options
+    return NEW_QUEUE, CREATE | REPLACE, body
 
 
 def hierarchy(index: int, default: int) -> Order:
@@ -190,13 +179,14 @@ def queue_of(message: Message) -> Queue:
     handle, parent = struct.unpack_from("=II", message.body, 8)
     found = attributes(message.body[_TCMSG_BYTES:])
     kind = _text(found.get(_KIND, b""))
-    options = attributes(found.get(_OPTIONS, b"")) if kind == "tbf" else {}
+    raw = found.get(_OPTIONS, b"")
+    options = attributes(raw) if kind == "tbf" else {}
     if _TBF_PARMS not in options:
-        return Queue(kind, handle, parent)
+        return Queue(kind, handle, parent, options=raw)
     rate, limit, buffer = struct.unpack_from("=8xI12xII", options[_TBF_PARMS])
     if _TBF_RATE64 in options:
         (rate,) = struct.unpack("=Q", options[_TBF_RATE64])
-    return Queue(kind, handle, parent, rate, limit, buffer)
+    return Queue(kind, handle, parent, rate, limit, buffer, raw)
 
 
 def classifier_of(message: Message) -> Classifier | None:
@@ -222,7 +212,7 @@ def classifier_of(message: Message) -> Classifier | None:
 
 
 def classes_of(queues: Iterable[Message], classes: Iterable[Message], filters: Iterable[Message]) -> Classes | None:
-    """What `hierarchy`, `shaped_class` and `by_subnet` made, its burst 0; None when a part is missing or another."""
+    """What `hierarchy`, `shaped_class` and `by_subnet` made; None when a part is missing or another."""
     options = {found.get_attr("TCA_KIND"): found.get_attr("TCA_OPTIONS") for found in map(_decoded, queues)}
     shaped = next((found for found in map(_decoded, classes) if found["handle"] == SHAPED_CLASS), None)
     if shaped is None or not options.get("htb") or not options.get("bfifo"):
@@ -232,7 +222,7 @@ def classes_of(queues: Iterable[Message], classes: Iterable[Message], filters: I
     rate = attributes.get_attr("TCA_HTB_RATE64") or numbers["rate"]
     default = options["htb"].get_attr("TCA_HTB_INIT")["defcls"]
     rules = {rule for rule in map(_rule, filters) if rule is not None}
-    return Classes(rate, 0, numbers["buffer"], options["bfifo"]["limit"], default, tuple(sorted(rules)))
+    return Classes(rate, numbers["buffer"], options["bfifo"]["limit"], default, tuple(sorted(rules)))
 
 
 def _rule(message: Message) -> Rule | None:

@@ -10,6 +10,7 @@ import json
 import os
 
 from cnimeta.errors import DecodingFailure, IoFailure, shown
+from cnimeta.host.files import replace_file, sync_folder
 from cnimeta_plugins.hostport_alloc.operator.wrap import is_wrapped, wrapped
 
 TYPE_CHECKING = False
@@ -126,7 +127,7 @@ def unwrap_file(path: str, *, force: bool = False) -> str:
     original = path + ORIGINAL_SUFFIX
     try:
         os.rename(original, path)
-        _sync_folder(path)
+        sync_folder(os.path.dirname(path))
         if os.path.lexists(path + WRAPPED_SUFFIX):
             os.unlink(path + WRAPPED_SUFFIX)
     except OSError as error:
@@ -135,28 +136,5 @@ def unwrap_file(path: str, *, force: bool = False) -> str:
 
 
 def _replace(path: str, data: bytes, mode: int) -> None:
-    """Replace a file atomically and durably, with the given mode: other programs read these files."""
-    temporary = f"{path}.tmp-{os.getpid()}"
-    try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with open(fd, "wb") as file:
-            os.fchmod(fd, mode)
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-        os.rename(temporary, path)
-    except BaseException:
-        try:
-            os.unlink(temporary)
-        except OSError:
-            pass
-        raise
-    _sync_folder(path)
-
-
-def _sync_folder(path: str) -> None:
-    fd = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    """Other programs read these files, and runtimes load whatever ends like a configuration."""
+    replace_file(path, data, mode=mode, temporary=f".tmp-{os.getpid()}-", ending=".tmp")

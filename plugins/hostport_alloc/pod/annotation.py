@@ -8,7 +8,7 @@ the annotations' map when there is none; and the sub-resource is what a node's o
 from __future__ import annotations
 
 from cnimeta.errors import CniError, PodMismatch, shown
-from cnimeta.host.kube import PodApiError
+from cnimeta.host.values import PodApiError
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.ip import parse_ip

@@ -15,7 +15,9 @@ import pytest
 
 from cnimeta.errors import IoFailure
 from cnimeta.host.portscan import RulesetScan
+from cnimeta.host.process import run_program
 from cnimeta.host.sockets import NodeSockets
+from cnimeta.host.values import Completed
 from cnimeta_plugins.hostport_alloc.allocate.blocked import blocked_ports
 from cnimeta_plugins.hostport_alloc.allocate.ranges import ports_of
 
@@ -272,13 +274,33 @@ def test_scan_costs_little_when_this_projects_maps_are_large(ns):
     assert time.monotonic() - start < full / 2
 
 
-def test_scan_reports_and_goes_on_when_nft_fails():
-    from cnimeta.host.process import Finished
-
+def test_scan_fails_when_rules_are_there_and_nft_cannot_list_them(ns):
+    ns.run("nft", "-f", "-", stdin="table inet other { }")
     log: list[str] = []
-    scan = RulesetScan(log.append, run=lambda *_: Finished(1, b"", b"netlink: Error"), proc="/nowhere")
-    assert scan.redirected() == []
-    assert "netlink: Error" in log[0]
+    scan = RulesetScan(log.append, run=lambda *_: Completed(1, b"", b"netlink: Error"), proc="/nowhere")
+    with pytest.raises(IoFailure, match="netlink: Error"):
+        scan.redirected()
+    assert len(log) == 2  # it was tried again
+
+
+def test_scan_succeeds_when_a_listing_fails_in_passing(ns):
+    ns.run("nft", "-f", "-", stdin=FOREIGN)
+    answers = [Completed(1, b"", b"No such file or directory")]
+
+    def run(*arguments):
+        return answers.pop() if answers else run_program(*arguments)
+
+    assert ("tcp", 8080, 8080) in RulesetScan(run=run).redirected()
+
+
+@pytest.mark.parametrize("table", [None, "inet cnimeta_other"])
+def test_scan_starts_nothing_when_no_table_of_others_is_there(ns, table):
+    def run(*arguments):
+        pytest.fail(f"started {arguments}")
+
+    if table:
+        ns.run("nft", "add", "table", *table.split())
+    assert RulesetScan(run=run).redirected() == []
 
 
 def test_drop_filter_is_one_instruction_that_accepts_nothing():
