@@ -87,7 +87,7 @@ class PosixFiles:
         folder, name = os.path.split(path)
         if self._exclusive:
             try:
-                os.unlink(os.path.join(folder, self._temporary + name + ending))
+                os.unlink(os.path.join(folder, self._temporary + name))
             except FileNotFoundError:
                 pass
         try:
