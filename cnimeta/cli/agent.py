@@ -39,6 +39,7 @@ PRELOADED = (
     "cnimeta.delegate.inprocess",
     "cnimeta.delegate.spawn",
     "cnimeta_plugins.portmap.wiring",
+    "cnimeta_plugins.portmap.nftables.backend",
     "cnimeta_plugins.bandwidth.shaper",
     "cnimeta_plugins.bandwidth.config",
     "cnimeta_plugins.hostport_alloc.verbs.add",
