@@ -14,7 +14,7 @@ from cnimeta.errors import CniError, IoFailure
 from cnimeta.spec.netconf import NetConf
 from cnimeta.testing.files import Killed
 from cnimeta_plugins.portmap.backends import BACKENDS
-from cnimeta_plugins.portmap.config import read_settings
+from cnimeta_plugins.portmap.config import PREFERRED, read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,6 +70,7 @@ def node(request: pytest.FixtureRequest) -> Node:
 
 def test_every_backend_of_the_registry_is_in_this_suite_when_it_runs() -> None:
     assert {*BACKENDS, "memory"} == set(OBSERVERS)
+    assert set(PREFERRED) == set(BACKENDS)
 
 
 # --- ADD -----------------------------------------------------------------------------------------------------
@@ -119,6 +120,13 @@ def test_the_old_mappings_go_when_add_is_repeated_with_others(node: Node) -> Non
     node.add(tcp(8081, 90), tcp(8082), ips=(f"{OTHER}/16",))
     assert node.mapped() == {Mapped(4, "tcp", 8081, "", OTHER, 90), Mapped(4, "tcp", 8082, "", OTHER, 80)}
     assert len(node.records()) == 1
+
+
+def test_a_family_goes_when_add_is_repeated_without_it(node: Node) -> None:
+    node.add(tcp(8080), ips=BOTH)
+    node.add(tcp(8080), ips=(f"{ADDRESS6}/64",))
+    assert node.mapped() == {Mapped(6, "tcp", 8080, "", ADDRESS6, 80)}
+    node.call("CHECK", conf(tcp(8080), ips=(f"{ADDRESS6}/64",)))
 
 
 def test_localhost_works_when_mapped(node: Node) -> None:
