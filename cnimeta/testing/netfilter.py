@@ -17,17 +17,20 @@ if TYPE_CHECKING:
 
 
 class FakeNft:
-    """One nftables table in memory. `before_apply` is called ahead of each transaction, to inject faults."""
+    """One nftables table in memory. `before_apply` is called ahead of each transaction, to inject faults.
 
-    def __init__(self, *, available: bool = True) -> None:
+    Without `usable` the host has no nftables.
+    """
+
+    def __init__(self) -> None:
         self._state = _State()
-        self._available = available
+        self.usable = True
         self.transactions: list[tuple[Change, ...]] = []
         self.before_apply: Callable[[], None] = lambda: None
 
     def available(self) -> bool:
         """Whether the program is there."""
-        return self._available
+        return self.usable
 
     def apply(self, changes: Sequence[Change]) -> None:
         """All changes or none."""

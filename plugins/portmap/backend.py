@@ -35,7 +35,7 @@ class Backend(Protocol[P]):
         ...
 
     def add(self, plan: Plan, payload: P, before: P | None, others: Others) -> None:
-        """Put in what `plan` returned, take out what there is of `before`; nothing changes when it fails.
+        """Put in what `plan` returned, take out what there is of `before`; when it fails, nothing of it is left.
 
         HostPortConflict (code 100) names who has a port already; one that is dead loses it.
         """

@@ -60,7 +60,10 @@ class Portmap(Plugin):
 
     def preload(self) -> Iterable[str]:
         """What its verbs import on their way."""
-        return ("cnimeta.host.nftables.program", "cnimeta.host.conntrack", "cnimeta_plugins.portmap.wiring")
+        return (
+            *("cnimeta.host.nftables.program", "cnimeta.host.conntrack", "cnimeta_plugins.portmap.wiring"),
+            "cnimeta_plugins.portmap.nftables.backend",
+        )
 
     def port_mapper(self) -> PortMapper:
         """What other plugins need of portmap beside the verbs."""

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import subprocess
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,7 +23,6 @@ from cnimeta_plugins.portmap.nftables.rules import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from cnimeta.testing.netns import Namespace
 
@@ -296,6 +296,22 @@ def test_mappings_come_back_when_the_rules_were_flushed(net: Net) -> None:
         assert ask(net.client, NODE, 8080) == CLIENT
 
 
+def test_one_backend_maps_when_it_is_changed_between_adds(net: Net) -> None:
+    def mapped() -> tuple[int, int]:
+        with net.node.entered():
+            elements = NftProgram(TABLE).elements("any4")
+        return len(elements), net.node.run("iptables-save", "-t", "nat").stdout.count("-j DNAT")
+
+    with serving(net.c1, 80):
+        for backend, seen in (("nftables", (1, 0)), ("iptables", (0, 1)), ("nftables", (1, 0))):
+            net.call("ADD", tcp(8080), backend=backend)
+            net.call("CHECK", tcp(8080), backend=backend)
+            assert mapped() == seen
+            assert ask(net.client, NODE, 8080) == CLIENT
+    net.call("DEL", backend="iptables")
+    assert mapped() == (0, 0)
+
+
 # --- processes -------------------------------------------------------------------------------------------
 
 
@@ -383,6 +399,23 @@ def test_one_process_is_started_when_a_port_is_mapped(net: Net, portmap: str, tm
     started = [line for line in trace.read_text().splitlines() if "execve(" in line and " = 0" in line]
     assert len(started) == 2, started  # the launcher itself, and nft
     assert "/nft" in started[1]
+
+
+@pytest.mark.parametrize(("backend", "other"), [("nftables", "iptables"), ("iptables", "nftables")])
+def test_no_other_backend_is_loaded_when_a_port_is_mapped(
+    net: Net, portmap: str, tmp_path: Path, backend: str, other: str
+) -> None:
+    text = Path(portmap).read_text()
+    told = "import atexit\natexit.register(lambda: sys.stderr.write(' '.join(sys.modules)))\n"
+    Path(portmap).write_text(text.replace("import sys\n", "import sys\n" + told, 1))
+    body = conf(tcp(8080), dataDir=str(tmp_path / "state"), backend=backend)
+    process = start(net, portmap, "ADD", "c1", body)
+    out, loaded = process.communicate(timeout=30)
+    assert process.returncode == 0, out
+    modules = [name for name in loaded.split() if name.startswith("cnimeta_plugins.portmap.")]
+    assert f"cnimeta_plugins.portmap.{backend}.backend" in modules
+    assert [name for name in modules if f".{other}." in name] == []
+    assert "cnimeta_plugins.portmap.port_mapper" not in modules
 
 
 def test_all_mappings_are_back_when_repaired_after_a_flush(net: Net) -> None:

@@ -10,7 +10,7 @@ import time
 import pytest
 from iptables_kit import Driver, Part, Target, mapping, rules_of
 
-from cnimeta.errors import HostPortConflict
+from cnimeta.errors import CniError, HostPortConflict
 from cnimeta.host.iptables.adapters import open_variant
 from cnimeta.host.iptables.values import Change, Refused
 from cnimeta.testing.iptables import FakeIptables
@@ -219,6 +219,20 @@ def test_errors_of_one_family_do_not_keep_the_other_when_deleting():
         Driver(tables).delete(TARGET)
     assert tables.has_chain(4, TARGET.chain)
     assert not tables.has_chain(6, TARGET.chain)
+
+
+@pytest.mark.unit
+def test_the_first_family_is_taken_back_when_the_second_is_refused():
+    class Broken(FakeIptables):
+        def commit(self, family, changes):
+            if family == 6:
+                raise Refused("the kernel said no")
+            super().commit(family, changes)
+
+    tables = Broken()
+    with pytest.raises(CniError, match="the kernel said no"):
+        Driver(tables).add(TARGET, PARTS)
+    assert clean(tables)
 
 
 @pytest.mark.unit

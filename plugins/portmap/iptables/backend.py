@@ -12,9 +12,8 @@ from cnimeta.host.iptables.values import FAMILIES, Change, Refused
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.fields import Fields
 from cnimeta_plugins.portmap.iptables import plan as steps
+from cnimeta_plugins.portmap.iptables.names import DNAT_CHAIN, OLD_SNAT_CHAIN
 from cnimeta_plugins.portmap.iptables.rules import (
-    DNAT_CHAIN,
-    OLD_SNAT_CHAIN,
     ContainerRules,
     chain_name,
     container_rules,
@@ -89,12 +88,27 @@ class IptablesBackend:
         """The name stays."""
         return after
 
-    def add(self, plan: Plan, payload: ContainerChain, _before: ContainerChain | None, others: Others) -> None:
-        """One batch a family; nothing is written when a port is taken in either."""
+    def add(self, plan: Plan, payload: ContainerChain, before: ContainerChain | None, others: Others) -> None:
+        """One batch a family; nothing is written when a port is taken in either.
+
+        When the second family's batch fails, the first's is taken back; what was there before it is not put back.
+        """
+        planned = [family.family for family in plan.families]
         with self.tables.held():
             work = [self._prepared(plan, family, payload.name, others) for family in plan.families]
-            for part in work:
-                self._write(part, plan.settings)
+            for at, part in enumerate(work):
+                try:
+                    self._write(part, plan.settings)
+                except CniError:
+                    self._take_back(payload.name, planned[:at])
+                    raise
+            if before is not None:
+                self._take_back(payload.name, [family for family in FAMILIES if family not in planned])
+
+    def _take_back(self, chain: str, families: Iterable[int]) -> None:
+        for family in families:
+            if self.tables.has_chain(family, chain):
+                _remove(self.tables, family, _entries(self.tables, family, (chain,)), {chain})
 
     def _prepared(self, plan: Plan, family: FamilyPlan, chain: str, others: Others) -> _Work:
         wanted = container_rules(plan, family, chain)

@@ -6,13 +6,10 @@ from itertools import pairwise
 
 from cnimeta.host.iptables.values import Change, split, target
 from cnimeta.namedtuple import NamedTuple
+from cnimeta_plugins.portmap.iptables.names import DNAT_CHAIN, MASQ_CHAIN, OLD_SNAT_CHAIN, SETMARK_CHAIN
 from cnimeta_plugins.portmap.iptables.rules import (
-    DNAT_CHAIN,
     JUMP_IN,
     JUMP_OUT,
-    MASQ_CHAIN,
-    OLD_SNAT_CHAIN,
-    SETMARK_CHAIN,
     ContainerRules,
     masquerade_rule,
     set_mark_rule,

@@ -17,6 +17,7 @@ from __future__ import annotations
 from cnimeta.host.digest import sha512_hex
 from cnimeta.host.iptables.values import quote
 from cnimeta.namedtuple import NamedTuple
+from cnimeta_plugins.portmap.iptables.names import DNAT_CHAIN, MASQ_CHAIN, SETMARK_CHAIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,12 +25,6 @@ if TYPE_CHECKING:
 
     from cnimeta_plugins.portmap.config import PortMapping, Settings
     from cnimeta_plugins.portmap.plan import FamilyPlan, Owner, Plan
-
-DNAT_CHAIN = "CNI-HOSTPORT-DNAT"
-SETMARK_CHAIN = "CNI-HOSTPORT-SETMARK"
-MASQ_CHAIN = "CNI-HOSTPORT-MASQ"
-OLD_SNAT_CHAIN = "CNI-HOSTPORT-SNAT"
-"""Never change these four: other versions and other implementations look for them."""
 
 _DN_PREFIX = "CNI-DN-"
 _SN_PREFIX = "CNI-SN-"
