@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cnimeta.errors import IoFailure
 from cnimeta.spec.jsonio import loads_object
+from cnimeta.testing.conformance_process import CASE_S
 
 if TYPE_CHECKING:
     import argparse
@@ -23,6 +24,9 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("--conf", required=True, metavar="FILE", help="its configuration, without prevResult")
     parser.add_argument("--netns", default="", metavar="PATH", help="a container's namespace (default: one is made)")
     parser.add_argument("--interface-plugin", action="store_true", help="not chained: gets no prevResult")
+    parser.add_argument(
+        "--timeout", type=float, default=CASE_S, metavar="S", help="for each rule, then it is killed (%(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.set_defaults(run=run)
 
@@ -36,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
         raise IoFailure("conformance runs the plugin in network namespaces of its own and needs root")
     with open(args.conf, "rb") as file:
         conf = loads_object(file.read(), args.conf)
-    with sandbox(args.path, conf, netns=args.netns, chained=not args.interface_plugin) as subject:
+    chained = not args.interface_plugin
+    with sandbox(args.path, conf, netns=args.netns, chained=chained, timeout_s=args.timeout) as subject:
         findings = examine(subject)
     if args.json:
         print(json.dumps([finding._asdict() for finding in findings], indent=2))

@@ -15,6 +15,7 @@ from cnimeta.errors import CniError
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.convert import parse_result
 from cnimeta.spec.version import ALL, at_least
+from cnimeta.testing.conformance_process import Hung
 from cnimeta.testing.conformance_subject import CONTAINER, IFNAME
 
 if TYPE_CHECKING:
@@ -233,7 +234,10 @@ class Rules:
     # --- what the rules are made of ---
 
     def _supported(self) -> list[str]:
-        body = _object(self.subject.call("VERSION", {"cniVersion": "1.0.0"})) or {}
+        try:
+            body = _object(self.subject.call("VERSION", {"cniVersion": "1.0.0"})) or {}
+        except Hung:
+            return []
         listed = body.get("supportedVersions")
         return [version for version in ALL if isinstance(listed, list) and version in listed]
 
@@ -316,20 +320,34 @@ RULES: tuple[tuple[str, str, Callable[[Rules], None]], ...] = (
 
 
 def examine(subject: Subject) -> list[Finding]:
-    """Test every rule, in order. A rule that fails leaves the attachment deleted, so later rules stand alone."""
+    """Test every rule, in order. A rule that fails leaves the attachment deleted, so later rules stand alone.
+
+    A rule in which the plugin hangs fails, after the subject's `timeout_s`.
+    """
+    subject.begin()
     rules = Rules(subject)
     findings = []
     for words, clause, rule in RULES:
+        subject.begin()
         try:
             rule(rules)
         except _NotApplicable as reason:
             findings.append(Finding(words, clause, NOT_APPLICABLE, str(reason)))
-        except _Deviation as seen:
-            rules.clean()
+        except (_Deviation, Hung) as seen:
+            _recover(rules)
             findings.append(Finding(words, clause, FAIL, str(seen)))
         else:
             findings.append(Finding(words, clause, PASS))
     return findings
+
+
+def _recover(rules: Rules) -> None:
+    """As far as it lets itself be cleaned up."""
+    rules.subject.begin()
+    try:
+        rules.clean()
+    except Hung:
+        rules.subject.renew()
 
 
 def _object(done: Ran) -> Mapping[str, JSON] | None:

@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
+import time
 from typing import TYPE_CHECKING
 
-from cnimeta.errors import DecodingFailure
+from cnimeta.errors import DecodingFailure, IoFailure
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.convert import render_result
 from cnimeta.spec.jsonio import dumps, loads_all
 from cnimeta.spec.result import Interface, IPConfig, Result, Route
+from cnimeta.testing.conformance_process import CASE_S, run_limited
 from cnimeta.testing.netns import namespaces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from cnimeta.spec.jsonio import JSON
 
 CONTAINER = "conformance1"
 IFNAME = "eth0"
 HOST_IFNAME = "vethconf0"
-TIMEOUT_S = 60.0
 
 
 class Ran(NamedTuple):
@@ -63,6 +63,8 @@ class Subject:
         netns: str,
         chained: bool,
         renew: Callable[[], None] = lambda: None,
+        timeout_s: float = CASE_S,
+        places: Collection[str] = (),
     ) -> None:
         self.path = os.path.abspath(path)
         self.conf = conf
@@ -71,6 +73,14 @@ class Subject:
         self.chained = chained
         self.renew = renew
         """Replaces the veth pair, as the interface plugin's DEL and the next ADD do between two attachments."""
+        self.timeout_s = timeout_s
+        self.places = places
+        """The namespaces that were made for it alone: what runs there is killed when a call hangs."""
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a case: from now on its calls have `timeout_s`, all together."""
+        self._ends = time.monotonic() + self.timeout_s
 
     def call(
         self,
@@ -79,20 +89,22 @@ class Subject:
         *,
         change: Mapping[str, str | None] | None = None,
     ) -> Ran:
-        """Run the plugin in the host's namespace. `change` sets variables of the environment, None removes one."""
+        """Run the plugin in the host's namespace. `change` sets variables of the environment, None removes one.
+
+        Raises Hung (cnimeta.testing.conformance_process) when the case's time is up.
+        """
         environ: dict[str, str | None] = {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")}
         environ |= {"CNI_COMMAND": verb, "CNI_PATH": os.path.dirname(self.path)}
         if verb in ("ADD", "DEL", "CHECK"):
             environ |= {"CNI_CONTAINERID": CONTAINER, "CNI_IFNAME": IFNAME, "CNI_NETNS": self.netns}
         environ |= change or {}
         text = stdin if isinstance(stdin, str) else dumps(stdin)
-        done = subprocess.run(
+        done = run_limited(
             ["ip", "netns", "exec", self.host, self.path],
-            input=text.encode(),
-            env={name: value for name, value in environ.items() if value is not None},
-            capture_output=True,
-            check=False,
-            timeout=TIMEOUT_S,
+            {name: value for name, value in environ.items() if value is not None},
+            text.encode(),
+            self._ends - time.monotonic(),
+            self.places,
         )
         stdout = done.stdout.decode("utf-8", "replace")
         try:
@@ -118,8 +130,15 @@ class Subject:
 
 
 @contextlib.contextmanager
-def sandbox(path: str, conf: Mapping[str, JSON], *, netns: str = "", chained: bool = True) -> Iterator[Subject]:
-    """A subject in fresh namespaces; `netns` takes a container's namespace of your own instead of the made one."""
+def sandbox(
+    path: str, conf: Mapping[str, JSON], *, netns: str = "", chained: bool = True, timeout_s: float = CASE_S
+) -> Iterator[Subject]:
+    """A subject in fresh namespaces; `netns` takes a container's namespace of your own instead of the made one.
+
+    Raises IoFailure (code 5) when there is no such executable.
+    """
+    if not os.path.isfile(path) or not os.access(path, os.X_OK):
+        raise IoFailure(f"{path} is {'not an executable' if os.path.lexists(path) else 'missing'}: nothing to test")
     with namespaces("host", "pod") as (host, pod):
 
         def renew() -> None:
@@ -131,4 +150,13 @@ def sandbox(path: str, conf: Mapping[str, JSON], *, netns: str = "", chained: bo
             pod.run("ip", "addr", "add", "10.99.0.2/24", "dev", IFNAME)
 
         renew()
-        yield Subject(path, conf, host=host.name, netns=netns or pod.path, chained=chained, renew=renew)
+        yield Subject(
+            path,
+            conf,
+            host=host.name,
+            netns=netns or pod.path,
+            chained=chained,
+            renew=renew,
+            timeout_s=timeout_s,
+            places=(host.path, pod.path),
+        )

@@ -88,7 +88,8 @@ class Bandwidth(Plugin):
         from cnimeta.host.links.tc import token_bucket
 
         token_bucket(1, 1000, 1000, 1000, 15.625)
-        return ("pyroute2", "ctypes", "cnimeta.host.links.kernel", "cnimeta_plugins.bandwidth.apply")
+        own = ("cnimeta_plugins.bandwidth.config", "cnimeta_plugins.bandwidth.apply")
+        return ("pyroute2", "ctypes", "cnimeta.host.links.kernel", *own)
 
     def _shaper(self) -> Shaper:
         from cnimeta_plugins.bandwidth.apply import Shaper

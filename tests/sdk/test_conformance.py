@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import stat
+import time
+from pathlib import Path
 
 import pytest
 
+from cnimeta.cli.main import main
+from cnimeta.errors import IoFailure
 from cnimeta.testing.conformance import FAIL, NOT_APPLICABLE, PASS, examine
 from cnimeta.testing.conformance_subject import sandbox
 
@@ -69,11 +74,14 @@ exit 0
 """
 
 
-def test_stubs_and_two_documents_are_found_when_a_plugin_only_pretends(tmp_path):
-    path = tmp_path / "stub"
-    path.write_text(STUB)
+def executable(path, text):
+    path.write_text(text)
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    with sandbox(str(path), {"type": "stub"}) as subject:
+    return str(path)
+
+
+def test_stubs_and_two_documents_are_found_when_a_plugin_only_pretends(tmp_path):
+    with sandbox(executable(tmp_path / "stub", STUB), {"type": "stub"}) as subject:
         findings = examine(subject)
     found = failed(findings)
     assert "GC frees what is not listed" in found
@@ -82,3 +90,63 @@ def test_stubs_and_two_documents_are_found_when_a_plugin_only_pretends(tmp_path)
     assert "CHECK fails, with a specific code, when nothing is there" in found
     details = {finding.rule: finding.detail for finding in findings}
     assert "not one document" in details["ADD into the plugin's own namespace fails with one document"]
+
+
+HANGING = """#!/bin/sh
+# In GC it waits for ever, and so do its children: one in the background, one in a session of its own, one in another
+# network namespace. They are known by what they sleep.
+case $CNI_COMMAND in
+GC) sleep 7654321 & setsid sleep 7654321 & nsenter --net="$CNI_PATH/netns" sleep 7654321 & wait;;
+VERSION) echo '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0"]}';;
+esac
+"""
+BACKGROUND = """#!/bin/sh
+# It ends at once, and leaves somebody who holds its stdout: a runtime would wait for ever.
+setsid sleep 7654321 &
+"""
+
+
+def sleepers():
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found += [path] if b"7654321" in path.read_bytes().split(b"\0") else []
+        except OSError:
+            continue
+    return found
+
+
+def test_one_case_fails_and_nothing_is_left_running_when_a_plugin_hangs(tmp_path, make_netns):
+    (tmp_path / "netns").symlink_to(make_netns("elsewhere").path)
+    with sandbox(executable(tmp_path / "hanging", HANGING), {"type": "hanging"}, timeout_s=1) as subject:
+        findings = {finding.rule: finding for finding in examine(subject)}
+    for rule in ("GC frees what is not listed", "GC keeps what is listed, and everything without a list"):
+        assert findings[rule].outcome == FAIL
+        assert "did not end in time" in findings[rule].detail
+    assert findings["STATUS is silent, or fails with 50 or 51"].outcome == PASS
+    assert findings["VERSION answers with the supported versions, needing no other variable"].outcome == PASS
+    assert sleepers() == []
+
+
+def test_every_case_is_judged_when_a_plugin_hangs_always(tmp_path):
+    path = executable(tmp_path / "background", BACKGROUND)
+    started = time.monotonic()
+    with sandbox(path, {"type": "background"}, timeout_s=0.2) as subject:
+        findings = examine(subject)
+    assert time.monotonic() - started < 60
+    assert findings[0].outcome == FAIL
+    assert "did not let go of stdout" in findings[0].detail
+    assert len(failed(findings)) > 15
+    assert sleepers() == []
+
+
+@pytest.mark.parametrize(("make", "words"), [(False, "missing"), (True, "not an executable")])
+def test_it_is_said_at_once_when_there_is_no_executable(tmp_path, capsys, make, words):
+    path = tmp_path / "plugin"
+    if make:
+        path.write_text("#!/bin/sh\n")
+    (tmp_path / "conf").write_text(json.dumps({"type": "plugin"}))
+    assert main(["conformance", str(path), "--conf", str(tmp_path / "conf")]) == 1
+    assert capsys.readouterr().err == f"cnimeta: {path} is {words}: nothing to test\n"
+    with pytest.raises(IoFailure, match=words), sandbox(str(path), {}):
+        pass

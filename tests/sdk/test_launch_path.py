@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from cnimeta.cli.install import launcher_text
+from cnimeta.cli.install import install, launcher_text
+from cnimeta.plugin.launcher import package_folder
 from cnimeta.plugin.registry import installed
 
 pytestmark = pytest.mark.unit
@@ -62,4 +63,29 @@ def test_an_add_that_fails_in_the_configuration_imports_nothing_heavy(tmp_path, 
 def test_an_add_with_nothing_to_do_imports_nothing_heavy(tmp_path, plugin):
     done, loaded = modules(tmp_path, plugin, "ADD", {"prevResult": PREV})
     assert done.returncode == 0, done.stdout
+    assert loaded & FORBIDDEN == set()
+
+
+CALLER = """
+import sys
+sys.modules["cnimeta"] = type(sys)("cnimeta")
+sys.modules["cnimeta"].__path__ = [sys.argv[1]]
+from cnimeta.delegate import Delegates
+from cnimeta.delegate.inprocess import InProcessExec
+delegates = Delegates(InProcessExec(None, print), {}, [sys.argv[2]])
+for name in sys.argv[3:]:
+    assert "1.1.0" in delegates.versions(name)
+print(*sys.modules)
+"""
+
+
+def test_nothing_heavy_is_imported_when_one_plugin_calls_another_in_its_process(tmp_path):
+    """Above all not the metadata of installed packages: launchers say what they run."""
+    install(str(tmp_path), PLUGINS)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", CALLER, package_folder(), str(tmp_path), *PLUGINS],
+        env={}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    loaded = set(done.stdout.split())
+    assert {f"cnimeta_plugins.{name}.main" for name in PLUGINS} <= loaded
     assert loaded & FORBIDDEN == set()
