@@ -24,8 +24,8 @@ def shell(text: str) -> list[str]:
     return ["/bin/sh", "-c", text]
 
 
-def descriptors() -> list[str]:
-    return sorted(os.listdir("/proc/self/fd"))
+def descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
 
 
 def test_streams_and_status_are_kept_apart() -> None:
@@ -35,7 +35,7 @@ def test_streams_and_status_are_kept_apart() -> None:
     assert done.complaint == "complaint"
     assert Completed(3, b"").complaint == "exit status 3"
     assert run_program(shell("kill -KILL $$"), ENVIRON).status == 137
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_large_streams_do_not_block_each_other() -> None:
@@ -56,7 +56,7 @@ def test_program_is_killed_at_its_deadline(text: str) -> None:
         run_program(shell(f"exec sh -c '{text}'"), ENVIRON, b"", 0.3)
     assert caught.value.code == 11
     assert time.monotonic() - started < 5
-    assert descriptors() == before
+    assert descriptors() <= before
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 
@@ -68,7 +68,7 @@ def test_program_is_killed_when_it_writes_too_much() -> None:
     assert run(shell("head -c 1000 /dev/zero"), ENVIRON, b"", 20, most_bytes=1000) == Completed(0, bytes(1000))
     with pytest.raises(TooSlow):
         run(shell("exec sleep 60"), ENVIRON, b"", 0)
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_program_that_cannot_start_is_an_error_that_names_it(tmp_path: Path) -> None:
@@ -76,4 +76,4 @@ def test_program_that_cannot_start_is_an_error_that_names_it(tmp_path: Path) -> 
     for path, words in ((str(tmp_path / "none"), "No such file"), (str(tmp_path), "Permission denied")):
         with pytest.raises(IoFailure, match=f"failed to run .*{path}.*{words}"):
             run_program([path], ENVIRON)
-    assert descriptors() == before
+    assert descriptors() <= before
