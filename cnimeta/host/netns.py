@@ -58,7 +58,7 @@ def _open(path: str) -> int:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENXIO):  # ENXIO: a socket
             raise NoNamespace(f"there is no network namespace {shown(path)}") from None
         raise _unable(path, error) from None
     except ValueError:  # a NUL byte

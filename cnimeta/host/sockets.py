@@ -97,7 +97,10 @@ class NodeSockets:
         for table in ("eps", "assocs"):
             path = f"{self._net}/sctp/{table}"
             heading = self._lines(path, heading=True)
-            place = heading[0].split().index(b"LPORT") if heading else 0
+            columns = heading[0].split() if heading else [b"LPORT"]
+            if b"LPORT" not in columns:
+                raise IoFailure(f"cannot read {path}: it has no column LPORT")
+            place = columns.index(b"LPORT")
             for line in heading[1:]:
                 fields = line.split()
                 if len(fields) > place and fields[place].isdigit():

@@ -6,14 +6,17 @@ from cnimeta.errors import IoFailure
 
 
 class ProcSysctl:
-    """The Sysctl adapter on /proc/sys."""
+    """The Sysctl adapter on /proc/sys, or what stands there in its place."""
+
+    def __init__(self, root: str = "/proc/sys") -> None:
+        self._root = root
 
     def ensure(self, name: str, value: str) -> None:
         """Set `name` (with slashes: `net/ipv4/conf/eth0/route_localnet`) unless it is `value` already.
 
         Raises IoFailure (code 5).
         """
-        path = f"/proc/sys/{name}"
+        path = f"{self._root}/{name}"
         try:
             with open(path, encoding="ascii") as file:
                 if file.read().strip() == value:

@@ -5,10 +5,13 @@ A list is kept as data, unknown keys included: what a plugin gets is what the ad
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from cnimeta.errors import CniError, IncompatibleVersion, InvalidNetworkConfig, IoFailure, shown
+from cnimeta.host.reading import retried, told
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec import validate
 from cnimeta.spec.fields import Fields
@@ -135,11 +138,14 @@ def find_network(name: str, folder: str = DEFAULT_FOLDER) -> NetworkList:
     """The network called `name`: the first such list, else the first such single configuration, as libcni looks for it.
 
     Broken files are passed over (libcni gives up at the first); they are in the error's details if nothing is found.
+    One that cannot be read is an IoFailure (5): it may be the one that is looked for.
     """
     broken: list[str] = []
     for file_name in (*config_names(folder, LIST_SUFFIX), *config_names(folder, *SINGLE_SUFFIXES)):
         try:
             found = load_file(os.path.join(folder, file_name))
+        except IoFailure:
+            raise
         except CniError as error:
             broken.append(error.msg)
             continue
@@ -160,7 +166,8 @@ def config_names(folder: str, *suffixes: str) -> list[str]:
 
 def _beside(folder: str) -> list[dict[str, JSON]]:
     """The plugins of a list's own folder; none when there is no such folder."""
-    if not os.path.isdir(folder):
+    found = told(shown(folder), lambda: retried(lambda: os.stat(folder)), (errno.ENOENT, errno.ENOTDIR))
+    if found is None or not stat.S_ISDIR(found.st_mode):
         return []
     plugins = []
     for name in config_names(folder, ".conf"):

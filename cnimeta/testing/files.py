@@ -41,12 +41,16 @@ class MemoryFiles:
     def read(self, path: str) -> bytes | None:
         """The content, or None."""
         self._noted(path)
+        if self._is_folder(path):
+            raise _refused(errno.EISDIR, path)
         return self.content.get(path)
 
     def write(self, path: str, data: bytes) -> None:
         """Replace `path`, in four steps."""
         folder, name = os.path.split(path)
         temporary = f"{folder}/{_TEMPORARY}{name}"
+        if folder in self.content or self._is_folder(path):
+            raise _refused(errno.ENOTDIR if folder in self.content else errno.EISDIR, path)
         try:
             self._step(f"create {temporary}")
             self.content[temporary] = b""
@@ -63,6 +67,8 @@ class MemoryFiles:
     def remove(self, path: str) -> None:
         """Remove `path`, in two steps; none for a missing file."""
         folder, name = os.path.split(path)
+        if self._is_folder(path):
+            raise _refused(errno.EISDIR, path)
         self.content.pop(f"{folder}/{_TEMPORARY}{name}", None)
         if path not in self.content:
             return
@@ -74,6 +80,8 @@ class MemoryFiles:
     def names(self, folder: str) -> list[str]:
         """The files of a folder, unfinished ones left out."""
         self._noted(folder + "/")
+        if folder in self.content:
+            raise _refused(errno.ENOTDIR, folder)
         names = [os.path.basename(path) for path in self.content if os.path.dirname(path) == folder]
         return sorted(name for name in names if not name.startswith(_TEMPORARY))
 
@@ -81,7 +89,7 @@ class MemoryFiles:
 
     def fail_at(self, step: int, number: int = errno.ENOSPC, *, lasting: bool = False) -> None:
         """Let the step-th step from now (1 for the next) fail with this errno; `lasting`: and all after it."""
-        self._arm(step, lambda: OSError(number, os.strerror(number)), lasting=lasting)
+        self._arm(step, lambda: _refused(number), lasting=lasting)
 
     def kill_at(self, step: int) -> None:
         """End the process before the step-th step from now."""
@@ -105,7 +113,10 @@ class MemoryFiles:
     def _noted(self, path: str) -> None:
         self.reads.append(path)
         if path in self.unreadable:
-            raise OSError(self.unreadable[path], os.strerror(self.unreadable[path]), path)
+            raise _refused(self.unreadable[path], path)
+
+    def _is_folder(self, path: str) -> bool:
+        return any(other.startswith(path + "/") for other in self.content)
 
     def _arm(self, step: int, fault: Callable[[], BaseException], *, lasting: bool) -> None:
         self._fault, self._countdown, self._lasting = fault, step, lasting
@@ -133,3 +144,7 @@ class MemoryFiles:
     def _settle(self, folder: str) -> None:
         for path in [path for path in self._older if os.path.dirname(path) == folder]:
             del self._older[path]
+
+
+def _refused(number: int, path: str | None = None) -> OSError:
+    return OSError(number, os.strerror(number), path)

@@ -24,7 +24,7 @@ import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from cnimeta.host.kube import MERGE_PATCH
 from cnimeta.host.values import PodApiError
@@ -115,11 +115,11 @@ class FakePods:
 
     def patch_status(self, namespace: str, name: str, patch: Mapping[str, JSON], timeout_s: float) -> None:
         """As `KubernetesPodApi.patch_status`."""
-        self._ask("PATCH", f"/api/v1/namespaces/{namespace}/pods/{name}/status", dict(patch), timeout_s)
+        self._ask("PATCH", f"{_path(namespace, name)}/status", dict(patch), timeout_s)
 
     def read(self, namespace: str, name: str, timeout_s: float) -> dict[str, JSON]:
         """As `KubernetesPodApi.read`."""
-        return self._ask("GET", f"/api/v1/namespaces/{namespace}/pods/{name}", None, timeout_s)
+        return self._ask("GET", _path(namespace, name), None, timeout_s)
 
     def _ask(self, method: str, path: str, body: Any, timeout_s: float) -> dict[str, JSON]:
         fault = self.faults[0] if self.faults else Fault()
@@ -192,6 +192,10 @@ class FakePods:
         patched["metadata"]["resourceVersion"] = str(int(pod["metadata"]["resourceVersion"]) + 1)
         self.objects[key] = patched
         return Answer(200, copy.deepcopy(patched))
+
+
+def _path(namespace: str, name: str) -> str:
+    return f"/api/v1/namespaces/{quote(namespace, safe='')}/pods/{quote(name, safe='')}"
 
 
 def _refuse(status: int, reason: str, message: str, retry_after_s: int = 0) -> Answer:

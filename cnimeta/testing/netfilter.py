@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cnimeta.errors import IoFailure
 from cnimeta.host.nftables.values import Chain, Element, Map, Refusal, Rule, Table
 
 if TYPE_CHECKING:
@@ -158,25 +159,34 @@ class _State:
 
 
 class FakeConntrack:
-    """Flows as (family, port); what is forgotten is removed and remembered in `forgotten`."""
+    """UDP flows as (family, port) or (family, port, packed address); what is forgotten is removed and kept in
+    `forgotten`.
+    """
 
-    def __init__(self, flows: Iterable[tuple[int, int]] = ()) -> None:
+    def __init__(self, flows: Iterable[tuple[int, int] | tuple[int, int, bytes]] = ()) -> None:
         self.flows = list(flows)
         self.forgotten: list[tuple[int, int, int, bytes]] = []
 
     def forget_udp(self, family: int, ports: Iterable[tuple[int, int, bytes]]) -> None:
-        """As the kernel's."""
+        """As the kernel's; a flow without an address is to every one."""
         for first, last, where in ports:
             self.forgotten.append((family, first, last, where))
-            self.flows = [(f, port) for f, port in self.flows if f != family or not first <= port <= last]
+            self.flows = [
+                flow
+                for flow in self.flows
+                if not (flow[0] == family and first <= flow[1] <= last and where in (b"", *(flow[2:] or (where,))))
+            ]
 
 
 class FakeSysctl:
-    """Kernel settings by name."""
+    """Kernel settings by name. Those in `missing` are not there, as when their interface is gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, missing: Iterable[str] = ()) -> None:
         self.values: dict[str, str] = {}
+        self.missing = set(missing)
 
     def ensure(self, name: str, value: str) -> None:
         """Set a value."""
+        if name in self.missing:
+            raise IoFailure(f"cannot set /proc/sys/{name} to {value}: No such file or directory")
         self.values[name] = value

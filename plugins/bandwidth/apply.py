@@ -64,6 +64,10 @@ class Shaper:
             if link is not None and is_for(link, key):
                 self.links.remove(name)
 
+    def has_ifb(self, key: Key) -> bool:
+        """Whether the attachment has an ifb here, whatever the configuration says by now."""
+        return find_ifb(self.links, key)[1] is not None
+
     def redirects_to_us(self, key: Key, device: Link) -> bool:
         """Whether what arrives at an interface goes to this attachment's ifb, so that it is this attachment's too."""
         _, ifb = find_ifb(self.links, key)

@@ -142,9 +142,9 @@ def _restore(shaper: Shaper, request: Request) -> None:
         limited, may_be_inside = settings.limited, settings.inside
     except CniError:
         limited = may_be_inside = True
-    if not limited:
-        return
     attachment, failures = request.attachment, Failures()
+    if not limited and not shaper.has_ifb(attachment.key):
+        return
     inside = None
     with failures:
         inside = _inside(shaper.links, attachment)

@@ -350,6 +350,54 @@ def test_del_goes_through_when_the_cached_result_is_damaged(rig: Rig, content: b
     assert rig.files.content == {}
 
 
+def test_del_does_all_it_can_and_reports_when_the_disk_does_not_give_the_cached_result(rig: Rig) -> None:
+    rig.runtime.add(network(), CONTAINER)
+    rig.clear()
+    rig.files.unreadable[rig.cached] = errno.EIO
+    with pytest.raises(IoFailure, match=r"cannot read the cached result .*net-c1-eth0: Input/output error"):
+        rig.runtime.delete(network(), CONTAINER)
+    assert rig.plugins.dump() == "DEL bandwidth c1 eth0\nDEL portmap c1 eth0\nDEL bridge c1 eth0\n"
+    assert rig.cached in rig.files.content
+    del rig.files.unreadable[rig.cached]
+    rig.runtime.delete(network(), CONTAINER)
+    assert "prevResult" in rig.plugins.sent("DEL", "bridge")[-1].conf
+    assert rig.cached not in rig.files.content
+
+
+def test_nothing_is_added_when_nobody_knows_whether_it_was_before(rig: Rig) -> None:
+    rig.files.content[rig.cached] = b"{}"
+    rig.files.unreadable[rig.cached] = errno.EIO
+    with pytest.raises(IoFailure, match="cannot read the cached result"):
+        rig.runtime.add(network(), CONTAINER)
+    assert rig.plugins.calls == []
+
+
+def test_what_can_be_read_is_collected_when_the_disk_does_not_give_the_rest(rig: Rig) -> None:
+    for container in (CONTAINER, CONTAINER._replace(container_id="c2")):
+        rig.runtime.add(network(), container)
+    rig.clear()
+    rig.files.unreadable[rig.cached] = errno.EIO
+    with pytest.raises(IoFailure, match="net-c1-eth0: Input/output error"):
+        rig.runtime.gc(network(), [])
+    assert [call.container_id for call in rig.plugins.sent("DEL")] == ["c2"] * 3
+    assert len(rig.plugins.sent("GC")) == 3
+
+
+@pytest.mark.parametrize("number", [errno.EINTR, errno.EAGAIN])
+def test_cached_result_is_read_again_when_reading_fails_in_passing(rig: Rig, number: int) -> None:
+    rig.runtime.add(network(), CONTAINER)
+    rig.files.unreadable[rig.cached] = number
+    seen = len(rig.files.reads)
+
+    class Passing(dict[str, int]):
+        def __contains__(self, path: object) -> bool:
+            return len(rig.files.reads) < seen + 3 and super().__contains__(path)
+
+    rig.files.unreadable = Passing(rig.files.unreadable)
+    rig.runtime.check(network(), CONTAINER)
+    assert len(rig.files.reads) == seen + 3
+
+
 def test_the_cached_result_is_converted_when_the_configuration_was_changed(rig: Rig) -> None:
     rig.runtime.add(network("1.0.0"), CONTAINER)
     rig.clear()

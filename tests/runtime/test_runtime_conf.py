@@ -179,6 +179,21 @@ def test_broken_files_are_in_the_details_when_a_network_is_not_found(tmp_path: P
     assert "10.conflist" not in caught.value.details
 
 
+def test_an_unreadable_file_is_an_error_when_it_may_be_the_network_that_is_looked_for(tmp_path: Path) -> None:
+    write(tmp_path / "20-net.conflist", a_list())
+    (tmp_path / "10-other.conflist").symlink_to("/proc/self/mem")
+    with pytest.raises(IoFailure, match=r"10-other\.conflist: .*Input/output error"):
+        find_network("net", str(tmp_path))
+
+
+def test_the_lists_folder_is_an_error_when_nobody_can_tell_whether_it_is_there(tmp_path: Path) -> None:
+    path = write(tmp_path / "net.conflist", a_list())
+    loop = tmp_path / "net"
+    loop.symlink_to(loop)
+    with pytest.raises(IoFailure, match="symbolic links"):
+        load_file(path)
+
+
 def test_networks_come_by_file_name_when_a_folder_is_loaded(tmp_path: Path) -> None:
     write(tmp_path / "30.json", {"name": "c", "type": "x"})
     write(tmp_path / "10.conflist", a_list(name="a"))

@@ -43,10 +43,12 @@ class RouteLinks:
         ask: Ask = netlink.ask,
         tell: Tell = netlink.tell,
         remove_link: Callable[[int, str], None] = remove_link,
+        psched: str = _PSCHED,
     ) -> None:
         self._ask = ask
         self._tell = tell
         self._remove_link = remove_link
+        self._psched = psched
         self._ticks_per_us = 0.0
 
     def ticks_per_us(self) -> float:
@@ -55,14 +57,13 @@ class RouteLinks:
             self._ticks_per_us = self._read_clock()
         return self._ticks_per_us
 
-    @staticmethod
-    def _read_clock() -> float:
-        data = read_file(_PSCHED)
+    def _read_clock(self) -> float:
+        data = read_file(self._psched)
         try:
             to_us, to_ticks, resolution, _ = (int(word, 16) for word in (data or b"").split())
             return to_us / to_ticks * resolution / 1_000_000
         except (ValueError, ZeroDivisionError):
-            raise IoFailure(f"{_PSCHED} does not tell the clock of traffic control: has the kernel any?") from None
+            raise IoFailure(f"{self._psched} does not tell the clock of traffic control: has the kernel any?") from None
 
     def in_container(self, netns: str, ifname: str) -> Link | None:
         """An interface inside the namespace at `netns`, None when there is none.
