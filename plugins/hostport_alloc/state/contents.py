@@ -58,13 +58,12 @@ class PortContents:
             record = _readable(cells)
             if record is not None:
                 readable.append(record)
-            elif old is not None:
+            if old is not None and (record is None or record.key != cells[1:4]):
                 broken += _broken(old, cells)
         mappings = gathered if isinstance(gathered, tuple) else ()
         sources = Sources(mappings, tuple(readable), tuple(broken))
         if old is not None:
-            lost = f", {len(broken)} could not be" if broken else ""
-            self.log(f"state: {len(readable)} records were read from the damaged database{lost}")
+            self.log(f"state: {len(readable)} records were read from the damaged database")
         for record in merged(sources, self.boot_id, self.clock.now(), self.log):
             self._insert(new, record)
         rows.renew_bits(new)

@@ -11,7 +11,7 @@ from cnimeta.errors import shown
 from cnimeta.namedtuple import NamedTuple
 from cnimeta_plugins.hostport_alloc.allocate.expose import PROTOCOLS, Explicit
 from cnimeta_plugins.hostport_alloc.allocate.picks import Port
-from cnimeta_plugins.hostport_alloc.state.record import Record
+from cnimeta_plugins.hostport_alloc.state.record import SALVAGED, Record
 from cnimeta_plugins.hostport_alloc.state.rows import listening_on, overlap
 
 TYPE_CHECKING = False
@@ -50,11 +50,11 @@ def merged(sources: Sources, boot_id: str, now: float, log: Log) -> list[Record]
         found[key] = _completed(found[key], mappings, log) if key in found else _salvaged(key, mappings, log)
         found[key] = found[key]._replace(boot_id=boot_id, created=found[key].created or now)
     for record in sources.broken:
-        if record.boot_id == boot_id:
+        rest = _less_claimed(record, claims, None) if record.boot_id == boot_id else record
+        if record.boot_id == boot_id and rest.ports:
             log(f"state: the record of container {shown(record.container_id)} cannot be read; its ports stay held")
             before = found.get(record.key)
-            rest = _less_claimed(record, claims, log)
-            found[record.key] = rest if before is None else _with_ports(before, rest.ports)
+            found[record.key] = rest if before is None else _with(before, rest.ports)
     for record in sources.readable:
         found.setdefault(record.key, record)
     return list(found.values())
@@ -78,7 +78,7 @@ class _Claims:
         return True
 
 
-def _less_claimed(record: Record, claims: _Claims, log: Log) -> Record:
+def _less_claimed(record: Record, claims: _Claims, log: Log | None) -> Record:
     """The record without the ports that another container has."""
 
     def ours(port: Port | Explicit, *, chosen: bool) -> bool:
@@ -88,7 +88,7 @@ def _less_claimed(record: Record, claims: _Claims, log: Log) -> Record:
     ports = tuple(port for port in record.ports if ours(port, chosen=True))
     explicit = tuple(port for port in record.explicit if ours(port, chosen=False))
     kept = record._replace(ports=ports, explicit=explicit)
-    for protocol, number in sorted(record.held - kept.held):
+    for protocol, number in sorted(record.held - kept.held) if log is not None else ():
         log(f"state: port {number}/{protocol} of container {shown(record.container_id)} is another container's now")
     return kept
 
@@ -99,8 +99,7 @@ def _completed(record: Record, mappings: Sequence[RecordedMapping], log: Log) ->
     for one in missing:
         number = f"{one.host_port}/{one.protocol}"
         log(f"state: port {number} is mapped for container {shown(one.container_id)} and was not on its record")
-    more = tuple(Explicit(one.host_port, one.container_port, one.protocol, one.host_ip) for one in missing)
-    return record._replace(explicit=(*record.explicit, *more))
+    return _with(record, [Port(one.container_port, one.protocol, one.host_port, "", one.host_ip) for one in missing])
 
 
 def _salvaged(key: Key, mappings: Sequence[RecordedMapping], log: Log) -> Record:
@@ -108,10 +107,13 @@ def _salvaged(key: Key, mappings: Sequence[RecordedMapping], log: Log) -> Record
     numbers = ", ".join(f"{one.host_port}/{one.protocol}" for one in mappings)
     log(f"state: record of container {shown(key[1])} made anew from its port mappings: {numbers}")
     ports = tuple(Port(one.container_port, one.protocol, one.host_port, "", one.host_ip) for one in mappings)
-    return Record(*key, token="salvaged", phase="mapped", ports=ports, salvaged=True)  # noqa: S106 - no secret
+    return Record(*key, token=SALVAGED, phase="mapped", ports=ports, salvaged=True)
 
 
-def _with_ports(record: Record, ports: Sequence[Port]) -> Record:
-    """With ports that the tables have and neither the kernel nor the record."""
-    missing = tuple(port for port in ports if (port.protocol, port.host_port) not in record.held)
-    return record._replace(ports=(*record.ports, *missing))
+def _with(record: Record, ports: Sequence[Port]) -> Record:
+    """With ports that it does not tell of, on the very addresses on which they are held."""
+    missing = [port for port in ports if (port.protocol, port.host_port) not in record.held]
+    if record.salvaged:
+        return record._replace(ports=(*record.ports, *missing))
+    more = (Explicit(port.host_port, port.container_port, port.protocol, port.host_ip) for port in missing)
+    return record._replace(explicit=(*record.explicit, *more))

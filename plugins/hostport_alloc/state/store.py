@@ -26,7 +26,7 @@ from cnimeta_plugins.hostport_alloc.allocate import picks
 from cnimeta_plugins.hostport_alloc.allocate.picks import Situation
 from cnimeta_plugins.hostport_alloc.config import QUARANTINE_S, STICKY_S
 from cnimeta_plugins.hostport_alloc.state import rows
-from cnimeta_plugins.hostport_alloc.state.record import Record
+from cnimeta_plugins.hostport_alloc.state.record import SALVAGED, Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -251,7 +251,8 @@ class Store:
     def release(
         self, key: Key, *, token: str = "", quarantine_s: float = QUARANTINE_S, sticky_s: float = STICKY_S
     ) -> Record | None:
-        """Forget the attachment and free its ports; None when there was none. With `token`, only that reservation.
+        """Forget the attachment and free its ports; None when there was none. With `token`, only that reservation, or
+        a record that was made from its mappings meanwhile.
 
         The ports stay in quarantine for `quarantine_s`; the same Pod prefers them for `sticky_s` (0: not). Done also
         in a database of a later version, and on a full disk: space may only come back when Pods are deleted.
@@ -261,7 +262,7 @@ class Store:
 
         def work(connection: Connection) -> Record | None:
             row = rows.find(connection, key)
-            if row is None or (token and row.token != token):
+            if row is None or (token and row.token not in (token, SALVAGED)):
                 return None
             record = self._record(row)
             if self._database.later:
@@ -344,35 +345,24 @@ class Store:
         return self._database.problems() or self._database.read(self._disagreements)
 
     def _disagreements(self, connection: Connection) -> list[str]:
-        have, held, owed = rows.bits(connection), rows.held_bits(connection), self._owed(connection)
-        lines = []
-        if have is None:
-            lines.append("the bitmaps are stale; the next command that changes them makes them anew")
-            have = held
-        for one, other, text in (
-            (owed, held, "has a record and is not held"),
-            (held, owed, "is held and has no record"),
-            (held, have, "is held and has no bit"),
-            (have, held, "has a bit and is not held"),
-        ):
+        owed = {(row.id, *place) for row in rows.select(connection, "1") for place in self._places(row)}
+        held = set(connection.execute("SELECT attachment, protocol, port, host_ip FROM ports"))
+        lines = [f"port {port}/{protocol} has a record and is not held" for _, protocol, port, _ in owed - held]
+        lines += [f"port {port}/{protocol} is held and has no record" for _, protocol, port, _ in held - owed]
+        bits, taken = rows.bits(connection), rows.held_bits(connection)
+        if bits is None:
+            return [*sorted(lines), "the bitmaps are stale; the next command that changes them makes them anew"]
+        for one, other, text in ((taken, bits, "is held and has no bit"), (bits, taken, "has a bit and is not held")):
             lines += [
                 f"port {port}/{protocol} {text}"
-                for protocol in sorted(one)
+                for protocol in one
                 for port in rows.members(one[protocol] & ~other.get(protocol, 0))
             ]
-        return lines
+        return sorted(lines)
 
-    def _owed(self, connection: Connection) -> Ports:
-        """What the records of this boot say is held."""
-        held = (pair for row in rows.select(connection, "1") for pair in self._held(row))
-        found: dict[str, bytearray] = {}
-        for protocol, port in held:
-            found.setdefault(protocol, bytearray(rows.BITMAP_BYTES))[port >> 3] |= 1 << (port & 7)
-        return {protocol: int.from_bytes(data, "little") for protocol, data in found.items()}
-
-    def _held(self, row: rows.Row) -> frozenset[tuple[str, int]]:
+    def _places(self, row: rows.Row) -> list[tuple[str, int, str]]:
         record = rows.record_of(row)
-        return record.held if self.is_alive(record) else frozenset()
+        return rows.places(record) if self.is_alive(record) else []
 
     def rebuild(self) -> None:
         """Make ports and bitmaps anew where anything is wrong with them: from records and rules, as after damage."""
