@@ -231,6 +231,10 @@ class Database:
         if own_file(self.path) != self._inode:
             raise _Changed
         self._prepare(connection)
+        if self._maker.is_unfinished():
+            with self._lock().held():
+                if own_file(self.path) == self._inode:
+                    self._maker.finish()
         self._maker.keep_reserve()
         return connection
 

@@ -112,12 +112,11 @@ class Maker:
             return None
         for suffix in ("", LOG_SUFFIX, INDEX_SUFFIX, JOURNAL_SUFFIX):
             own_file(path + suffix)
-        old = tolerant(connect(path))
         try:
+            old = tolerant(connect(path))
             old.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except _sqlite3.DatabaseError as error:
             self.log(f"state: nothing can be read of {path}: {error}")
-            old.close()
             return None
         return old
 
@@ -132,6 +131,15 @@ class Maker:
         unlink(path + INDEX_SUFFIX)
         for old in [found for found in kept if found <= number - _KEPT]:
             self._clear(f"{path}-{old}")
+
+    def is_unfinished(self) -> bool:
+        """Whether a maker was killed when the database was in place and not all put away."""
+        return is_there(self.path + DAMAGED) or is_there(self.path + _NEW)
+
+    def finish(self) -> None:
+        """Put away what is left."""
+        self._clear(self.path + _NEW)
+        self._keep_damaged()
 
     def keep_reserve(self) -> None:
         """Set room aside, while there is plenty."""

@@ -50,7 +50,7 @@ def merged(sources: Sources, boot_id: str, now: float, log: Log) -> list[Record]
         found[key] = _completed(found[key], mappings, log) if key in found else _salvaged(key, mappings, log)
         found[key] = found[key]._replace(boot_id=boot_id, created=found[key].created or now)
     for record in sources.broken:
-        rest = _less_claimed(record, claims, None) if record.boot_id == boot_id else record
+        rest = _less_claimed(record, claims, _unsaid) if record.boot_id == boot_id else record
         if record.boot_id == boot_id and rest.ports:
             log(f"state: the record of container {shown(record.container_id)} cannot be read; its ports stay held")
             before = found.get(record.key)
@@ -58,6 +58,10 @@ def merged(sources: Sources, boot_id: str, now: float, log: Log) -> list[Record]
     for record in sources.readable:
         found.setdefault(record.key, record)
     return list(found.values())
+
+
+def _unsaid(_line: str) -> None:
+    """What is known of a record that cannot be read is not worth a line for each port."""
 
 
 class _Claims:
@@ -78,7 +82,7 @@ class _Claims:
         return True
 
 
-def _less_claimed(record: Record, claims: _Claims, log: Log | None) -> Record:
+def _less_claimed(record: Record, claims: _Claims, log: Log) -> Record:
     """The record without the ports that another container has."""
 
     def ours(port: Port | Explicit, *, chosen: bool) -> bool:
@@ -88,7 +92,7 @@ def _less_claimed(record: Record, claims: _Claims, log: Log | None) -> Record:
     ports = tuple(port for port in record.ports if ours(port, chosen=True))
     explicit = tuple(port for port in record.explicit if ours(port, chosen=False))
     kept = record._replace(ports=ports, explicit=explicit)
-    for protocol, number in sorted(record.held - kept.held) if log is not None else ():
+    for protocol, number in sorted(record.held - kept.held):
         log(f"state: port {number}/{protocol} of container {shown(record.container_id)} is another container's now")
     return kept
 
