@@ -20,8 +20,8 @@ import _sqlite3
 import os
 
 from cnimeta.errors import CniError, StateUnusable, TryAgainLater, shown
-from cnimeta.host.lock import NodeLock
 from cnimeta.store.folder import NotOurs, is_there, own_file, own_folder, unlink
+from cnimeta.store.locks import OwnLock
 from cnimeta.store.making import DAMAGED, LOG_SUFFIX, Maker
 from cnimeta.store.sequence import Sequence
 from cnimeta.store.sql import (
@@ -272,9 +272,9 @@ class Database:
 
     # --- making a database, and another one in place of a damaged one ----------------------------------
 
-    def _lock(self) -> NodeLock:
-        own_folder(os.path.join(self.folder, "locks"))
-        return NodeLock(os.path.join(self.folder, "locks", "database"), self.timeout_s)
+    def _lock(self) -> OwnLock:
+        folder = os.path.join(self.folder, "locks")
+        return OwnLock(folder, os.path.join(folder, "database"), self.timeout_s)
 
     def _create(self) -> None:
         with self._lock().held():

@@ -25,7 +25,7 @@ def own_folder(folder: str) -> None:
     try:
         found = os.lstat(folder)
     except FileNotFoundError:
-        _make(folder)
+        _make(folder, 0o700)
         found = os.lstat(folder)
     _refuse(folder, found, stat.S_ISDIR, "a folder")
     above = os.path.realpath(folder)
@@ -80,13 +80,13 @@ def unlink(path: str) -> None:
         pass
 
 
-def _make(folder: str) -> None:
+def _make(folder: str, mode: int) -> None:
+    """With the folders above it, which nobody else may write to either."""
     above = os.path.dirname(folder)
-    if not is_there(above):
-        os.makedirs(above, mode=0o755, exist_ok=True)
-        os.chmod(above, 0o755)  # noqa: S103 - whatever the umask: others must not be able to exchange what is in it
+    if above and not os.path.exists(above):
+        _make(above, 0o755)
     try:
-        os.mkdir(folder, 0o700)
+        os.mkdir(folder, mode)
     except FileExistsError:
         pass  # another command was quicker
 

@@ -39,19 +39,19 @@ class AttachmentLocks:
         """The lock of one attachment. TryAgainLater (code 11) when another command works on it for too long;
         StateUnusable (104) when the folder cannot be used, or is not this user's alone.
         """
-        return _Lock(self.folder, self._file(key), self.timeout_s)
+        return OwnLock(self.folder, self._file(key), self.timeout_s)
 
     def try_of(self, key: Key) -> Lock:
         """The same without a wait, for commands that rather leave out what is busy."""
-        return _Lock(self.folder, self._file(key), 0)
+        return OwnLock(self.folder, self._file(key), 0)
 
     def _file(self, key: Key) -> str:
         _, container_id, ifname = key  # a network can be renamed between ADD and DEL
         return f"{self.folder}/{crc32(f'{container_id}/{ifname}'.encode('utf-8', 'surrogateescape')) % STRIPES:03x}"
 
 
-class _Lock:
-    """A NodeLock on a file of our own."""
+class OwnLock:
+    """A NodeLock on the file `path` in `folder`, both this user's alone, as is the folder that `folder` lies in."""
 
     def __init__(self, folder: str, path: str, timeout_s: float) -> None:
         self._folder = folder
