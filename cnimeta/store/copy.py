@@ -5,20 +5,24 @@ from __future__ import annotations
 import _sqlite3
 import os
 
+from cnimeta.store.folder import own_open
+
 _PLACES = ("/run", "/dev/shm", "/tmp")  # noqa: S108 - the folder made there is this process's alone
 _SIZE_MAX = 1 << 30
+_CHUNK_BYTES = 1 << 20
+_ATTEMPTS = 5
 
 
 def in_memory(path: str, log: str) -> _sqlite3.Connection:
-    """The contents of a database and its log, in memory. Raises OSError, sqlite's DatabaseError."""
+    """The contents of a database and its log, in memory. Raises OSError, NotOurs, sqlite's DatabaseError.
+
+    No connection of this process may have the database open: to close any descriptor of a file drops the locks that
+    SQLite has on it (https://www.sqlite.org/howtocorrupt.html).
+    """
     folder = _private_folder()
     copies = [os.path.join(folder, name) for name in ("copy", "copy-wal")]
     try:
-        _copy(path, copies[0])
-        try:
-            _copy(log, copies[1])
-        except FileNotFoundError:
-            pass
+        _copy_both((path, log), copies)
         source = _sqlite3.connect(copies[0], isolation_level=None)
         try:
             source.execute("PRAGMA journal_mode=DELETE").fetchall()
@@ -34,7 +38,6 @@ def in_memory(path: str, log: str) -> _sqlite3.Connection:
 
 
 def _private_folder() -> str:
-    failure = FileNotFoundError(f"none of {', '.join(_PLACES)} takes a copy")
     for place in _PLACES:
         folder = os.path.join(place, f"cnimeta-copy-{os.getpid()}-{os.urandom(8).hex()}")
         try:
@@ -42,12 +45,40 @@ def _private_folder() -> str:
         except OSError:
             continue
         return folder
-    raise failure
+    raise OSError(f"none of {', '.join(_PLACES)} takes a copy")
+
+
+def _copy_both(sources: tuple[str, str], targets: list[str]) -> None:
+    """Copy database and log as they were at one moment: others may still write, where only this process cannot."""
+    for _ in range(_ATTEMPTS):
+        before = [_state(source) for source in sources]
+        for source, target in zip(sources, targets, strict=True):
+            _copy(source, target)
+        if [_state(source) for source in sources] == before:
+            return
+    raise OSError(f"{sources[0]} changed while it was copied")
+
+
+def _state(path: str) -> tuple[int, ...]:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _copy(source: str, target: str) -> None:
-    fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with open(fd, "rb", buffering=0) as file, open(target, "xb") as copy:
-        if os.fstat(fd).st_size > _SIZE_MAX:
+    """Copy a file; a missing one leaves none."""
+    try:
+        descriptor = own_open(source, os.O_RDONLY)
+    except FileNotFoundError:
+        if os.path.exists(target):
+            os.unlink(target)
+        return
+    with open(descriptor, "rb", buffering=0) as file, open(target, "wb", buffering=0) as copy:
+        if os.fstat(descriptor).st_size > _SIZE_MAX:
             raise OSError(f"{source} is larger than {_SIZE_MAX} bytes")
-        copy.write(file.read())
+        while chunk := file.read(_CHUNK_BYTES):
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[copy.write(rest) :]

@@ -1,8 +1,8 @@
 """One SQLite database of a plugin: transactions with a bounded wait, migrations, damage, reboots, full disks.
 
-Journal: WAL with `synchronous=NORMAL`, so that a commit waits for no disk. After a kill at any instruction, and after
-power loss, the database is consistent (https://www.sqlite.org/wal.html); what power loss may take is the last
-transactions, and what those described is gone with the boot.
+Journal: WAL with `synchronous=NORMAL`. After a kill at any instruction, and after power loss, the database is
+consistent (https://www.sqlite.org/wal.html); what power loss may take is the last transactions, and what those
+described is gone with the boot.
 
 What SQLite does not promise is added here:
 
@@ -10,7 +10,7 @@ What SQLite does not promise is added here:
   counted in the database and, once committed, in a file beside it: a database behind that file has lost transactions.
 - A damaged or lost database is moved aside, kept, and a new one filled from what can be read of it and from what the
   owner of the contents knows from elsewhere (`Contents.gather`). No database ever begins empty without that look.
-- A database that was replaced is noticed at the next transaction, also by processes that have it open.
+- A database that was replaced or migrated is noticed at the next transaction, also by processes that have it open.
 - Contents belong to a boot: the first command after another boot says so to their owner.
 """
 
@@ -18,27 +18,30 @@ from __future__ import annotations
 
 import _sqlite3
 import os
-import stat
 
-from cnimeta.errors import StateUnusable, TryAgainLater, shown
-from cnimeta.host.lock import NodeLock
-from cnimeta.store.making import DAMAGED, LOG_SUFFIX, Maker, unlink
+from cnimeta.errors import CniError, StateUnusable, TryAgainLater, shown
+from cnimeta.store.folder import NotOurs, is_there, own_file, own_folder, unlink
+from cnimeta.store.locks import OwnLock
+from cnimeta.store.making import DAMAGED, LOG_SUFFIX, Maker
 from cnimeta.store.sequence import Sequence
 from cnimeta.store.sql import (
     BUSY,
-    CORRUPT,
+    CANTOPEN,
     FULL,
-    LOCKED,
-    NOTADB,
+    IOERR,
+    PROTOCOL,
+    Damage,
     begin,
     code_of,
     connect,
     enter_boot,
+    is_damage,
+    judged,
     meta,
     migrate,
     next_sequence,
     roll_back,
-    set_meta,
+    sequence_of,
     version,
 )
 
@@ -53,19 +56,19 @@ if TYPE_CHECKING:
 
 FILE = "cnimeta.db"
 
-_ATTEMPTS = 4
+_ATTEMPTS = 5
+_SCANT_BYTES = 1024 * 1024
+
+_of_parents: list[Connection] = []
+"""Connections of the process that this one was forked from: not to be used here, nor closed: that touches its locks."""
 
 
 class LaterVersion(StateUnusable):
     """The database was written by a later version; only what every version allows may be done."""
 
 
-class _Damage(Exception):
-    """The database cannot be relied on."""
-
-
-class _Replaced(Exception):
-    """The file that is open is no longer the database."""
+class _Changed(Exception):
+    """The file that is open is no longer the database, or another version has changed its tables."""
 
 
 class Database:
@@ -89,20 +92,22 @@ class Database:
         self._sequence = Sequence(os.path.join(folder, "sequence"), log)
         self._maker = Maker(self.path, contents, self._sequence, boot_id, log)
         self._connection: Connection | None = None
-        self._inode: tuple[int, int] = (0, 0)
+        self._inode: tuple[int, int] | None = None
+        self._version = 0
         self._process = 0
+        self._copy: Connection | None = None
 
     # --- what callers do -------------------------------------------------------------------------------
 
     def write(self, work: Callable[[Connection], T], *, tolerant: bool = False) -> T:
         """Run `work` in a transaction: all of it or nothing. It may be run again, so it changes the database only.
 
-        `tolerant`: also on a database of a later version. Otherwise that raises LaterVersion (104).
+        `tolerant`: also on a database of a later version. Otherwise that raises LaterVersion (104). What `work` raises
+        is raised; a constraint of the schema's, as sqlite's IntegrityError.
         """
 
         def transaction(connection: Connection) -> T:
-            if self.later and not tolerant:
-                raise self._later_version()
+            self._refuse_later(tolerant=tolerant)
             return self._in_transaction(connection, work)
 
         return self._served(transaction)
@@ -114,83 +119,98 @@ class Database:
         """
 
         def snapshot(connection: Connection) -> T:
-            if self.later and not tolerant:
-                raise self._later_version()
+            self._refuse_later(tolerant=tolerant)
             connection.execute("BEGIN")
             try:
+                self._refuse_changed(connection)
                 return work(connection)
             finally:
                 roll_back(connection)
 
         try:
             return self._served(snapshot)
-        except (LaterVersion, TryAgainLater):
+        except (LaterVersion, NotOurs):
             raise
         except StateUnusable as error:
-            copy = self._copied()
+            copy = self._copied(error.msg)
             if copy is None:
                 raise
-            self.log(f"{error.msg}; read from a copy")
-            if self.later and not tolerant:
-                raise self._later_version() from None
-            return work(copy)
+            self._refuse_later(tolerant=tolerant)
+            try:
+                return work(copy)
+            except (Damage, _sqlite3.Error):
+                raise error from None
 
     def exists(self) -> bool:
-        """Whether there is a database, or a sign that there was one."""
+        """Whether there is a database, or a sign that there was one. StateUnusable when that cannot be told."""
         signs = (self.path, self._sequence.path, self.path + LOG_SUFFIX, self.path + DAMAGED)
-        return any(os.path.lexists(path) for path in signs)
+        try:
+            return any(is_there(path) for path in signs)
+        except OSError as error:
+            raise self._unusable(error) from None
 
     def problems(self) -> list[str]:
         """What SQLite's own check finds; every page is read."""
-        rows = self.read(lambda connection: connection.execute("PRAGMA quick_check(20)").fetchall(), tolerant=True)
+        rows = self.read(lambda connection: connection.execute("PRAGMA integrity_check(20)").fetchall(), tolerant=True)
         return [f"{self.path}: {row[0]}" for row in rows if row[0] != "ok"]
 
     # --- one piece of work -----------------------------------------------------------------------------
 
     def _served(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` on the open database; what stands in its way is put right where it can be, and it is run again."""
         failure: Exception | None = None
-        for attempt in range(_ATTEMPTS):
+        for _ in range(_ATTEMPTS):
             try:
+                if failure is not None:
+                    self._mend(failure)
                 return work(self._opened())
-            except _Replaced:
-                self._forget()
-            except _sqlite3.IntegrityError:
-                raise  # the schema's own word to its owner
-            except (_Damage, _sqlite3.DatabaseError) as error:
+            except (_Changed, Damage, OSError) as error:
                 failure = error
-                code = code_of(error)
-                if isinstance(error, _Damage) or code in (CORRUPT, NOTADB):
-                    self._replace(str(error))
-                elif code == FULL and attempt < _ATTEMPTS - 1:
-                    self._make_room()
-                elif code == LOCKED and attempt < _ATTEMPTS - 1:
-                    self._forget()
-                else:
-                    raise self._translated(error) from None
-            except OSError as error:
-                raise self._unusable(error.filename or self.path, error.strerror or str(error)) from None
-        raise self._unusable(self.path, f"it was replaced again and again ({failure})")
+            except (_sqlite3.Error, MemoryError) as error:
+                if isinstance(error, _sqlite3.IntegrityError) and not is_damage(error):
+                    raise
+                failure = error
+        raise self._unusable(failure)
+
+    def _mend(self, failure: Exception) -> None:
+        """Put right what failed, or raise what callers are told."""
+        code = code_of(failure)
+        if isinstance(failure, _Changed):
+            self._forget()
+        elif is_damage(failure):
+            if self.later:
+                raise self._unusable(failure)
+            self._replace(str(failure))
+        elif (code in (FULL, IOERR, CANTOPEN) or isinstance(failure, OSError)) and self._give_up_reserve():
+            self._forget()
+        else:
+            raise self._unusable(failure)
 
     def _in_transaction(self, connection: Connection, work: Callable[[Connection], T]) -> T:
         connection.execute("BEGIN IMMEDIATE")
         try:
-            self._refuse_replaced()
+            self._refuse_changed(connection)
             result = work(connection)
-            sequence = next_sequence(connection)
+            number = next_sequence(connection)
             connection.execute("COMMIT")
         except BaseException:
             roll_back(connection)
             raise
-        self._sequence.write(sequence)
+        if own_file(self.path) != self._inode:
+            raise _Changed  # it was committed to a database that was being replaced
+        self._sequence.write(number)
         return result
 
-    def _refuse_replaced(self) -> None:
-        try:
-            found = os.stat(self.path)
-        except FileNotFoundError:
-            raise _Replaced from None
-        if (found.st_dev, found.st_ino) != self._inode:
-            raise _Replaced
+    def _refuse_changed(self, connection: Connection) -> None:
+        if own_file(self.path) != self._inode or version(connection) != self._version:
+            raise _Changed
+
+    def _refuse_later(self, *, tolerant: bool) -> None:
+        if self.later and not tolerant:
+            raise LaterVersion(
+                f"{self.path} was written by a later version (format version {self.later}, this version reads up to"
+                f" {self.contents.schema.version}): install that version, or drain the node and remove the folder"
+            )
 
     # --- opening ---------------------------------------------------------------------------------------
 
@@ -198,171 +218,141 @@ class Database:
         """The connection of this process; one never crosses a fork."""
         if self._connection is not None and self._process == os.getpid():
             return self._connection
-        self._connection = None
-        self._own_folder()
-        for _ in range(_ATTEMPTS):
-            inode = self._regular_file()
-            if inode is None:
-                self._create()
-                continue
-            connection = connect(self.path, self.timeout_s)
-            found = version(connection)
-            if self._regular_file() != inode:
-                connection.close()
-                continue
-            self._connection, self._inode, self._process = connection, inode, os.getpid()
-            self._prepare(connection, found)
-            return connection
-        raise _Replaced
+        self._forget()
+        own_folder(self.folder)
+        self._maker.refuse_foreign()
+        self._inode = own_file(self.path)
+        if self._inode is None:
+            self._create()
+            self._inode = own_file(self.path)
+        self._process = os.getpid()
+        self._connection = connection = connect(self.path, self.timeout_s)
+        self._version = judged(connection, self.contents.schema.version)
+        if own_file(self.path) != self._inode:
+            raise _Changed
+        self._prepare(connection)
+        if self._maker.is_unfinished():
+            with self._lock().held():
+                if own_file(self.path) == self._inode:
+                    self._maker.finish()
+        self._maker.keep_reserve()
+        return connection
 
-    def _prepare(self, connection: Connection, found: int) -> None:
+    def _prepare(self, connection: Connection) -> None:
         known = self.contents.schema.version
-        self.later = found if found > known else 0
+        self.later = self._version if self._version > known else 0
         if self.later:
             return
-        if found == 0:
-            raise _Damage("it has no contents")
-        if found < known:
+        if self._version < known:
             self._in_transaction(connection, lambda _: migrate(connection, self.contents.schema))
+            self._version = known
+        noted = self._sequence.read()  # before the database's own: others go on meanwhile
         if meta(connection, "boot") != self.boot_id:
-            self._in_transaction(connection, lambda _: enter_boot(connection, self.contents, self.boot_id))
-            return
-        noted = self._sequence.read()
-        if noted > int(meta(connection, "sequence") or 0):
-            self._refill(connection, noted)
-
-    def _refill(self, connection: Connection, noted: int) -> None:
-        """Transactions are gone with a lost or damaged log: ask the others what they were about."""
-        gathered = self.contents.gather()
-
-        def work(connection: Connection) -> None:
-            found = int(meta(connection, "sequence") or 0)
-            if found < noted:
-                self.log(
-                    f"state: {self.path}: the last {noted - found} transactions are lost; made good from the rules"
-                )
-                self.contents.fill(connection, None, gathered)
-                set_meta(connection, "sequence", noted)
-
-        self._in_transaction(connection, work)
-
-    def _own_folder(self) -> None:
-        """Make the folder, or refuse one that somebody else may write to: its contents decide what root runs."""
-        try:
-            found = os.lstat(self.folder)
-        except FileNotFoundError:
-            os.makedirs(self.folder, mode=0o700, exist_ok=True)
-            found = os.lstat(self.folder)
-        mode = stat.S_IMODE(found.st_mode)
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or mode & 0o022:
-            kind = "" if stat.S_ISDIR(found.st_mode) else "no folder, "
-            raise StateUnusable(
-                f"{shown(self.folder)} is not used: {kind}owner {found.st_uid}, mode {mode:04o}; it must be a folder of"
-                f" user {os.geteuid()} that nobody else may write to"
-            )
-
-    def _regular_file(self) -> tuple[int, int] | None:
-        """(device, inode) of the database, None when there is none."""
-        try:
-            found = os.lstat(self.path)
-        except FileNotFoundError:
-            return None
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-            raise StateUnusable(f"{shown(self.path)} is not used: it is no file of user {os.geteuid()}")
-        return found.st_dev, found.st_ino
+            self._in_transaction(connection, lambda _: enter_boot(connection, self.contents, self.boot_id, noted or 0))
+        elif noted is None:
+            raise Damage("how many transactions it should have is not known")
+        elif noted > sequence_of(connection):
+            raise Damage(f"its last {noted - sequence_of(connection)} transactions are lost")
 
     def _forget(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None and self._process == os.getpid():
+        if connection is None:
+            return
+        if self._process != os.getpid():
+            _of_parents.append(connection)
+            return
+        try:
             connection.close()
+        except (_sqlite3.Error, MemoryError):
+            pass  # what was committed stays so; the next command does what a close does
+
+    def __del__(self) -> None:
+        """Close it, unless it is of the process that this one was forked from."""
+        self._forget()
 
     # --- making a database, and another one in place of a damaged one ----------------------------------
 
-    def _lock(self) -> NodeLock:
-        return NodeLock(os.path.join(self.folder, "locks", "database"), self.timeout_s)
+    def _lock(self) -> OwnLock:
+        folder = os.path.join(self.folder, "locks")
+        return OwnLock(folder, os.path.join(folder, "database"), self.timeout_s)
 
     def _create(self) -> None:
-        gathered = self.contents.gather()
         with self._lock().held():
-            if not os.path.lexists(self.path):
-                self._maker.make(gathered)
+            if own_file(self.path) is None:
+                self._maker.make()
 
     def _replace(self, why: str) -> None:
-        """Move the open database aside and make another. Writers are kept out meanwhile, as far as it still can."""
-        gathered = self.contents.gather()
+        """Move the damaged database aside and make another. Writers are kept out meanwhile, as far as it still can."""
         with self._lock().held():
-            connection, inode = self._connection, self._inode
-            if connection is None or self._process != os.getpid():  # it could not even be opened
-                inode = self._regular_file() or (0, 0)
-                connection = None
-            if inode == self._regular_file() and inode != (0, 0):
+            if own_file(self.path) == self._inode:
                 self.log(f"state: {self.path} is damaged ({why}): kept as {FILE}{DAMAGED}-…, made anew")
-                if connection is not None:
-                    _keep_writers_out(connection)
+                if self._connection is not None:
+                    _keep_writers_out(self._connection)
                 self._maker.move_aside()
             self._forget()
-            if not os.path.lexists(self.path):
-                self._maker.make(gathered)
+            if own_file(self.path) is None:
+                self._maker.make()
 
     # --- disks that are full, or take no writes ----------------------------------------------------------
 
-    def _make_room(self) -> None:
-        """Begin the log anew, whose room is then used again, and give up the reserve."""
-        unlink(self._maker.reserve)
-        if self._connection is not None:
-            try:
-                self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-            except _sqlite3.DatabaseError as error:
-                self.log(f"state: {self.path}: {error}")
+    def _give_up_reserve(self) -> bool:
+        """Make room on a full disk; False when there is none to be made, or the disk is not full."""
+        try:
+            room = os.statvfs(self.folder)
+            if room.f_bavail * room.f_frsize > _SCANT_BYTES or not is_there(self._maker.reserve):
+                return False
+            unlink(self._maker.reserve)
+        except OSError:
+            return False
+        return True
 
-    def _copied(self) -> Connection | None:
+    def _copied(self, why: str) -> Connection | None:
         """The database in memory, for a disk that takes no writes; None when it cannot be read."""
         from cnimeta.store.copy import in_memory
 
-        try:
-            connection = in_memory(self.path, self.path + LOG_SUFFIX)
-        except FileNotFoundError:
-            connection = self._imagined()
-        except (OSError, _sqlite3.DatabaseError) as error:
-            self.log(f"state: {self.path} cannot be read either: {error}")
-            return None
-        found = version(connection)
-        self.later = found if found > self.contents.schema.version else 0
-        return connection
+        if self._copy is None:
+            self._forget()
+            try:
+                self._copy = self._as_it_would_be(in_memory(self.path, self.path + LOG_SUFFIX))
+            except (OSError, CniError, Damage, _sqlite3.Error, MemoryError) as error:
+                self.log(f"state: nor can {self.path} be read: {error}")
+                return None
+            self.log(f"{why}; read from a copy")
+        return self._copy
 
-    def _imagined(self) -> Connection:
-        """The database that would be made, in memory."""
-        connection = _sqlite3.connect(":memory:", isolation_level=None)
-        begin(connection, self.contents.schema, self.boot_id, 1)
-        self.contents.fill(connection, None, self.contents.gather())
+    def _as_it_would_be(self, connection: Connection) -> Connection:
+        """The copy, migrated and in this boot."""
+        known = self.contents.schema.version
+        if own_file(self.path) is None:
+            begin(connection, self.contents.schema, self.boot_id, 1)
+            self.contents.fill(connection, None, self.contents.gather())
+        found = judged(connection, known)
+        self.later = found if found > known else 0
+        if not self.later:
+            migrate(connection, self.contents.schema)
+            enter_boot(connection, self.contents, self.boot_id, 0)
         return connection
 
     # --- errors ----------------------------------------------------------------------------------------
 
-    def _translated(self, error: Exception) -> StateUnusable | TryAgainLater:
-        if code_of(error) == BUSY:
+    def _unusable(self, failure: Exception | None) -> CniError:
+        if code_of(failure or Damage()) in (BUSY, PROTOCOL):
             return TryAgainLater(
                 f"{self.path} was not free within {self.timeout_s:g} s: another command writes to it; this one, process"
                 f" {os.getpid()}, gave up"
             )
-        return self._unusable(self.path, str(error))
-
-    def _unusable(self, where: str, why: str) -> StateUnusable:
+        where, why = self.path, str(failure) or type(failure).__name__
+        if isinstance(failure, OSError):
+            where, why = failure.filename or where, failure.strerror or why
         return StateUnusable(
             f"state: {where}: {why}; check dataDir {shown(self.folder)}: it must be a folder of root's on a writable"
             " file system with free space"
-        )
-
-    def _later_version(self) -> LaterVersion:
-        return LaterVersion(
-            f"{self.path} was written by a later version (format version {self.later}, this version reads up to"
-            f" {self.contents.schema.version}): install that version, or drain the node and remove the folder"
         )
 
 
 def _keep_writers_out(connection: Connection) -> None:
     try:
         connection.execute("BEGIN IMMEDIATE")
-    except _sqlite3.DatabaseError as error:
+    except _sqlite3.Error as error:
         if code_of(error) == BUSY:
             raise

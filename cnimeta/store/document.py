@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from binascii import crc32
 
-from cnimeta.errors import CniError
+from cnimeta.errors import CniError, InvalidEnvironment
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import dumps, loads_object
 
@@ -37,8 +37,10 @@ class Later(Exception):
 
 
 def encode(version: int, body: Mapping[str, JSON]) -> str:
-    """The text of a record."""
+    """The text of a record. Raises InvalidEnvironment (code 4) for bytes that are no UTF-8: they would be lost."""
     record = dumps(body)
+    if "\\ud" in record and dumps(loads_object(record)) != record:
+        raise InvalidEnvironment("a record cannot hold text that is not UTF-8")
     return f"{_VERSION}{version}{_CHECKSUM}{_sum(version, record)}{_RECORD}{record}}}"
 
 

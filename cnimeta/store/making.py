@@ -2,7 +2,7 @@
 
 A new one is made under another name and linked into place whole. A damaged one is renamed before; until its contents
 are in the new one it is called `.damaged`, so whoever comes after a kill goes on from there, and after that it is kept
-under its date for people to look at.
+under its date for people to look at, the last few of them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import _sqlite3
 import os
 
-from cnimeta.store.sql import begin, connect
+from cnimeta.store.folder import is_there, own_file, unlink
+from cnimeta.store.rescue import tolerant
+from cnimeta.store.sql import begin, connect, meta
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,11 +21,16 @@ if TYPE_CHECKING:
     from cnimeta.store.sequence import Sequence
     from cnimeta.store.sql import Connection, Contents
 
-LOG_SUFFIX, INDEX_SUFFIX = "-wal", "-shm"
+LOG_SUFFIX, INDEX_SUFFIX, JOURNAL_SUFFIX = "-wal", "-shm", "-journal"
 DAMAGED = ".damaged"
 
 _NEW = ".new"
-_RESERVE_BYTES = 256 * 1024
+_KEPT = 4
+"""So many damaged databases are kept."""
+_AHEAD = 1000
+"""A command that has the old database open may note some more transactions of that: the new one counts from beyond."""
+_RESERVE_BYTES = 512 * 1024
+_ROOMY_BYTES = 16 * 1024 * 1024
 
 
 class Maker:
@@ -37,93 +44,139 @@ class Maker:
         self.sequence = sequence
         self.boot_id = boot_id
         self.log = log
-
-    @property
-    def reserve(self) -> str:
+        self.reserve = os.path.join(os.path.dirname(path), "reserve")
         """Room that is given up when a disk is full, for what frees space to be written all the same."""
-        return os.path.join(os.path.dirname(self.path), "reserve")
+
+    def refuse_foreign(self) -> None:
+        """Raise NotOurs (code 104) for a file that SQLite would open and that is not our own."""
+        for suffix in ("", LOG_SUFFIX, INDEX_SUFFIX, JOURNAL_SUFFIX):
+            own_file(self.path + suffix)
 
     def move_aside(self) -> None:
-        """Rename what is there, so that it is taken over by the next `make`."""
-        for suffix in (LOG_SUFFIX, ""):  # the log first: a database without it has lost transactions, and that shows
-            try:
-                os.rename(self.path + suffix, self.path + DAMAGED + suffix)
-            except FileNotFoundError:
-                continue
+        """Rename what is there, so that it is taken over by the next `make`.
+
+        The database goes first: without a log beside it, whoever opens it meanwhile would take it for a whole one.
+        """
+        damaged = self.path + DAMAGED
+        if is_there(self.path):
+            self._keep_damaged()  # one that is taken over already: its maker was killed
+            os.rename(self.path, damaged)
+        for suffix in (LOG_SUFFIX, JOURNAL_SUFFIX):
+            if is_there(damaged + suffix):
+                unlink(self.path + suffix)  # made by a command that opened the old one by its old name
+            elif is_there(self.path + suffix):
+                os.rename(self.path + suffix, damaged + suffix)
         unlink(self.path + INDEX_SUFFIX)
 
-    def make(self, gathered: object) -> None:
+    def make(self) -> None:
         """Make the database under another name, and link it into place whole."""
-        if os.path.lexists(self.path + LOG_SUFFIX):
-            self.move_aside()  # a log without its database must not be taken for the new one's
+        self.move_aside()  # a log without its database must not be taken for the new one's
+        gathered = self.contents.gather()
         temporary = self.path + _NEW
-        for suffix in ("", LOG_SUFFIX, INDEX_SUFFIX, "-journal"):
-            unlink(temporary + suffix)
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        noted = self.sequence.read()
-        new = connect(temporary)
+        try:
+            self._clear(temporary)
+            self._fill(temporary, gathered)
+            os.link(temporary, self.path)
+        finally:
+            self._clear(temporary)
+        _sync_folder(os.path.dirname(self.path))
+        self._keep_damaged()
+
+    def _fill(self, path: str, gathered: object) -> None:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         old = self._damaged_one()
+        new = connect(path)
         try:
             if str(new.execute("PRAGMA journal_mode=WAL").fetchone()[0]).lower() != "wal":
                 self.log(f"state: {self.path}: the file system cannot share memory, so commands wait for each other")
+            number = max(self.sequence.read() or 0, _last_of(old)) + _AHEAD
             new.execute("BEGIN IMMEDIATE")
-            begin(new, self.contents.schema, self.boot_id, noted + 1)
+            begin(new, self.contents.schema, self.boot_id, number)
             self.contents.fill(new, old, gathered)
             new.execute("COMMIT")
         finally:
             new.close()
             if old is not None:
                 old.close()
-        self.sequence.write(noted + 1)
-        os.link(temporary, self.path)
-        os.unlink(temporary)
-        self._keep_damaged()
-        self._keep_reserve()
+        if not self.sequence.write(number):
+            raise OSError(f"{self.sequence.path} cannot be written")
+
+    def _clear(self, path: str) -> None:
+        for suffix in ("", LOG_SUFFIX, INDEX_SUFFIX, JOURNAL_SUFFIX):
+            unlink(path + suffix)
 
     def _damaged_one(self) -> Connection | None:
         """What is being replaced, to be read as far as it can be."""
-        if not os.path.lexists(self.path + DAMAGED):
+        path = self.path + DAMAGED
+        if not is_there(path):
             return None
+        for suffix in ("", LOG_SUFFIX, INDEX_SUFFIX, JOURNAL_SUFFIX):
+            own_file(path + suffix)
         try:
-            return connect(self.path + DAMAGED)
+            old = tolerant(connect(path))
+            old.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except _sqlite3.DatabaseError as error:
-            self.log(f"state: nothing can be read of {self.path}{DAMAGED}: {error}")
+            self.log(f"state: nothing can be read of {path}: {error}")
             return None
+        return old
 
     def _keep_damaged(self) -> None:
         """Its contents are in the new one now; people may want to look at it."""
-        try:
-            when = int(os.stat(self.path + DAMAGED).st_mtime)
-        except FileNotFoundError:
-            when = 0
-        place = f"{self.path}{DAMAGED}-{when}"
-        number = 0
-        while os.path.lexists(f"{place}.{number}") or os.path.lexists(f"{place}.{number}{LOG_SUFFIX}"):
-            number += 1
-        for suffix in ("", LOG_SUFFIX):
-            try:
-                os.rename(self.path + DAMAGED + suffix, f"{place}.{number}{suffix}")
-            except FileNotFoundError:
-                continue
-        unlink(self.path + DAMAGED + INDEX_SUFFIX)
+        path = self.path + DAMAGED
+        kept = sorted(_kept(path))
+        number = kept[-1] + 1 if kept else 1
+        for suffix in ("", LOG_SUFFIX, JOURNAL_SUFFIX):
+            if is_there(path + suffix):
+                os.rename(path + suffix, f"{path}-{number}{suffix}")
+        unlink(path + INDEX_SUFFIX)
+        for old in [found for found in kept if found <= number - _KEPT]:
+            self._clear(f"{path}-{old}")
 
-    def _keep_reserve(self) -> None:
-        path = self.reserve
-        if os.path.lexists(path):
+    def is_unfinished(self) -> bool:
+        """Whether a maker was killed when the database was in place and not all put away."""
+        return is_there(self.path + DAMAGED) or is_there(self.path + _NEW)
+
+    def finish(self) -> None:
+        """Put away what is left."""
+        self._clear(self.path + _NEW)
+        self._keep_damaged()
+
+    def keep_reserve(self) -> None:
+        """Set room aside, while there is plenty."""
+        if is_there(self.reserve):
+            return
+        room = os.statvfs(os.path.dirname(self.path))
+        if room.f_bavail * room.f_frsize < _ROOMY_BYTES:
             return
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self.reserve, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                os.posix_fallocate(fd, 0, _RESERVE_BYTES)
+                os.posix_fallocate(descriptor, 0, _RESERVE_BYTES)
             finally:
-                os.close(fd)
+                os.close(descriptor)
         except OSError:
-            unlink(path)
+            unlink(self.reserve)
 
 
-def unlink(path: str) -> None:
-    """Remove; missing is fine."""
+def _last_of(old: Connection | None) -> int:
+    """The last transaction of a damaged database, as far as that can be told."""
     try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
+        found = meta(old, "sequence") if old is not None else 0
+    except _sqlite3.Error:
+        return 0
+    return found if isinstance(found, int) and 0 <= found < 1 << 50 else 0
+
+
+def _kept(path: str) -> list[int]:
+    """The numbers of the damaged databases that are kept."""
+    folder, name = os.path.split(path)
+    ends = [found[len(name) + 1 :] for found in os.listdir(folder) if found.startswith(f"{name}-")]
+    return [int(end) for end in ends if end.isdigit()]
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

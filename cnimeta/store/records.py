@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from cnimeta.errors import StateUnusable, shown
+from cnimeta.errors import CniError, StateUnusable, shown
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.store import document
 from cnimeta.store.database import Database
 from cnimeta.store.document import Damaged, Later
 from cnimeta.store.locks import AttachmentLocks
-from cnimeta.store.sql import Schema
+from cnimeta.store.rescue import Table, rows
+from cnimeta.store.sql import Schema, storable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ _SCHEMA = Schema(
         ),
     )
 )
+_TABLE = Table("records", ("network", "container_id", "ifname", "document"), "records_container", "container_id")
+_ANY_VERSION = 10**9
 _KEY = "network=? AND container_id=? AND ifname=?"
 
 
@@ -42,14 +45,16 @@ class Stored(NamedTuple):
 
 
 class Records:
-    """The records of one plugin in `folder`, a folder of its own: kept over a reboot, a kill and a power loss.
+    """The records of one plugin in `folder`, a folder of its own: kept over a reboot and a kill. Power loss may take
+    the last changes, as nothing waits for the disk.
 
         records = Records("/var/lib/cni/example", log=request.log)
         with records.locks.of(request.attachment.key).held():
             records.put(request.attachment.key, {"address": "10.0.0.2"})
 
     `version` is the version of the documents; one of a later version can be removed and not read. Raises StateUnusable
-    (code 104) when the database cannot be used, TryAgainLater (code 11) when it is not free in time.
+    (code 104) when the database cannot be used, TryAgainLater (code 11) when it is not free in time,
+    InvalidEnvironment (code 4) for text that is not UTF-8.
     """
 
     def __init__(
@@ -69,24 +74,24 @@ class Records:
 
     def put(self, key: Key, body: Mapping[str, JSON]) -> None:
         """Write the record of an attachment, in place of what there was."""
-        text = document.encode(self._version, body)
+        text = document.encode(self._version, {"key": storable(*key), "body": body})
         self._database.write(
             lambda connection: connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)", (*key, text))
         )
 
     def get(self, key: Key) -> Fields | None:
         """The record; None when there is none. StateUnusable (104) for one that cannot be read: it is not gone."""
-        rows = self._select(_KEY, *key)
-        if not rows:
+        found = self._select(_KEY, *key)
+        if not found:
             return None
-        stored = self._stored(rows[0])
+        stored = self._stored(found[0])
         if stored.body is None:
             raise StateUnusable(f"the record of container {shown(key[1])} cannot be read")
         return stored.body
 
     def remove(self, key: Key) -> None:
         """Remove the record; missing is fine."""
-        if self._database.exists():
+        if self._select(_KEY, *key):
             self._database.write(
                 lambda connection: connection.execute(f"DELETE FROM records WHERE {_KEY}", key),
                 tolerant=True,
@@ -101,6 +106,7 @@ class Records:
         return [self._stored(row) for row in self._select("1")]
 
     def _select(self, condition: str, *values: str) -> list[tuple[str, str, str, str]]:
+        storable(*values)
         if not self._database.exists():
             return []
         statement = f"SELECT * FROM records WHERE {condition} ORDER BY network, container_id, ifname"
@@ -112,11 +118,13 @@ class Records:
     def _stored(self, row: tuple[str, str, str, str]) -> Stored:
         *key, text = row
         try:
-            body = document.decode(self._version, text)
-        except (Damaged, Later) as error:
+            found = document.decode(self._version, text)
+            if found.get("key") != key:
+                raise Damaged("it is another attachment's")
+            return Stored((key[0], key[1], key[2]), found.object("body"))
+        except (Damaged, Later, CniError) as error:
             self._log(f"the record of container {shown(key[1])} cannot be read: {error}")
             return Stored((key[0], key[1], key[2]), None)
-        return Stored((key[0], key[1], key[2]), body)
 
 
 class _Contents:
@@ -132,17 +140,24 @@ class _Contents:
 
     def fill(self, new: Connection, old: Connection | None, _gathered: object) -> None:
         """Take over what is readable."""
-        import _sqlite3
-
         if old is None:
             return
         taken = 0
-        try:
-            for row in old.execute("SELECT * FROM records"):
-                new.execute("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?)", row)
+        for _, *cells in rows(old, _TABLE):
+            if all(isinstance(cell, str) for cell in cells):
+                *names, text = (str(cell).encode("utf-8", "replace").decode() for cell in cells)
+                new.execute("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?)", (*_key_in(text, names), text))
                 taken += 1
-        except (_sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            self._log(f"state: {taken} records were read from the damaged database, then: {error}")
+        self._log(f"state: {taken} records were read from the damaged database")
 
     def new_boot(self, connection: Connection) -> None:
         """Records stay."""
+
+
+def _key_in(text: str, names: list[str]) -> list[str]:
+    """The key as the document has it, under its checksum; that of the row where it cannot be read."""
+    try:
+        found = document.decode(_ANY_VERSION, text).texts("key")
+    except (Damaged, CniError):
+        return names
+    return found if len(found) == len(names) else names

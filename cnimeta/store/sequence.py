@@ -8,45 +8,66 @@ behind, as the database may be, and then the boot is another one.
 from __future__ import annotations
 
 import os
+from binascii import crc32
+
+from cnimeta.errors import StateUnusable
+from cnimeta.store.folder import own_open
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_DIGITS = 20
-_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_DIGITS = 18
+_BYTES = _DIGITS + 1 + 8
+_READS = 3  # one that meets a write can see half of it
 
 
 class Sequence:
-    """The number in the file `path`; 0 when there is none that can be read."""
+    """The number in the file `path`: digits, and their checksum."""
 
     def __init__(self, path: str, log: Callable[[str], None]) -> None:
         self.path = path
         self.log = log
 
-    def read(self) -> int:
-        """The last transaction that is known to have been committed."""
-        try:
-            fd = os.open(self.path, os.O_RDONLY | _FLAGS)
-        except OSError:
-            return 0
-        try:
-            text = os.read(fd, _DIGITS + 1)
-        except OSError:
-            return 0
-        finally:
-            os.close(fd)
-        return int(text) if len(text) == _DIGITS and text.isdigit() else 0
+    def read(self) -> int | None:
+        """The last transaction that is known to have been committed; None when it is not known.
 
-    def write(self, number: int) -> None:
-        """Only forward: another command may have been quicker. A failure is logged; the transaction stands."""
-        if self.read() >= number:
-            return
+        Raises OSError, NotOurs (code 104) when the file cannot be read.
+        """
         try:
-            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | _FLAGS, 0o600)
+            descriptor = own_open(self.path, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            return _read(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def write(self, number: int) -> bool:
+        """Only forward: another command may have been quicker. A failure is logged, and False: the commit stands."""
+        try:
+            descriptor = own_open(self.path, os.O_RDWR | os.O_CREAT)
             try:
-                os.pwrite(fd, b"%0*d" % (_DIGITS, number), 0)
+                now = _read(descriptor)
+                if now is None or now < number:
+                    os.pwrite(descriptor, _encode(number), 0)
             finally:
-                os.close(fd)
-        except OSError as error:
-            self.log(f"state: {self.path} cannot be written: {error.strerror}")
+                os.close(descriptor)
+        except (OSError, StateUnusable) as error:
+            self.log(f"state: {self.path} cannot be written: {error}")
+            return False
+        return True
+
+
+def _read(descriptor: int) -> int | None:
+    for _ in range(_READS):
+        text = os.pread(descriptor, _BYTES + 1, 0)
+        digits = text[:_DIGITS]
+        if digits.isdigit() and text == _encode(int(digits)):
+            return int(digits)
+    return None
+
+
+def _encode(number: int) -> bytes:
+    digits = b"%0*d" % (_DIGITS, number)
+    return b"%s %08x" % (digits, crc32(digits))

@@ -6,7 +6,9 @@ The C module is imported, not `sqlite3`, which loads `datetime` and more for con
 from __future__ import annotations
 
 import _sqlite3
+from binascii import crc32
 
+from cnimeta.errors import InvalidEnvironment, shown
 from cnimeta.namedtuple import NamedTuple
 
 TYPE_CHECKING = False
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
         schema: Schema
 
         def gather(self) -> object:
-            """What others know of the contents. Called without a lock or a transaction, when they were lost."""
+            """What others know of the contents. Called outside of transactions, when the contents were lost."""
             ...
 
         def fill(self, new: Connection, old: Connection | None, gathered: object) -> None:
@@ -33,9 +35,16 @@ if TYPE_CHECKING:
             ...
 
 
+class Damage(Exception):
+    """What was read cannot have been written like that: the database is not to be relied on.
+
+    Raised in a transaction, by this package or by the owner of the contents, it has the database made anew.
+    """
+
+
 _PRIMARY_CODE = 0xFF
-BUSY, LOCKED, CORRUPT, FULL, NOTADB = 5, 6, 11, 13, 26
-"""https://www.sqlite.org/rescode.html; the module has them by name from 3.11 on under `sqlite3` only."""
+BUSY, NOMEM, IOERR, CORRUPT, FULL, CANTOPEN, PROTOCOL, NOTADB = 5, 7, 10, 11, 13, 14, 15, 26
+"""https://www.sqlite.org/rescode.html"""
 _OPEN = (
     "PRAGMA synchronous=NORMAL",
     "PRAGMA temp_store=MEMORY",
@@ -55,54 +64,15 @@ class Schema(NamedTuple):
         return len(self.steps)
 
 
-def begin(connection: Connection, schema: Schema, boot_id: str, sequence: int) -> None:
-    """Make the tables of a new database."""
-    connection.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID")
-    migrate(connection, schema)
-    set_meta(connection, "boot", boot_id)
-    set_meta(connection, "sequence", sequence)
-
-
-def migrate(connection: Connection, schema: Schema) -> None:
-    """Take the tables to the version of this code, step by step."""
-    for step in schema.steps[version(connection) :]:
-        for statement in step:
-            connection.execute(statement)
-    connection.execute(f"PRAGMA user_version={schema.version}")
-
-
-def enter_boot(connection: Connection, contents: Contents, boot_id: str) -> None:
-    """Tell the owner of the contents when they are of another boot."""
-    if meta(connection, "boot") != boot_id:
-        contents.new_boot(connection)
-        set_meta(connection, "boot", boot_id)
+# --- connections -----------------------------------------------------------------------------------------
 
 
 def connect(path: str, timeout_s: float = 10) -> Connection:
+    """Open a database; nothing is read yet."""
     connection = _sqlite3.connect(path, timeout=timeout_s, isolation_level=None)
     for statement in _OPEN:
         connection.execute(statement)
     return connection
-
-
-def version(connection: Connection) -> int:
-    return int(connection.execute("PRAGMA user_version").fetchone()[0])
-
-
-def meta(connection: Connection, key: str) -> str | int | None:
-    row = connection.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
-    return None if row is None else row[0]
-
-
-def set_meta(connection: Connection, key: str, value: str | int) -> None:
-    connection.execute(
-        "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value=excluded.value", (key, value)
-    )
-
-
-def next_sequence(connection: Connection) -> int:
-    connection.execute("UPDATE meta SET value=value+1 WHERE key='sequence'")
-    return int(meta(connection, "sequence") or 0)
 
 
 def roll_back(connection: Connection) -> None:
@@ -110,9 +80,122 @@ def roll_back(connection: Connection) -> None:
     try:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-    except _sqlite3.DatabaseError:
+    except (_sqlite3.Error, MemoryError):
         pass
 
 
-def code_of(error: Exception) -> int:
+def code_of(error: BaseException) -> int:
+    """SQLite's primary result code; 0 for an error that is not SQLite's."""
+    if isinstance(error, MemoryError):
+        return NOMEM
     return int(getattr(error, "sqlite_errorcode", 0) or 0) & _PRIMARY_CODE
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether an error means that the file is not what was written."""
+    if isinstance(error, Damage) or code_of(error) in (CORRUPT, NOTADB):
+        return True
+    # The module's own error, without a code, for text that is not UTF-8: we have written none.
+    return isinstance(error, _sqlite3.OperationalError) and not hasattr(error, "sqlite_errorcode")
+
+
+def storable(*values: str) -> tuple[str, ...]:
+    """Text as it is. Raises InvalidEnvironment (code 4) for bytes that are no UTF-8, which a database cannot hold."""
+    for value in values:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InvalidEnvironment(f"{shown(value)} is not UTF-8 text") from None
+    return values
+
+
+# --- versions, and the table `meta` ------------------------------------------------------------------------
+
+
+def begin(connection: Connection, schema: Schema, boot_id: str, sequence: int) -> None:
+    """Make the tables of a new database."""
+    connection.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID")
+    set_meta(connection, "boot", boot_id)
+    set_meta(connection, "sequence", sequence)
+    migrate(connection, schema)
+
+
+def migrate(connection: Connection, schema: Schema) -> None:
+    """Take the tables to the version of this code, step by step; a later version's are left alone."""
+    found = version(connection)
+    if found >= schema.version:
+        return
+    for step in schema.steps[found:]:
+        for statement in step:
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version={schema.version}")
+    set_seal(connection)
+
+
+def enter_boot(connection: Connection, contents: Contents, boot_id: str, noted: int) -> None:
+    """Tell the owner of the contents when they are of another boot. After power loss, `noted` can be ahead."""
+    if meta(connection, "boot") != boot_id:
+        contents.new_boot(connection)
+        set_meta(connection, "boot", boot_id)
+        set_meta(connection, "sequence", max(noted, sequence_of(connection)))
+        set_seal(connection)
+
+
+def version(connection: Connection) -> int:
+    """The version of the tables; 0 when there are none."""
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def judged(connection: Connection, known: int) -> int:
+    """The version of a database. Raises Damage when version, tables or boot are not what was written.
+
+    The seal in `meta` covers them; every later version has it too. Where both it and a later version number are
+    wrong for us, the number is believed: nobody but that version may then make the database anew.
+    """
+    found = version(connection)
+    try:
+        sealed = meta(connection, "seal")
+        if sealed == _seal(connection, found):
+            return found
+        if found > known and sealed != _seal(connection, known):
+            return found
+    except _sqlite3.OperationalError as error:
+        if code_of(error) != 1:  # SQLITE_ERROR: there is no table `meta`
+            raise
+    raise Damage("its version, boot or tables are not what was written" if found else "it has no contents")
+
+
+def set_seal(connection: Connection) -> None:
+    """Write the checksum over what is not under another one."""
+    set_meta(connection, "seal", _seal(connection, version(connection)))
+
+
+def _seal(connection: Connection, number: int) -> int:
+    tables = connection.execute("SELECT rootpage, sql FROM sqlite_master ORDER BY rowid").fetchall()
+    return crc32(repr((number, meta(connection, "boot"), tables)).encode())
+
+
+def meta(connection: Connection, key: str) -> str | int | None:
+    """One value of the table `meta`."""
+    row = connection.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
+    return None if row is None else row[0]
+
+
+def set_meta(connection: Connection, key: str, value: str | int) -> None:
+    """Write a value of the table `meta`."""
+    connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+def sequence_of(connection: Connection) -> int:
+    """How many transactions there were."""
+    found = meta(connection, "sequence")
+    if not isinstance(found, int) or not 0 <= found < 1 << 60:
+        raise Damage("the number of its transactions is none")
+    return found
+
+
+def next_sequence(connection: Connection) -> int:
+    """Count this transaction."""
+    number = sequence_of(connection) + 1
+    set_meta(connection, "sequence", number)
+    return number

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cnimeta.errors import CniError, StateUnusable, TryAgainLater
 from cnimeta.store.database import LaterVersion
-from cnimeta.store.sql import begin, enter_boot, migrate
+from cnimeta.store.rescue import tolerant as tolerant_of_text
+from cnimeta.store.sql import Damage, begin, enter_boot, migrate
 from cnimeta.testing.files import Killed
 
 if TYPE_CHECKING:
@@ -109,12 +110,22 @@ class MemoryDatabase:
         """As the protocol says."""
         if self.node.busy:
             raise TryAgainLater(f"{self.folder} was not free within {self.timeout_s:g} s")
-        connection = self._opened(tolerant=tolerant)
         assert not self.node.in_transaction, "a transaction inside a transaction"
+        self._opened(tolerant=tolerant)
         self.node.step("begin")
-        result = self._transaction(connection, work)
+        result = self._mended(lambda: self._transaction(self._opened(tolerant=tolerant), work))
         self.node.step("done")
         return result
+
+    def read(self, work: Callable[[Connection], T], *, tolerant: bool = False) -> T:
+        """As the protocol says."""
+        self.node.reads += 1
+        return self._mended(lambda: self._snapshot(self._opened(tolerant=tolerant), work))
+
+    def problems(self) -> list[str]:
+        """As the protocol says."""
+        rows = self.read(lambda connection: connection.execute("PRAGMA integrity_check").fetchall(), tolerant=True)
+        return [row[0] for row in rows if row[0] != "ok"]
 
     def _transaction(self, connection: Connection, work: Callable[[Connection], T]) -> T:
         self.node.in_transaction = True
@@ -131,37 +142,46 @@ class MemoryDatabase:
         self.node.transactions += 1
         return result
 
-    def read(self, work: Callable[[Connection], T], *, tolerant: bool = False) -> T:
-        """As the protocol says."""
-        connection = self._opened(tolerant=tolerant)
-        self.node.reads += 1
-        return work(connection)
+    def _snapshot(self, connection: Connection, work: Callable[[Connection], T]) -> T:
+        connection.execute("BEGIN")
+        try:
+            return work(connection)
+        finally:
+            connection.execute("ROLLBACK")
 
-    def problems(self) -> list[str]:
-        """As the protocol says."""
-        rows = self.read(lambda connection: connection.execute("PRAGMA quick_check").fetchall(), tolerant=True)
-        return [row[0] for row in rows if row[0] != "ok"]
+    def _mended(self, run: Callable[[], T]) -> T:
+        """Run it; on a database that turns out to be damaged, once more on one that is made in its place."""
+        try:
+            return run()
+        except Damage as error:
+            if self.later:
+                raise StateUnusable(f"state: {self.folder}: {error}") from None
+            self.log(f"state: {self.folder} is damaged ({error}): kept as .damaged, made anew")
+        self._created(tolerant_of_text(self.node.connections.pop(self.folder)))
+        try:
+            return run()
+        except Damage as error:
+            raise StateUnusable(f"state: {self.folder}: {error}") from None
 
     def _opened(self, *, tolerant: bool) -> Connection:
         connection = self.node.connections.get(self.folder)
         if connection is None:
-            connection = self._created()
+            connection = self._created(None)
         version = int(connection.execute("PRAGMA user_version").fetchone()[0])
         self.later = version if version > self.contents.schema.version else 0
         if self.later and not tolerant:
             raise LaterVersion(f"{self.folder} was written by a later version")
         if not self.later:
-            with connection:
-                migrate(connection, self.contents.schema)
-                enter_boot(connection, self.contents, self.boot_id)
+            migrate(connection, self.contents.schema)
+            enter_boot(connection, self.contents, self.boot_id, 0)
         return connection
 
-    def _created(self) -> Connection:
+    def _created(self, old: Connection | None) -> Connection:
         gathered = self.contents.gather()
         connection = _sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         connection.set_trace_callback(self.node.statements.append)
         begin(connection, self.contents.schema, self.boot_id, 1)
-        self.contents.fill(connection, None, gathered)
+        self.contents.fill(connection, old, gathered)
         self.node.connections[self.folder] = connection
         return connection
 

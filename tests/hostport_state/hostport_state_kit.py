@@ -1,19 +1,28 @@
-"""What the state's tests share: a store on fakes, requests, and the invariant."""
+"""What the state's tests share: a store on a real database or on one in memory, requests, and the invariant."""
 
 from __future__ import annotations
 
+import _sqlite3
+import os
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from cnimeta.ports.mapper import MappedPort
+from cnimeta.store.database import Database
 from cnimeta.testing.clock import FakeClock
-from cnimeta.testing.files import MemoryFiles
-from cnimeta.testing.lock import FakeLock
+from cnimeta.testing.store import MemoryDatabases
 from cnimeta_plugins.hostport_alloc.allocate.expose import Explicit, Exposure
 from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange, parse_range
-from cnimeta_plugins.hostport_alloc.state import index as state
-from cnimeta_plugins.hostport_alloc.state.layout import Layout, name_of
-from cnimeta_plugins.hostport_alloc.state.record import DamagedRecord, Pod, Record, decode
-from cnimeta_plugins.hostport_alloc.state.recovery import members
+from cnimeta_plugins.hostport_alloc.state.contents import PortContents
+from cnimeta_plugins.hostport_alloc.state.record import Pod, Record
+from cnimeta_plugins.hostport_alloc.state.rows import members
 from cnimeta_plugins.hostport_alloc.state.store import Demand, Store
 
-FOLDER = "/state"
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cnimeta.store.sql import Connection
+
 BOOT = "boot-1"
 RANGE = "20000-20009"
 
@@ -42,62 +51,85 @@ def key(container: str = "c1", network: str = "net") -> tuple[str, str, str]:
     return network, container, "eth0"
 
 
-class Node:
-    """A store on fakes; `again()` is the next command's store, in a process of its own."""
+def mappings_of(*records: Record) -> list[MappedPort]:
+    """The records' ports as a port mapper tells them."""
+    return [
+        MappedPort(*record.key, port.protocol, port.host_port, port.container_port, port.host_ip)
+        for record in records
+        for port in (*record.ports, *record.explicit)
+    ]
 
-    def __init__(self, boot_id: str = BOOT) -> None:
-        self.files = MemoryFiles()
-        self.lock = FakeLock()
+
+class Node:
+    """A store on a node; `again()` is the next command's store, in a process of its own."""
+
+    def __init__(self, folder: str = "", boot_id: str = BOOT) -> None:
+        self.folder = folder or "/state"
+        self.databases = MemoryDatabases()
+        self.open: Callable[..., object] = Database if folder else self.databases
+        self.is_real = bool(folder)
         self.clock = FakeClock()
         self.boot_id = boot_id
         self.log: list[str] = []
-        self.rules: list = []
+        self.rules: list[MappedPort] = []
         self.rules_read = 0
-        self.layout = Layout(FOLDER)
+        self.timeout_s = 10.0
 
-    def _kernel_rules(self):
-        assert not self.lock.is_held, "the kernel must not be asked under the lock"
+    def _mappings(self) -> list[MappedPort]:
+        assert not self.databases.in_transaction, "others must not be asked in a transaction"
         self.rules_read += 1
         return list(self.rules)
 
     def again(self) -> Store:
-        return Store(FOLDER, self.files, self.lock, self.clock, self.boot_id, self.log.append, self._kernel_rules)
+        contents = PortContents(self._mappings, self.clock, self.boot_id, self.log.append)
+        database = self.open(self.folder, contents, self.boot_id, self.log.append, self.timeout_s)
+        return Store(database, self.clock, self.boot_id, self.log.append)
 
-    def index(self) -> state.Index:
-        slots = [state.decode(self.files.content[path]) for path in self.layout.slots]
-        return max(slots, key=lambda index: index.generation)
+    # --- looking into it, and changing it, past the store ------------------------------------------------
 
-    def alive(self) -> dict[str, Record]:
-        """The records on disk that hold ports, by name."""
-        found = {}
-        for path, data in self.files.content.items():
-            if path.startswith(self.layout.records + "/") and "/.tmp-" not in path:
-                try:
-                    record = decode(data)
-                except DamagedRecord:
-                    continue
-                assert path == self.layout.record(name_of(record.key))
-                if record.boot_id == self.boot_id:
-                    found[name_of(record.key)] = record
-        return found
+    def sql(self, statement: str, *values: object) -> list[tuple]:
+        """Run a statement past the store."""
+        if not self.is_real:
+            return self.databases.connections[self.folder].execute(statement, values).fetchall()
+        connection: Connection = _sqlite3.connect(f"{self.folder}/cnimeta.db", isolation_level=None)
+        try:
+            return connection.execute(statement, values).fetchall()
+        finally:
+            connection.close()
+
+    def lose(self) -> None:
+        """Everything of the state is gone."""
+        if not self.is_real:
+            self.databases.lose(self.folder)
+            return
+        for name in os.listdir(self.folder):
+            if not os.path.isdir(f"{self.folder}/{name}"):
+                os.unlink(f"{self.folder}/{name}")
+
+    def damage_document(self, container: str, text: str | bytes) -> None:
+        """Write something else where the record of a container was."""
+        self.sql("UPDATE attachments SET document=? WHERE container_id=?", text, container)
+
+    def contents(self) -> dict[str, list[tuple]]:
+        """Every row of every table but the count of transactions."""
+        return {
+            table: sorted(self.sql(f"SELECT * FROM {table}"), key=repr)
+            for table in ("attachments", "ports", "bitmaps", "quarantine", "remembered")
+        }
 
     def held(self) -> list[tuple[str, int]]:
-        return sorted(pair for record in self.alive().values() for pair in record.held)
+        """What the records of this boot hold, one by one."""
+        store = self.again()
+        return sorted(pair for record in store.records() if store.is_alive(record) for pair in record.held)
 
     def bits(self) -> list[tuple[str, int]]:
-        return sorted((protocol, port) for protocol, ports in self.index().bits.items() for port in members(ports))
-
-    def settle(self) -> None:
-        """Any next command: it restores the invariant."""
-        store = self.again()
-        store.reserve(draft("settler"), demand("1/tcp", ports="40000-40999"))
-        store.release(key("settler"), quarantine_s=0, sticky_s=0)
+        """The bitmaps."""
+        rows = self.sql("SELECT protocol, bits FROM bitmaps")
+        return sorted((protocol, port) for protocol, data in rows for port in members(int.from_bytes(data, "little")))
 
     def assert_whole(self) -> None:
-        """The index says exactly what the records say; no port is held twice."""
+        """The bitmaps say exactly what the records say; no port is held twice."""
         held = self.held()
-        assert len(held) == len(set(held)), held
-        # What a damaged record may have held stays held until DEL, also when the attachment was added again.
-        lost = [(pin.protocol, pin.port) for pin in self.index().pins]
-        assert self.bits() == sorted({*held, *lost})
-        assert [line for line in self.again().disagreements() if "cannot be read" not in line] == []
+        assert [pair for pair, times in Counter(held).items() if times > 1] == []
+        assert self.bits() == held
+        assert self.again().problems() == []

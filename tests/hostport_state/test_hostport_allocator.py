@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnimeta.errors import InvalidNetworkConfig
-from cnimeta_plugins.hostport_alloc.allocate.picks import Exhausted, Held, Situation, choose, member, os_random, runs
+from cnimeta_plugins.hostport_alloc.allocate.picks import (
+    Exhausted,
+    QuarantinedPort,
+    Situation,
+    choose,
+    member,
+    os_random,
+    runs,
+)
 from cnimeta_plugins.hostport_alloc.allocate.ranges import parse_range, ports_of, refuse_overlap
 
 pytestmark = pytest.mark.unit
@@ -98,7 +106,7 @@ def test_picks_are_free_and_in_range_and_complete_or_nothing_is_picked(wanted, u
     situation = Situation(
         {"tcp": sum(1 << port for port in used)},
         {"udp": sum(1 << port for port in blocked)},
-        tuple(Held("tcp", port, float(index), 100.0) for index, port in enumerate(sorted(waiting - used))),
+        tuple(QuarantinedPort("tcp", port, float(index), 100.0) for index, port in enumerate(sorted(waiting - used))),
     )
     exposures = [exposure(text) for text in wanted]
     try:
@@ -158,7 +166,9 @@ def test_exhaustion_names_range_and_counts_when_nothing_is_free():
 
 def test_quarantined_ports_are_avoided_until_nothing_else_is_left_then_oldest_first():
     found = {"default": parse_range("default", "20000-20004", "$")}
-    waiting = tuple(Held("tcp", port, float(at), 99.0) for at, port in enumerate([20003, 20001, 20000, 20004]))
+    waiting = tuple(
+        QuarantinedPort("tcp", port, float(at), 99.0) for at, port in enumerate([20003, 20001, 20000, 20004])
+    )
     first = choose([exposure()], found, Situation({}, {}, waiting), {})
     assert first[0].host_port == 20002
     order, used = [], 1 << 20002
@@ -171,14 +181,14 @@ def test_quarantined_ports_are_avoided_until_nothing_else_is_left_then_oldest_fi
 
 def test_udp_quarantine_does_not_matter_when_tcp_is_asked_for():
     found = {"default": parse_range("default", "20000", "$")}
-    waiting = (Held("udp", 20000, 0.0, 99.0),)
+    waiting = (QuarantinedPort("udp", 20000, 0.0, 99.0),)
     assert choose([exposure("80/tcp")], found, Situation({}, {}, waiting), {})[0].host_port == 20000
 
 
 def test_preferred_port_is_taken_when_free_and_quarantined_but_not_when_held_or_outside():
     found = {"default": parse_range("default", "20000-20999", "$")}
     wish = {(80, "tcp", "default"): 20500}
-    waiting = (Held("tcp", 20500, 0.0, 99.0),)
+    waiting = (QuarantinedPort("tcp", 20500, 0.0, 99.0),)
     assert choose([exposure()], found, Situation({}, {}, waiting), wish)[0].host_port == 20500
     for situation in (Situation({"tcp": 1 << 20500}, {}), Situation({}, {"tcp": 1 << 20500})):
         assert choose([exposure()], found, situation, wish)[0].host_port != 20500

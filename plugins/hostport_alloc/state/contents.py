@@ -1,32 +1,32 @@
-"""What is in the database, for `cnimeta.store.Database`: the tables, and where they are had from when they are lost.
-
-Sources, in this order: the rows that can still be read of a damaged database; then the mappings that the port mapper's
-records and the kernel's rules have and no record covers, as salvaged records. What was done is logged, a line each.
-"""
+"""What is in the database, for `cnimeta.store.Database`: the tables, and where they are had from when they are lost."""
 
 from __future__ import annotations
 
-import _sqlite3
-
-from cnimeta.errors import shown
-from cnimeta_plugins.hostport_alloc.allocate.expose import PROTOCOLS
+from cnimeta.store import rescue
+from cnimeta.store.document import Damaged, Later
+from cnimeta.store.rescue import Table
+from cnimeta.store.sql import Damage
 from cnimeta_plugins.hostport_alloc.allocate.picks import Port
 from cnimeta_plugins.hostport_alloc.state import rows
-from cnimeta_plugins.hostport_alloc.state.record import Record
+from cnimeta_plugins.hostport_alloc.state.record import Record, decode
+from cnimeta_plugins.hostport_alloc.state.salvage import Sources, merged
 from cnimeta_plugins.hostport_alloc.state.schema import SCHEMA
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from cnimeta.host.protocols import Clock
     from cnimeta.ports.mapper import MappedPort
+    from cnimeta.store.rescue import Cells
     from cnimeta.store.sql import Connection
-    from cnimeta_plugins.hostport_alloc.state.record import Key
-    from cnimeta_plugins.hostport_alloc.state.rows import Row
 
-_GAP_MAX = 100_000
-"""So many row numbers between two readable ends are tried one by one."""
+_ATTACHMENTS = Table(
+    "attachments",
+    ("network", "container_id", "ifname", "token", "boot_id", "document"),
+    "attachments_container",
+    "container_id",
+)
 
 
 class PortContents:
@@ -47,16 +47,28 @@ class PortContents:
         self.log = log
 
     def gather(self) -> tuple[MappedPort, ...]:
-        """Ask the port mapper; it starts processes, so nobody waits for this."""
+        """Ask the port mapper; it may start processes."""
         return tuple(self.mappings())
 
     def fill(self, new: Connection, old: Connection | None, gathered: object) -> None:
-        """Put in what the old one still has, then what the others know."""
+        """Put in what the old one still has, and what the others know."""
+        readable: list[Record] = []
+        broken: list[Record] = []
+        for cells in rescue.rows(old, _ATTACHMENTS) if old is not None else ():
+            record = _readable(cells)
+            if record is not None:
+                readable.append(record)
+            if old is not None and (record is None or record.key != cells[1:4]):
+                broken += _broken(old, cells)
+        mappings = gathered if isinstance(gathered, tuple) else ()
+        sources = Sources(mappings, tuple(readable), tuple(broken))
         if old is not None:
-            self._take_over(new, old)
-        if isinstance(gathered, tuple):
-            self._salvage(new, gathered)
+            self.log(f"state: {len(readable)} records were read from the damaged database")
+        for record in merged(sources, self.boot_id, self.clock.now(), self.log):
+            self._insert(new, record)
         rows.renew_bits(new)
+        if old is not None:
+            self._keep_back(new, old)
 
     def new_boot(self, connection: Connection) -> None:
         """Rules and namespaces are gone: no port is held. Records stay, since delegates may keep leases on disk."""
@@ -64,134 +76,49 @@ class PortContents:
         connection.execute("DELETE FROM quarantine")
         rows.renew_bits(connection)
 
-    # --- a damaged database ------------------------------------------------------------------------------
-
-    def _take_over(self, new: Connection, old: Connection) -> None:
-        taken = lost = 0
-        for row in _readable(old):
-            record = rows.record_of(_Tolerant(old), row)  # type: ignore[arg-type]
-            if rows.find(new, row.key) is None and self._insert(new, record):
-                taken += 1
-            else:
-                lost += 1
-        self.log(f"state: {taken} records were read from the damaged database" + (f", {lost} were not" if lost else ""))
-        _copy(old, new, "quarantine", 4)
-        _copy(old, new, "remembered", 4)
-
-    def _insert(self, new: Connection, record: Record) -> bool:
-        """Add a record, less its ports where a record before it has them: a flipped bit can change a number."""
-        if record.boot_id != self.boot_id:
-            bare = record._replace(ports=(), explicit=())
-            rows.insert(new, bare)
-            rows.replace_document(new, record)
-            return True
+    def _insert(self, new: Connection, record: Record) -> None:
         new.execute("SAVEPOINT one")
         try:
-            rows.insert(new, record)
-        except _sqlite3.IntegrityError as error:
+            rows.insert(new, record, bare=record.boot_id != self.boot_id)
+        except Damage as error:
             new.execute("ROLLBACK TO one")
-            self.log(f"state: record of container {shown(record.container_id)} is left out: {error}")
-            return False
+            self.log(f"state: container {record.container_id} goes without its ports: {error}")
+            rows.insert(new, record._replace(ports=(), explicit=()))
         finally:
             new.execute("RELEASE one")
-        return True
 
-    # --- what others know --------------------------------------------------------------------------------
-
-    def _salvage(self, new: Connection, mappings: Iterable[MappedPort]) -> None:
-        """Records for mappings that no record of this boot covers."""
-        found: dict[Key, list[Port]] = {}
-        for one in mappings:
-            if one.protocol in PROTOCOLS:
-                port = Port(one.container_port, one.protocol, one.host_port, "", one.host_ip)
-                found.setdefault((one.network, one.container_id, one.ifname), []).append(port)
-        for key, ports in found.items():
-            known = rows.find(new, key)
-            if known is not None and known.boot_id == self.boot_id:
-                continue
-            if known is not None:
-                rows.delete(new, known)
-            record = Record(
-                *key,
-                boot_id=self.boot_id,
-                token="salvaged",  # noqa: S106 - tells a reservation, is no secret
-                created=self.clock.now(),
-                phase="mapped",
-                ports=tuple(ports),
-                salvaged=True,
-            )
-            if self._insert(new, record):
-                numbers = ", ".join(f"{port.host_port}/{port.protocol}" for port in ports)
-                self.log(f"state: record of container {shown(key[1])} made anew from its port mappings: {numbers}")
+    def _keep_back(self, new: Connection, old: Connection) -> None:
+        """Quarantine and memory: what can be read of them."""
+        boottime = self.clock.boottime()
+        for protocol, port, released, until in rescue.select(old, "SELECT * FROM quarantine"):
+            times = isinstance(released, float) and isinstance(until, float)
+            if times and rows.is_port(protocol, port) and released <= boottime < until:  # type: ignore[operator]
+                new.execute("INSERT OR IGNORE INTO quarantine VALUES (?, ?, ?, ?)", (protocol, port, released, until))
+        for namespace, name, until, ports in rescue.select(old, "SELECT * FROM remembered"):
+            texts = [str(text).encode("utf-8", "replace").decode() for text in (namespace, name, ports)]
+            if isinstance(until, float):
+                new.execute("INSERT OR IGNORE INTO remembered VALUES (?, ?, ?, ?)", (*texts[:2], until, texts[2]))
 
 
-class _Tolerant:
-    """A connection to a damaged database: what cannot be read is not there."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def execute(self, statement: str, values: tuple[object, ...] = ()) -> _Rows:
-        try:
-            return _Rows(self._connection.execute(statement, values).fetchall())
-        except _sqlite3.DatabaseError:
-            return _Rows([])
-
-
-class _Rows:
-    def __init__(self, found: list[tuple[object, ...]]) -> None:
-        self._found = found
-
-    def fetchall(self) -> list[tuple[object, ...]]:
-        return self._found
-
-
-def _readable(old: Connection) -> Iterator[Row]:
-    """Every row of attachments that can be read: from both ends up to the damage, then number by number between."""
-    seen: set[int] = set()
-    ends = [0, 0]
-    for end, order in enumerate(("ASC", "DESC")):
-        for row in _scan(old, order):
-            if row.id in seen:
-                break
-            seen.add(row.id)
-            ends[end] = row.id
-            yield row
-    first, last = ends
-    for number in range(first + 1, min(last, first + _GAP_MAX)):
-        if number not in seen:
-            for found in _Tolerant(old).execute(f"{_SELECT} WHERE id=?", (number,)).fetchall():
-                between = _row(found)
-                if between is not None:
-                    yield between
-
-
-_SELECT = "SELECT id, network, container_id, ifname, token, boot_id, document FROM attachments"
-
-
-def _scan(old: Connection, order: str) -> Iterator[Row]:
+def _readable(cells: Cells) -> Record | None:
+    """The record of a row, if its checksum is right: then its key is, whatever the row's columns say."""
     try:
-        for found in old.execute(f"{_SELECT} ORDER BY id {order}"):
-            row = _row(found)
-            if row is not None:
-                yield row
-    except (_sqlite3.DatabaseError, UnicodeDecodeError):
-        return
-
-
-def _row(found: tuple[object, ...]) -> Row | None:
-    """The row, if it has the types of one; the kernel's names tell the rest."""
-    number, *texts = found
-    if not isinstance(number, int) or not all(isinstance(text, str) and text for text in texts):
+        return decode(cells[-1]) if isinstance(cells[-1], str) else None
+    except (Damaged, Later):
         return None
-    return rows.Row(*found)  # type: ignore[arg-type]
 
 
-def _copy(old: Connection, new: Connection, table: str, width: int) -> None:
-    found = _Tolerant(old).execute(f"SELECT * FROM {table}").fetchall()
-    marks = ", ".join("?" * width)
-    for row in found:
-        try:
-            new.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", row)
-        except _sqlite3.DatabaseError:
-            continue
+def _broken(old: Connection, cells: Cells) -> list[Record]:
+    """What the tables say of a record that cannot be read. Its container ports are not known: the host ports serve."""
+    number, *names, _ = cells
+    if not all(isinstance(name, str) and name.isprintable() for name in names):
+        return []
+    network, container_id, ifname, token, boot_id = (str(name).encode("utf-8", "replace").decode() for name in names)
+    held = rescue.select(old, "SELECT protocol, port, host_ip FROM ports WHERE attachment=?", number)
+    ports = tuple(
+        Port(int(str(port)), str(protocol), int(str(port)), "", str(host_ip))
+        for protocol, port, host_ip in held
+        if rows.is_port(protocol, port)
+    )
+    key = network, container_id, ifname
+    return [Record(*key, boot_id=boot_id, token=token, phase="mapped", ports=ports, salvaged=True)]

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 PHASES = ("reserved", "mapped")
+SALVAGED = "salvaged"
+"""The token of a record that was made from port mappings: which reservation they were made for is not known."""
 ANNOTATION_STATES = ("none", "pending", "done")
 _PORT_MAX = 65535
 

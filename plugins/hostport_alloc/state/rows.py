@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import _sqlite3
 from binascii import crc32
 
 from cnimeta.errors import HostPortConflict, shown
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.store.document import Damaged, Later
+from cnimeta.store.sql import Damage, storable
 from cnimeta_plugins.hostport_alloc.allocate.expose import PROTOCOLS
-from cnimeta_plugins.hostport_alloc.allocate.picks import Port, QuarantinedPort
+from cnimeta_plugins.hostport_alloc.allocate.picks import QuarantinedPort
+from cnimeta_plugins.hostport_alloc.allocate.ranges import PORT_MAX
 from cnimeta_plugins.hostport_alloc.state.record import Record, decode, encode
 
 TYPE_CHECKING = False
@@ -50,49 +53,43 @@ class Row(NamedTuple):
 
 def find(connection: Connection, key: Key) -> Row | None:
     """The row of an attachment."""
-    found = connection.execute(
-        f"SELECT {_COLUMNS} FROM attachments WHERE network=? AND container_id=? AND ifname=?", _texts(*key)
-    ).fetchone()
-    return None if found is None else Row(*found)
+    found = select(connection, "network=? AND container_id=? AND ifname=?", *storable(*key))
+    return found[0] if found else None
 
 
 def select(connection: Connection, condition: str, *values: str | int) -> list[Row]:
-    """The rows that meet a condition of ours, written in SQL."""
+    """The rows that meet a condition of ours, written in SQL. Raises Damage."""
     found = connection.execute(f"SELECT {_COLUMNS} FROM attachments WHERE {condition}", values)
-    return [Row(*row) for row in found.fetchall()]
+    return [_row(cells) for cells in found.fetchall()]
 
 
-def record_of(connection: Connection, row: Row) -> Record:
-    """The record in a row. One that cannot be read comes back salvaged, with the ports that the tables have."""
+def _row(cells: tuple[object, ...]) -> Row:
+    number, *texts = cells
+    if not isinstance(number, int) or not all(isinstance(text, str) for text in texts):
+        raise Damage("a row of attachments is none")
+    return Row(number, *texts)  # type: ignore[arg-type]
+
+
+def record_of(row: Row) -> Record:
+    """The record in a row. Raises Damage; one of a later version that cannot be read comes back salvaged, bare."""
     try:
         record = decode(row.document)
-        if record.key == row.key and record.token == row.token:
-            return record
-    except (Damaged, Later):
-        pass
-    held = connection.execute("SELECT protocol, port, host_ip FROM ports WHERE attachment=?", (row.id,)).fetchall()
-    # Its container ports are not known: the host ports stand in for them.
-    ports = tuple(Port(port, protocol, port, "", host_ip) for protocol, port, host_ip in held)
-    return Record(*row.key, boot_id=row.boot_id, token=row.token, phase="mapped", ports=ports, salvaged=True)
-
-
-def is_damaged(row: Row) -> bool:
-    """Whether the row's document cannot be read."""
-    try:
-        return decode(row.document).key != row.key
-    except Damaged:
-        return True
     except Later:
-        return False
+        return Record(*row.key, boot_id=row.boot_id, token=row.token, phase="mapped", salvaged=True)
+    except Damaged as error:
+        raise Damage(f"the record of container {shown(row.container_id)} cannot be read: {error}") from None
+    if (record.key, record.token, record.boot_id) != (row.key, row.token, row.boot_id):
+        raise Damage(f"the record of container {shown(row.container_id)} is another attachment's")
+    return record
 
 
-def insert(connection: Connection, record: Record) -> None:
-    """Add a record with the ports it holds. Raises sqlite's IntegrityError when another container holds one."""
+def insert(connection: Connection, record: Record, *, bare: bool = False) -> None:
+    """Add a record with the ports it holds; none when `bare`. Raises Damage when another container holds one."""
     pod = record.pod
     cursor = connection.execute(
         "INSERT INTO attachments (network, container_id, ifname, token, boot_id, pod_namespace, pod_name, annotation,"
         " document) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        _texts(
+        storable(
             *record.key,
             record.token,
             record.boot_id,
@@ -102,36 +99,39 @@ def insert(connection: Connection, record: Record) -> None:
             encode(record),
         ),
     )
-    _insert_ports(connection, cursor.lastrowid, record)
-
-
-def _insert_ports(connection: Connection, number: int | None, record: Record) -> None:
-    identity = _texts(record.container_id, record.netns_id)
-    connection.executemany(
-        "INSERT OR IGNORE INTO ports VALUES (?, ?, ?, ?, ?, ?)",
-        [(protocol, port, host_ip, number, *identity) for protocol, port, host_ip in places(record)],
-    )
-
-
-def hold_again(connection: Connection, row: Row) -> None:
-    """Make the ports of an attachment anew from its document. Raises sqlite's IntegrityError."""
-    connection.execute("DELETE FROM ports WHERE attachment=?", (row.id,))
-    _insert_ports(connection, row.id, record_of(connection, row))
+    if bare:
+        return
+    identity = storable(record.container_id, record.netns_id)
+    try:
+        connection.executemany(
+            "INSERT OR IGNORE INTO ports VALUES (?, ?, ?, ?, ?, ?)",
+            [(protocol, port, host_ip, cursor.lastrowid, *identity) for protocol, port, host_ip in places(record)],
+        )
+    except _sqlite3.IntegrityError as error:  # the bitmaps said that they were free
+        raise Damage(f"the bitmaps and the ports do not agree: {error}") from None
 
 
 def places(record: Record) -> list[tuple[str, int, str]]:
-    """(protocol, port, host address) of what a record holds. A chosen number is held on every address."""
-    chosen = [(port.protocol, port.host_port, port.host_ip if record.salvaged else "") for port in record.ports]
-    return [*chosen, *((port.protocol, port.host_port, port.host_ip) for port in record.explicit)]
+    """(protocol, port, host address) of what a record holds."""
+    held = [(port, True) for port in record.ports], [(port, False) for port in record.explicit]
+    return [
+        (port.protocol, port.host_port, listening_on(record, port.host_ip, chosen=chosen))
+        for ports in held
+        for port, chosen in ports
+    ]
 
 
-def replace_document(connection: Connection, record: Record) -> bool:
-    """Write a record whose key, token and ports are as before; False when there is none such."""
-    changed = connection.execute(
+def listening_on(record: Record, host_ip: str, *, chosen: bool) -> str:
+    """The address on which a port is held. A chosen number is held on every one, unless all that is known is a rule."""
+    return "" if chosen and not record.salvaged else host_ip
+
+
+def replace_document(connection: Connection, record: Record) -> None:
+    """Write a record whose key, token and ports are as before."""
+    connection.execute(
         "UPDATE attachments SET annotation=?, document=? WHERE network=? AND container_id=? AND ifname=? AND token=?",
-        _texts(record.annotation.state, encode(record), *record.key, record.token),
+        storable(record.annotation.state, encode(record), *record.key, record.token),
     )
-    return changed.rowcount == 1
 
 
 def delete(connection: Connection, row: Row) -> None:
@@ -143,10 +143,12 @@ def refuse_conflicts(connection: Connection, wanted: Iterable[Explicit], contain
     """Raise HostPortConflict (100) when another container holds an explicit mapping's port."""
     for mapping in wanted:
         held = connection.execute(
-            "SELECT host_ip, container_id, netns_id, attachment FROM ports WHERE protocol=? AND port=?",
+            "SELECT host_ip, container_id, netns_id FROM ports WHERE protocol=? AND port=?",
             (mapping.protocol, mapping.host_port),
         )
-        for host_ip, holder, namespace, _ in held.fetchall():
+        for host_ip, holder, namespace in held.fetchall():
+            if not isinstance(host_ip, str):
+                raise Damage("a row of ports is none")
             if holder == container_id or (namespace and namespace == netns_id):
                 continue
             if overlap(host_ip, mapping.host_ip):
@@ -168,45 +170,55 @@ def overlap(one: str, other: str) -> bool:
 
 
 def bits(connection: Connection) -> dict[str, PortSet] | None:
-    """The bitmaps; None when they are damaged or marked as stale."""
+    """The bitmaps; None when they are marked as stale. Raises Damage."""
     if connection.execute("SELECT 1 FROM meta WHERE key='stale'").fetchone() is not None:
         return None
     found = {}
     for protocol, data, checksum in connection.execute("SELECT protocol, bits, crc FROM bitmaps").fetchall():
-        if not isinstance(data, bytes) or crc32(data) != checksum:
-            return None
-        found[str(protocol)] = int.from_bytes(data, "little")
-    return found if set(found) == set(PROTOCOLS) else None
+        if protocol not in PROTOCOLS or not isinstance(data, bytes) or crc32(data) != checksum:
+            raise Damage("a bitmap is not what was written")
+        found[protocol] = int.from_bytes(data, "little")
+    if len(found) != len(PROTOCOLS):
+        raise Damage("a bitmap is missing")
+    return found
 
 
 def held_bits(connection: Connection) -> dict[str, PortSet]:
-    """The same, from the ports that attachments hold."""
+    """The same, from the ports that attachments hold. Raises Damage."""
     found = {protocol: bytearray(BITMAP_BYTES) for protocol in PROTOCOLS}
     for protocol, port in connection.execute("SELECT protocol, port FROM ports").fetchall():
+        if not is_port(protocol, port):
+            raise Damage("a row of ports is none")
         found[protocol][port >> 3] |= 1 << (port & 7)
     return {protocol: int.from_bytes(data, "little") for protocol, data in found.items()}
 
 
+def is_port(protocol: object, port: object) -> bool:
+    """Whether these are a protocol and a port number."""
+    return protocol in PROTOCOLS and isinstance(port, int) and 0 < port <= PORT_MAX
+
+
 def current_bits(connection: Connection) -> dict[str, PortSet]:
-    """The bitmaps, made anew where they have to be."""
+    """The bitmaps, made anew where a later version has marked them as stale. Raises Damage."""
     found = bits(connection)
     return held_bits(connection) if found is None else found
 
 
 def write_bits(connection: Connection, before: Ports, after: Ports) -> None:
-    """Write the bitmaps that differ from what is there."""
+    """Write the bitmaps that differ from what is there. All of them, from `before` empty: then they are not stale."""
     for protocol in PROTOCOLS:
         ports = after.get(protocol, 0)
         if before.get(protocol) == ports:
             continue
         data = ports.to_bytes(BITMAP_BYTES, "little")
         connection.execute("INSERT OR REPLACE INTO bitmaps VALUES (?, ?, ?)", (protocol, data, crc32(data)))
+    if not before:
+        connection.execute("DELETE FROM meta WHERE key='stale'")
 
 
 def renew_bits(connection: Connection) -> None:
     """Make the bitmaps anew from the ports that attachments hold."""
     write_bits(connection, {}, held_bits(connection))
-    connection.execute("DELETE FROM meta WHERE key='stale'")
 
 
 def with_bits(ports: Ports, held: Iterable[tuple[str, int]]) -> dict[str, PortSet]:
@@ -217,16 +229,18 @@ def with_bits(ports: Ports, held: Iterable[tuple[str, int]]) -> dict[str, PortSe
     return found
 
 
-def without_row(connection: Connection, ports: Ports, row: Row) -> dict[str, PortSet]:
-    """Less what this attachment alone holds."""
+def without_row(connection: Connection, ports: Ports, row: Row, record: Record) -> dict[str, PortSet]:
+    """Less what this attachment alone holds. Raises Damage when that is not what its record says."""
+    own = connection.execute("SELECT protocol, port, host_ip FROM ports WHERE attachment=?", (row.id,)).fetchall()
+    if set(own) != set(places(record)):
+        raise Damage(f"the ports of container {shown(row.container_id)} are not those of its record")
     found = dict(ports)
-    alone = connection.execute(
-        "SELECT protocol, port FROM ports AS own WHERE attachment=? AND NOT EXISTS (SELECT 1 FROM ports AS other WHERE"
-        " other.protocol=own.protocol AND other.port=own.port AND other.attachment<>own.attachment)",
-        (row.id,),
-    )
-    for protocol, port in alone.fetchall():
-        found[protocol] = found.get(protocol, 0) & ~(1 << port)
+    for protocol, port in record.held:
+        others = connection.execute(
+            "SELECT 1 FROM ports WHERE protocol=? AND port=? AND attachment<>?", (protocol, port, row.id)
+        )
+        if others.fetchone() is None:
+            found[protocol] = found.get(protocol, 0) & ~(1 << port)
     return found
 
 
@@ -237,8 +251,10 @@ def quarantined(connection: Connection, boottime: float) -> tuple[QuarantinedPor
     """The entries in force, oldest release first."""
     found = connection.execute(
         "SELECT protocol, port, released, until FROM quarantine WHERE until > ? ORDER BY released, port", (boottime,)
-    )
-    return tuple(QuarantinedPort(*row) for row in found.fetchall())
+    ).fetchall()
+    if not all(is_port(*cells[:2]) for cells in found):
+        raise Damage("a row of quarantine is none")
+    return tuple(QuarantinedPort(*row) for row in found)
 
 
 def quarantine(connection: Connection, record: Record, boottime: float, seconds: float) -> None:
@@ -265,7 +281,7 @@ def remember(connection: Connection, record: Record, until: float, now: float) -
     ports = dumps([[port.container_port, port.protocol, port.range, port.host_port] for port in record.ports])
     connection.execute(
         "INSERT OR REPLACE INTO remembered VALUES (?, ?, ?, ?)",
-        (*_texts(record.pod.namespace, record.pod.name), until, ports),
+        (*storable(record.pod.namespace, record.pod.name), until, ports),
     )
     connection.execute("DELETE FROM remembered WHERE until <= ?", (now,))
     surplus = connection.execute("SELECT count(*) FROM remembered").fetchone()[0] - REMEMBERED_MAX
@@ -281,17 +297,17 @@ def recall(connection: Connection, pod: Pod | None, boot_id: str, now: float) ->
     """The ports that a Pod of this namespace and name had: remembered, or on a record of an earlier boot."""
     if pod is None:
         return {}
-    names = _texts(pod.namespace, pod.name)
+    names = storable(pod.namespace, pod.name)
     row = connection.execute(
         "SELECT ports FROM remembered WHERE namespace=? AND name=? AND until > ?", (*names, now)
     ).fetchone()
     if row is not None:
         return _remembered(row[0])
-    earlier = select(
-        connection, "pod_namespace=? AND pod_name=? AND boot_id<>? ORDER BY id DESC LIMIT 1", *names, boot_id
-    )
+    # The index is of Pods with a name, and SQLite has to see that this one has.
+    condition = "pod_namespace=? AND pod_name=? AND pod_name<>'' AND boot_id<>? ORDER BY id DESC LIMIT 1"
+    earlier = select(connection, condition, *names, boot_id)
     for row in earlier:
-        ports = record_of(connection, row).ports
+        ports = record_of(row).ports
         return {(port.container_port, port.protocol, port.range): port.host_port for port in ports}
     return {}
 
@@ -301,14 +317,14 @@ def _remembered(text: str) -> Preferred:
     from cnimeta.spec.jsonio import loads
 
     try:
-        entries = loads(text)
+        entries = loads(str(text))
     except CniError:
         return {}
     found: dict[tuple[int, str, str], int] = {}
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, list) and len(entry) == 4:
             port, protocol, name, host_port = entry
-            if isinstance(port, int) and isinstance(host_port, int):
+            if isinstance(port, int) and is_port(protocol, host_port):
                 found[port, str(protocol), str(name)] = host_port
     return found
 
@@ -320,8 +336,3 @@ def members(ports: PortSet) -> Iterator[int]:
     while place >= 0:
         yield place
         place = text.find("1", place + 1)
-
-
-def _texts(*values: str) -> tuple[str, ...]:
-    """Text of others as the database can hold it: without halves of characters."""
-    return tuple(value.encode("utf-8", "backslashreplace").decode() for value in values)

@@ -17,15 +17,16 @@ later   for record in store.pending(limit): deliver record.annotation.patch, the
 
 from __future__ import annotations
 
-import _sqlite3
 import os
 
 from cnimeta.errors import CniError, TryAgainLater, shown
 from cnimeta.namedtuple import NamedTuple
+from cnimeta.store.sql import Damage, storable
 from cnimeta_plugins.hostport_alloc.allocate import picks
 from cnimeta_plugins.hostport_alloc.allocate.picks import Situation
 from cnimeta_plugins.hostport_alloc.config import QUARANTINE_S, STICKY_S
 from cnimeta_plugins.hostport_alloc.state import rows
+from cnimeta_plugins.hostport_alloc.state.record import SALVAGED, Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from cnimeta_plugins.hostport_alloc.allocate.expose import Exposure
     from cnimeta_plugins.hostport_alloc.allocate.picks import Port, Preferred, QuarantinedPort
     from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange, Ports
-    from cnimeta_plugins.hostport_alloc.state.record import Key, Record
+    from cnimeta_plugins.hostport_alloc.state.record import Key
 
 _ATTEMPTS = 100  # each that fails means that another command got a port
 _CHUNK = 256
@@ -121,14 +122,10 @@ class Store:
             if ports is None:
                 ports = self._choose(view, draft, demand)
             record = draft._replace(ports=ports)
-            try:
-                if self._database.write(lambda connection: self._commit(connection, record, view)):  # noqa: B023
-                    before = view.before
-                    fresh = before is None or (before.ports, before.explicit) != (record.ports, record.explicit)
-                    return Reservation(record, fresh)
-            except _sqlite3.IntegrityError:  # the bitmap said free, the ports say held
-                self._log("state: the bitmaps and the ports do not agree; the bitmaps are made anew")
-                self._database.write(rows.renew_bits)
+            if self._database.write(lambda connection: self._commit(connection, record, view)):  # noqa: B023
+                before = view.before
+                fresh = before is None or (before.ports, before.explicit) != (record.ports, record.explicit)
+                return Reservation(record, fresh)
         raise TryAgainLater(f"no port could be had in {_ATTEMPTS} attempts: too many other commands ask for ports")
 
     def _view(self, connection: Connection, draft: Record, demand: Demand) -> _View:
@@ -137,8 +134,8 @@ class Store:
         row = rows.find(connection, draft.key)
         before = None
         if row is not None and row.boot_id == self._boot_id:
-            used = rows.without_row(connection, used, row)
-            before = rows.record_of(connection, row)
+            before = rows.record_of(row)
+            used = rows.without_row(connection, used, row, before)
         preferred: Preferred = {}
         if demand.sticky:
             preferred = rows.recall(connection, draft.pod, self._boot_id, self._clock.now())
@@ -186,15 +183,16 @@ class Store:
         here = row if row is not None and row.boot_id == self._boot_id else None
         if (here.token if here is not None else "") != (view.before.token if view.before is not None else ""):
             return False
-        before = rows.current_bits(connection)
-        used = rows.without_row(connection, before, here) if here is not None else before
+        before = rows.bits(connection)
+        used: Ports = rows.held_bits(connection) if before is None else before
+        if here is not None:
+            used = rows.without_row(connection, used, here, rows.record_of(here))
         if any(used.get(port.protocol, 0) >> port.host_port & 1 for port in record.ports):
             return False
         if row is not None:
             rows.delete(connection, row)
         rows.insert(connection, record)
-        rows.write_bits(connection, rows.bits(connection) or {}, rows.with_bits(used, record.held))
-        connection.execute("DELETE FROM meta WHERE key='stale'")
+        rows.write_bits(connection, before or {}, rows.with_bits(used, record.held))
         rows.end_quarantine(connection, record.held)
         return True
 
@@ -202,17 +200,21 @@ class Store:
         """The attachment's record. One that was lost to damage comes back `salvaged`, with no `undo`. A record of an
         earlier boot is returned too (delegates may keep leases on disk): see `is_alive`.
         """
-        return self._database.read(
-            lambda connection: self._record(connection, rows.find(connection, key)), tolerant=True
-        )
 
-    def _record(self, connection: Connection, row: rows.Row | None) -> Record | None:
-        if row is None:
-            return None
-        record = rows.record_of(connection, row)
-        if record.salvaged and rows.is_damaged(row):
-            self._log(f"state: the record of container {shown(row.container_id)} cannot be read")
-        return record
+        def work(connection: Connection) -> Record | None:
+            row = rows.find(connection, key)
+            return self._record(row) if row is not None else None
+
+        return self._database.read(work, tolerant=True)
+
+    def _record(self, row: rows.Row) -> Record:
+        """The record in a row; in a later version's database, what this version can make of it."""
+        try:
+            return rows.record_of(row)
+        except Damage:
+            if not self._database.later:
+                raise
+        return Record(*row.key, boot_id=row.boot_id, token=row.token, phase="mapped", salvaged=True)
 
     def renamed(self, key: Key) -> Record | None:
         """The record of the same container and interface under another network's name, if there is exactly one.
@@ -221,9 +223,9 @@ class Store:
         """
 
         def work(connection: Connection) -> Record | None:
-            network, container_id, ifname = key
+            network, container_id, ifname = storable(*key)
             found = rows.select(connection, "container_id=? AND ifname=? AND network<>?", container_id, ifname, network)
-            return self._record(connection, found[0]) if len(found) == 1 else None
+            return self._record(found[0]) if len(found) == 1 else None
 
         return self._database.read(work, tolerant=True)
 
@@ -236,7 +238,7 @@ class Store:
 
         def work(connection: Connection) -> None:
             row = rows.find(connection, record.key)
-            now = rows.record_of(connection, row) if row is not None else None
+            now = rows.record_of(row) if row is not None else None
             if now is None or now.token != record.token or now.held != record.held:
                 raise Superseded(
                     f"container {shown(record.container_id)} was {'deleted' if now is None else 'added anew'} while"
@@ -249,7 +251,8 @@ class Store:
     def release(
         self, key: Key, *, token: str = "", quarantine_s: float = QUARANTINE_S, sticky_s: float = STICKY_S
     ) -> Record | None:
-        """Forget the attachment and free its ports; None when there was none. With `token`, only that reservation.
+        """Forget the attachment and free its ports; None when there was none. With `token`, only that reservation, or
+        a record that was made from its mappings meanwhile.
 
         The ports stay in quarantine for `quarantine_s`; the same Pod prefers them for `sticky_s` (0: not). Done also
         in a database of a later version, and on a full disk: space may only come back when Pods are deleted.
@@ -259,9 +262,9 @@ class Store:
 
         def work(connection: Connection) -> Record | None:
             row = rows.find(connection, key)
-            if row is None or (token and row.token != token):
+            if row is None or (token and row.token not in (token, SALVAGED)):
                 return None
-            record = rows.record_of(connection, row)
+            record = self._record(row)
             if self._database.later:
                 connection.execute("INSERT OR REPLACE INTO meta VALUES ('stale', 1)")
             else:
@@ -277,9 +280,9 @@ class Store:
         self, connection: Connection, row: rows.Row, record: Record, quarantine_s: float, sticky_s: float
     ) -> None:
         if self.is_alive(record):
-            before = rows.current_bits(connection)
-            after = rows.without_row(connection, before, row)
-            rows.write_bits(connection, before, after)
+            before = rows.bits(connection)
+            after = rows.without_row(connection, rows.current_bits(connection), row, record)
+            rows.write_bits(connection, before or {}, after)
             rows.quarantine(connection, record, self._clock.boottime(), quarantine_s)
         if sticky_s > 0:
             now = self._clock.now()
@@ -299,7 +302,7 @@ class Store:
 
     def _chunk(self, connection: Connection, after: int) -> list[tuple[int, Record]]:
         found = rows.select(connection, "id > ? ORDER BY id LIMIT ?", after, _CHUNK)
-        return [(row.id, rows.record_of(connection, row)) for row in found]
+        return [(row.id, self._record(row)) for row in found]
 
     def unlisted(self, network: str, keep: Collection[tuple[str, str]]) -> list[Record]:
         """The records of a network whose (container ID, ifname) is not in `keep`. Reads no others."""
@@ -310,7 +313,7 @@ class Store:
             ).fetchall()
             gone = [number for number, *names in found if (names[0], names[1]) not in keep]
             chosen = [row for number in gone for row in rows.select(connection, "id=?", number)]
-            return [rows.record_of(connection, row) for row in chosen]
+            return [self._record(row) for row in chosen]
 
         return self._database.read(work, tolerant=True)
 
@@ -318,12 +321,12 @@ class Store:
         """Up to `limit` records of this boot whose annotation is pending, oldest first."""
 
         def work(connection: Connection) -> tuple[Record, ...]:
+            if self._database.later:
+                return ()
             condition = "annotation='pending' AND boot_id=? ORDER BY id LIMIT ?"
-            return tuple(
-                rows.record_of(connection, row) for row in rows.select(connection, condition, self._boot_id, limit)
-            )
+            return tuple(rows.record_of(row) for row in rows.select(connection, condition, self._boot_id, limit))
 
-        return self._database.read(work) if self._database.exists() else ()
+        return self._database.read(work, tolerant=True) if self._database.exists() else ()
 
     def occupancy(self) -> Occupancy:
         """Which ports are held, and which are in quarantine."""
@@ -341,51 +344,38 @@ class Store:
         """What is wrong with the database and where its parts disagree, in words. Reads all of it, changes nothing."""
         if not self._database.exists():
             return []  # looking makes none
-        return [*self._database.problems(), *self._database.read(self._disagreements)]
+        return self._database.problems() or self._database.read(self._disagreements)
 
     def _disagreements(self, connection: Connection) -> list[str]:
-        lines = []
-        have = rows.bits(connection)
-        if have is None:
-            lines.append("the bitmaps are damaged or stale; the next command that changes them makes them anew")
-        held = rows.held_bits(connection)
-        owed: Ports = {}
-        for row in rows.select(connection, "boot_id=?", self._boot_id):
-            record = rows.record_of(connection, row)
-            owed = rows.with_bits(owed, record.held)
-            if rows.is_damaged(row):
-                lines.append(f"the record of container {shown(row.container_id)} cannot be read")
-        for one, other, text in (
-            (owed, held, "has a record and is not held"),
-            (held, owed, "is held and has no record"),
-            (held, have if have is not None else held, "is held and has no bit"),
-            (have if have is not None else held, held, "has a bit and is not held"),
-        ):
+        owed = {(row.id, *place) for row in rows.select(connection, "1") for place in self._places(row)}
+        held = set(connection.execute("SELECT attachment, protocol, port, host_ip FROM ports"))
+        lines = [f"port {port}/{protocol} has a record and is not held" for _, protocol, port, _ in owed - held]
+        lines += [f"port {port}/{protocol} is held and has no record" for _, protocol, port, _ in held - owed]
+        bits, taken = rows.bits(connection), rows.held_bits(connection)
+        if bits is None:
+            return [*sorted(lines), "the bitmaps are stale; the next command that changes them makes them anew"]
+        for one, other, text in ((taken, bits, "is held and has no bit"), (bits, taken, "has a bit and is not held")):
             lines += [
                 f"port {port}/{protocol} {text}"
-                for protocol in sorted(one)
+                for protocol in one
                 for port in rows.members(one[protocol] & ~other.get(protocol, 0))
             ]
-        return lines
+        return sorted(lines)
+
+    def _places(self, row: rows.Row) -> list[tuple[str, int, str]]:
+        record = rows.record_of(row)
+        return rows.places(record) if self.is_alive(record) else []
 
     def rebuild(self) -> None:
-        """Make ports and bitmaps anew from the records that can be read."""
+        """Make ports and bitmaps anew where anything is wrong with them: from records and rules, as after damage."""
+        found = self._database.problems()
 
         def work(connection: Connection) -> None:
-            for row in rows.select(connection, "boot_id=?", self._boot_id):
-                if not rows.is_damaged(row) and not rows.record_of(connection, row).salvaged:
-                    self._hold_again(connection, row)
-            connection.execute("DELETE FROM ports WHERE attachment NOT IN (SELECT id FROM attachments)")
-            rows.renew_bits(connection)
+            if rows.bits(connection) is None:
+                rows.renew_bits(connection)
+            wrong = found or self._disagreements(connection)
+            if wrong:
+                found.clear()
+                raise Damage(wrong[0])
 
         self._database.write(work)
-
-    def _hold_again(self, connection: Connection, row: rows.Row) -> None:
-        connection.execute("SAVEPOINT one")
-        try:
-            rows.hold_again(connection, row)
-        except _sqlite3.IntegrityError as error:
-            connection.execute("ROLLBACK TO one")
-            self._log(f"state: ports of container {shown(row.container_id)} stay as they are: {error}")
-        finally:
-            connection.execute("RELEASE one")

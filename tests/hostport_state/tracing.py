@@ -1,0 +1,125 @@
+"""Forked commands under strace: which system calls they make on a folder, and one of them killed, failed or slowed.
+
+The commands run in a fork of this process, where everything is imported already, so that their calls are the same each
+time and thousands of cases take minutes. strace attaches before the command begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CHANGES = (
+    *("openat", "pwrite64", "write", "ftruncate", "fsync", "fdatasync", "fallocate", "rename", "link", "unlink"),
+    *("mkdir", "fcntl", "flock", "fchmod", "chmod", "fchown"),
+)
+"""The calls that change files, or what other commands may do."""
+READS = ("pread64", "read", "newfstatat", "mmap", "statfs", "getdents64")
+_LIMIT_S = 60
+
+
+class Call(NamedTuple):
+    """One system call of a command: the number-th of its name."""
+
+    name: str
+    number: int
+
+
+class Outcome(NamedTuple):
+    """What became of a command. `answer` is its own; a CniError as `{"error": [code, message]}`."""
+
+    signal: int
+    answer: dict | None
+
+
+def calls(command: Callable[[], dict], folder: str, names: tuple[str, ...], trace: str) -> list[Call]:
+    """The calls that a command makes on the folder."""
+    outcome = run(command, f"trace={','.join(names)}", trace)
+    assert outcome.answer is not None, outcome
+    assert outcome.answer == {"done": True}, outcome
+    counts: dict[str, int] = {}
+    found = []
+    with open(trace, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            match = re.match(r"(?:\d+\s+)?(\w+)\(", line)
+            if match is None or match[1] not in names:
+                continue
+            counts[match[1]] = counts.get(match[1], 0) + 1
+            if folder in line:
+                found.append(Call(match[1], counts[match[1]]))
+    return found
+
+
+def struck(command: Callable[[], dict], call: Call, what: str) -> Outcome:
+    """Run a command with one call struck: `signal=KILL` before it is carried out, or `error=EIO` in its place."""
+    return run(command, f"trace={call.name}", "/dev/null", f"inject={call.name}:{what}:when={call.number}")
+
+
+def run(command: Callable[[], dict], trace: str, output: str, inject: str = "") -> Outcome:
+    """Run a command in a fork under strace."""
+    gate_read, gate = os.pipe()
+    answer_read, answer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _serve(command, gate_read, answer)
+    os.close(gate_read)
+    os.close(answer)
+    options = ["-qqq", "-y", "-s", "0", "-o", output, "-e", trace, *(["-e", inject] if inject else [])]
+    with subprocess.Popen(["strace", *options, "-p", str(child)], stderr=subprocess.DEVNULL):
+        deadline = time.monotonic() + _LIMIT_S
+        try:
+            while not _is_traced(child):
+                assert time.monotonic() < deadline, "strace did not attach"
+                time.sleep(0.001)
+            os.write(gate, b"x")
+            text = _read_all(answer_read, deadline)
+        except BaseException:
+            os.kill(child, signal.SIGKILL)
+            raise
+        finally:
+            os.close(gate)
+            os.close(answer_read)
+    status = os.waitpid(child, 0)[1]
+    return Outcome(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, json.loads(text) if text else None)
+
+
+def _serve(command: Callable[[], dict], gate: int, answer: int) -> None:
+    """Never returns."""
+    try:
+        os.read(gate, 1)
+        try:
+            found = command()
+        except BaseException as error:  # noqa: BLE001 - told to the test
+            found = {"crash": f"{type(error).__name__}: {error}"}
+        os.write(answer, json.dumps(found).encode())
+    finally:
+        os._exit(0)
+
+
+def _is_traced(process: int) -> bool:
+    with contextlib.suppress(OSError), open(f"/proc/{process}/status", encoding="ascii") as file:
+        return any(line.startswith("TracerPid:") and line.split()[1] != "0" for line in file)
+    return False
+
+
+def _read_all(descriptor: int, deadline: float) -> bytes:
+    import select
+
+    chunks = []
+    while True:
+        left = deadline - time.monotonic()
+        assert left > 0, "the command hangs"
+        if select.select([descriptor], [], [], left)[0]:
+            chunk = os.read(descriptor, 1 << 16)
+            if not chunk:
+                return b"".join(chunks)
+            chunks.append(chunk)
