@@ -30,7 +30,6 @@ from cnimeta.store.sql import (
     FULL,
     IOERR,
     PROTOCOL,
-    Damage,
     begin,
     code_of,
     connect,
@@ -44,13 +43,14 @@ from cnimeta.store.sql import (
     sequence_of,
     version,
 )
+from cnimeta.store.values import Damage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
-    from cnimeta.store.sql import Connection, Contents
+    from cnimeta.store.values import Connection, Contents
 
     T = TypeVar("T")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cnimeta.store.sequence import Sequence
-    from cnimeta.store.sql import Connection, Contents
+    from cnimeta.store.values import Connection, Contents
 
 LOG_SUFFIX, INDEX_SUFFIX, JOURNAL_SUFFIX = "-wal", "-shm", "-journal"
 DAMAGED = ".damaged"

@@ -9,7 +9,7 @@ from cnimeta.store.database import Database
 from cnimeta.store.document import Damaged, Later
 from cnimeta.store.locks import AttachmentLocks
 from cnimeta.store.rescue import Table, rows
-from cnimeta.store.sql import Schema, storable
+from cnimeta.store.values import Schema, storable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cnimeta.spec.fields import Fields
     from cnimeta.spec.jsonio import JSON
     from cnimeta.store.locks import Key
-    from cnimeta.store.sql import Connection
+    from cnimeta.store.values import Connection
 
 _SCHEMA = Schema(
     (

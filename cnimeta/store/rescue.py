@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import TypeAlias
 
-    from cnimeta.store.sql import Connection
+    from cnimeta.store.values import Connection
 
     Cells: TypeAlias = tuple[object, ...]
 

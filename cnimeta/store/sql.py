@@ -8,39 +8,11 @@ from __future__ import annotations
 import _sqlite3
 from binascii import crc32
 
-from cnimeta.errors import InvalidEnvironment, shown
-from cnimeta.namedtuple import NamedTuple
+from cnimeta.store.values import Damage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol, TypeAlias
-
-    Connection: TypeAlias = _sqlite3.Connection
-
-    class Contents(Protocol):
-        """What is in a database, and where it can be had from when it is lost."""
-
-        schema: Schema
-
-        def gather(self) -> object:
-            """What others know of the contents. Called outside of transactions, when the contents were lost."""
-            ...
-
-        def fill(self, new: Connection, old: Connection | None, gathered: object) -> None:
-            """Put in what can be read of `old`, a damaged database, and what was gathered."""
-            ...
-
-        def new_boot(self, connection: Connection) -> None:
-            """Forget what did not outlive the boot."""
-            ...
-
-
-class Damage(Exception):
-    """What was read cannot have been written like that: the database is not to be relied on.
-
-    Raised in a transaction, by this package or by the owner of the contents, it has the database made anew.
-    """
-
+    from cnimeta.store.values import Connection, Contents, Schema
 
 _PRIMARY_CODE = 0xFF
 BUSY, NOMEM, IOERR, CORRUPT, FULL, CANTOPEN, PROTOCOL, NOTADB = 5, 7, 10, 11, 13, 14, 15, 26
@@ -51,17 +23,6 @@ _OPEN = (
     "PRAGMA trusted_schema=OFF",
     "PRAGMA cell_size_check=ON",
 )
-
-
-class Schema(NamedTuple):
-    """The tables. `steps[n]` holds the statements that take version n to n + 1; steps are never changed, only added."""
-
-    steps: tuple[tuple[str, ...], ...]
-
-    @property
-    def version(self) -> int:
-        """The version that this code reads and writes."""
-        return len(self.steps)
 
 
 # --- connections -----------------------------------------------------------------------------------------
@@ -97,16 +58,6 @@ def is_damage(error: BaseException) -> bool:
         return True
     # The module's own error, without a code, for text that is not UTF-8: we have written none.
     return isinstance(error, _sqlite3.OperationalError) and not hasattr(error, "sqlite_errorcode")
-
-
-def storable(*values: str) -> tuple[str, ...]:
-    """Text as it is. Raises InvalidEnvironment (code 4) for bytes that are no UTF-8, which a database cannot hold."""
-    for value in values:
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise InvalidEnvironment(f"{shown(value)} is not UTF-8 text") from None
-    return values
 
 
 # --- versions, and the table `meta` ------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 from cnimeta.errors import CniError, StateUnusable, TryAgainLater
 from cnimeta.store.database import LaterVersion
 from cnimeta.store.rescue import tolerant as tolerant_of_text
-from cnimeta.store.sql import Damage, begin, enter_boot, migrate
+from cnimeta.store.sql import begin, enter_boot, migrate
+from cnimeta.store.values import Damage
 from cnimeta.testing.files import Killed
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from cnimeta.host.protocols import Lock
     from cnimeta.store.locks import Key
-    from cnimeta.store.sql import Connection, Contents
+    from cnimeta.store.values import Connection, Contents
 
 T = TypeVar("T")
 

@@ -168,7 +168,7 @@ def test_status_is_50_when_a_plugin_is_missing() -> None:
 def test_status_is_50_when_the_data_dir_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     plugin = HostportAlloc()
-    with pytest.raises(CniError, match="no folder, owner 0") as caught:
+    with pytest.raises(CniError, match="it is not a folder; owner 0") as caught:
         call(plugin, "STATUS", conf(**GC, dataDir=str(tmp_path / "data")))
     assert caught.value.code == 50
 

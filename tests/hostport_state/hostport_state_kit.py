@@ -21,7 +21,7 @@ from cnimeta_plugins.hostport_alloc.state.store import Demand, Store
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cnimeta.store.sql import Connection
+    from cnimeta.store.values import Connection
 
 BOOT = "boot-1"
 RANGE = "20000-20009"

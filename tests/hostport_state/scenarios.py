@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hostport_state_kit import Node, demand, draft, key, mappings_of
 
 from cnimeta.errors import CniError
-from cnimeta.store.sql import Schema
+from cnimeta.store.values import Schema
 from cnimeta_plugins.hostport_alloc.state.contents import PortContents
 from cnimeta_plugins.hostport_alloc.state.record import Annotation
 from cnimeta_plugins.hostport_alloc.state.schema import SCHEMA

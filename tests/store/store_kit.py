@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cnimeta.store import rescue
 from cnimeta.store.database import Database
-from cnimeta.store.sql import Schema
+from cnimeta.store.values import Schema
 from cnimeta.testing.store import MemoryDatabases
 
 if TYPE_CHECKING:

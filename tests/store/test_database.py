@@ -16,7 +16,8 @@ from store_kit import ONE, TWO, Place, Things, everything, put
 from cnimeta.errors import CniError, StateUnusable, TryAgainLater
 from cnimeta.store import database as database_module
 from cnimeta.store.database import LaterVersion
-from cnimeta.store.sql import Damage, set_seal
+from cnimeta.store.sql import set_seal
+from cnimeta.store.values import Damage
 
 pytestmark = pytest.mark.unit
 
@@ -468,7 +469,7 @@ def test_flipped_version_is_damage_and_no_later_version(real):
 
 def test_migration_that_fails_leaves_the_earlier_version(real):
     real.database().write(put("a"))
-    from cnimeta.store.sql import Schema
+    from cnimeta.store.values import Schema
 
     broken = Schema((*TWO.steps, ("CREATE TABLE more (a)", "THIS IS NO SQL")))
     with pytest.raises(StateUnusable):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cnimeta.store import rescue
 from cnimeta.store.document import Damaged, Later
 from cnimeta.store.rescue import Table
-from cnimeta.store.sql import Damage
+from cnimeta.store.values import Damage
 from cnimeta_plugins.hostport_alloc.allocate.picks import Port
 from cnimeta_plugins.hostport_alloc.state import rows
 from cnimeta_plugins.hostport_alloc.state.record import Record, decode
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cnimeta.host.protocols import Clock
     from cnimeta.ports.mapper import MappedPort
     from cnimeta.store.rescue import Cells
-    from cnimeta.store.sql import Connection
+    from cnimeta.store.values import Connection
 
 _ATTACHMENTS = Table(
     "attachments",

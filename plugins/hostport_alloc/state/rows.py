@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import _sqlite3
 from binascii import crc32
 
 from cnimeta.errors import HostPortConflict, shown
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.store.document import Damaged, Later
-from cnimeta.store.sql import Damage, storable
+from cnimeta.store.values import Damage, storable
 from cnimeta_plugins.hostport_alloc.allocate.expose import PROTOCOLS
 from cnimeta_plugins.hostport_alloc.allocate.picks import QuarantinedPort
 from cnimeta_plugins.hostport_alloc.allocate.ranges import PORT_MAX
@@ -18,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from cnimeta.store.sql import Connection
+    from cnimeta.store.values import Connection
     from cnimeta_plugins.hostport_alloc.allocate.expose import Explicit
     from cnimeta_plugins.hostport_alloc.allocate.picks import Preferred
     from cnimeta_plugins.hostport_alloc.allocate.ranges import Ports, PortSet
@@ -107,7 +106,7 @@ def insert(connection: Connection, record: Record, *, bare: bool = False) -> Non
             "INSERT OR IGNORE INTO ports VALUES (?, ?, ?, ?, ?, ?)",
             [(protocol, port, host_ip, cursor.lastrowid, *identity) for protocol, port, host_ip in places(record)],
         )
-    except _sqlite3.IntegrityError as error:  # the bitmaps said that they were free
+    except connection.IntegrityError as error:  # the bitmaps said that they were free
         raise Damage(f"the bitmaps and the ports do not agree: {error}") from None
 
 

@@ -7,7 +7,7 @@ trigger of that version's); and that a `stale` in `meta` asks for the bitmaps to
 
 from __future__ import annotations
 
-from cnimeta.store.sql import Schema
+from cnimeta.store.values import Schema
 
 _OVERLAP = """
     held.protocol = NEW.protocol AND held.port = NEW.port

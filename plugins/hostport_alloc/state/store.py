@@ -21,7 +21,7 @@ import os
 
 from cnimeta.errors import CniError, TryAgainLater, shown
 from cnimeta.namedtuple import NamedTuple
-from cnimeta.store.sql import Damage, storable
+from cnimeta.store.values import Damage, storable
 from cnimeta_plugins.hostport_alloc.allocate import picks
 from cnimeta_plugins.hostport_alloc.allocate.picks import Situation
 from cnimeta_plugins.hostport_alloc.config import QUARANTINE_S, STICKY_S
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
     from cnimeta.host.protocols import Clock, Database
-    from cnimeta.store.sql import Connection
+    from cnimeta.store.values import Connection
     from cnimeta_plugins.hostport_alloc.allocate.expose import Exposure
     from cnimeta_plugins.hostport_alloc.allocate.picks import Port, Preferred, QuarantinedPort
     from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange, Ports
@@ -344,7 +344,13 @@ class Store:
         """What is wrong with the database and where its parts disagree, in words. Reads all of it, changes nothing."""
         if not self._database.exists():
             return []  # looking makes none
-        return self._database.problems() or self._database.read(self._disagreements)
+        return self._database.problems() or self._database.read(self._looked_through)
+
+    def _looked_through(self, connection: Connection) -> list[str]:
+        try:
+            return self._disagreements(connection)
+        except Damage as error:  # looking mends nothing
+            return [str(error)]
 
     def _disagreements(self, connection: Connection) -> list[str]:
         owed = {(row.id, *place) for row in rows.select(connection, "1") for place in self._places(row)}

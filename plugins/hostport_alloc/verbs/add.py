@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from cnimeta.plugin.request import Request
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.result import Result
-    from cnimeta_plugins.hostport_alloc.allocate.expose import Wanted
     from cnimeta_plugins.hostport_alloc.config import Settings
     from cnimeta_plugins.hostport_alloc.state.record import Annotation
     from cnimeta_plugins.hostport_alloc.state.store import Store
@@ -36,63 +35,61 @@ _CONFLICT_ATTEMPTS = 4
 def add(wiring: Wiring, request: Request) -> Result:
     """Serve one ADD. No other command works on the attachment meanwhile."""
     settings = read_settings(request.conf)
+    adding = Add(wiring, request, settings)
     with wiring.locks(settings.data_dir, settings.lock_timeout_s).of(request.attachment.key).held():
-        return Add(wiring, request, settings).run()
+        return adding.run(wiring.store(settings.data_dir, settings.lock_timeout_s, request.log))
 
 
 class Add:
-    """One ADD, under the attachment's lock."""
+    """One ADD. What is wanted is read, and refused, before anything is touched."""
+
+    store: Store
 
     def __init__(self, wiring: Wiring, request: Request, settings: Settings) -> None:
         self.wiring = wiring
         self.request = request
         self.settings = settings
-        self.store: Store = wiring.store(settings.data_dir, settings.lock_timeout_s, request.log)
+        conf = request.conf
+        self.prev = conf.prev_result if settings.chain.wrapper else conf.require_prev_result()
         self.delegates: Delegates = wiring.delegates(request.environ, request.cni_path, request.log)
         self.pod = pod_of(request)
+        self.publisher = Publisher(wiring, request, settings, self.pod)
+        self.wanted = wanted_by(request, settings, self.publisher.annotations())
+        steps = plan(conf, settings.chain, settings.portmap, settings.data_dir)
+        self.steps = steps if self.wanted else tuple(step for step in steps if not step.own)
+        for step in self.steps:  # a plugin that is not installed fails ADD while there is nothing to undo
+            self.delegates.locate(step.type, self.delegates.folders)
         self.record = Record(*request.attachment.key)
         self.started: list[Step] = []
         self.avoid: set[int] = set()
 
-    def run(self) -> Result:
-        """Serve it."""
-        conf = self.request.conf
-        prev = conf.prev_result if self.settings.chain.wrapper else conf.require_prev_result()
-        publisher = Publisher(self.wiring, self.request, self.settings, self.pod)
-        wanted = wanted_by(self.request, self.settings, publisher.annotations())
-        steps = plan(conf, self.settings.chain, self.settings.portmap, self.settings.data_dir)
-        if not wanted:
-            steps = tuple(step for step in steps if not step.own)
-        self._refuse_missing(steps)
-        existing = self.store.load(self.request.attachment.key)
+    def run(self, store: Store) -> Result:
+        """Serve it, under the attachment's lock."""
+        self.store = store
+        existing = store.load(self.request.attachment.key)
         if existing is not None:
             from cnimeta_plugins.hostport_alloc.verbs.repeat import Repeat
 
-            served = Repeat(self, existing, wanted, steps).run()
+            served = Repeat(self, existing).run()
             if served is not None:
                 return served
-        if not wanted:
-            return self._without_ports(steps, prev)
-        self._hold(wanted, steps)
+        if not self.wanted:
+            return self._without_ports()
+        self._hold()
         try:
-            result = self._delegate_and_map(wanted, steps, prev)
-            annotation = publisher.publish(self.record, result)
-            self._settle(annotation, self._undo(steps, result))
+            result = self._delegate_and_map()
+            annotation = self.publisher.publish(self.record, result)
+            self._settle(annotation, self._undo(result))
         except BaseException as error:
             self._roll_back(error)
             raise
-        publisher.deliver_others(self.store)
+        self.publisher.deliver_others(store)
         return result
 
     # --- hold ------------------------------------------------------------------------------------------
 
-    def _refuse_missing(self, steps: tuple[Step, ...]) -> None:
-        """A plugin that is not installed fails ADD before anything is done, so there is nothing to undo."""
-        for step in steps:
-            self.delegates.locate(step.type, self.delegates.folders)
-
-    def _hold(self, wanted: Wanted, steps: tuple[Step, ...]) -> None:
-        settings = self.settings
+    def _hold(self) -> None:
+        settings, wanted = self.settings, self.wanted
         ranges = {exposure.range: settings.range(exposure.range) for exposure in wanted.exposures}
         refuse_reserved(ranges.values(), settings.reserved(self.wiring.sockets.ephemeral()))
         blocked = self.wiring.blocked(self.request.log) if wanted.exposures else {}
@@ -105,50 +102,50 @@ class Add:
             netns_id=self.wiring.namespace_id(netns),
             pod=self.pod,
             explicit=wanted.explicit,
-            undo=self._undo(steps, None),
+            undo=self._undo(None),
         )
         demand = Demand(wanted.exposures, ranges, blocked, self.wiring.sockets.can_listen, settings.sticky)
         self.record = self.store.hold(draft, demand).record
 
-    def _undo(self, steps: tuple[Step, ...], result: Result | None) -> JSON:
+    def _undo(self, result: Result | None) -> JSON:
         called_with = self.request.environ.get("CNI_ARGS", ""), self.request.environ.get("CNI_PATH", "")
         times = self.settings.quarantine_s, self.settings.sticky_s if self.settings.sticky else 0.0
-        return encode_undo(Undo(steps, result, self.request.conf.cni_version, *called_with, *times))
+        return encode_undo(Undo(self.steps, result, self.request.conf.cni_version, *called_with, *times))
 
     # --- delegate and map ------------------------------------------------------------------------------
 
-    def _without_ports(self, steps: tuple[Step, ...], prev: Result | None) -> Result:
+    def _without_ports(self) -> Result:
         """Nothing to map: the delegates alone, and no record. DEL then follows the configuration, as libcni does."""
         try:
-            result = self._delegate_and_map(None, steps, prev)
+            result = self._delegate_and_map()
         except BaseException as error:
             _explain(error, take_back(self.wiring, self.delegates, self.started, [], None)[0])
             raise
         return result
 
-    def _delegate_and_map(self, wanted: Wanted | None, steps: tuple[Step, ...], prev: Result | None) -> Result:
-        result = prev
-        for step in steps:
+    def _delegate_and_map(self) -> Result:
+        result = self.prev
+        for step in self.steps:
             self.started.append(step)
-            if step.maps and wanted is not None:
-                result = self._map(wanted, steps, step, result)
+            if step.maps and self.wanted:
+                result = self._map(step, result)
             else:
                 result = self.delegates.add(call_conf(step, mappings_of(self.record), result))
         if result is None:
             raise RuntimeError("no step was planned")
         return result
 
-    def _map(self, wanted: Wanted, steps: tuple[Step, ...], step: Step, prev: Result | None) -> Result:
+    def _map(self, step: Step, prev: Result | None) -> Result:
         """ADD of the step that maps; it gets other ports when one of them is already mapped."""
         for _ in range(_CONFLICT_ATTEMPTS):
             try:
                 return self.delegates.add(call_conf(step, mappings_of(self.record), prev))
             except CniError as error:
-                if error.code != HostPortConflict.code or not self._hold_others(wanted, steps, step, error):
+                if error.code != HostPortConflict.code or not self._hold_others(step, error):
                     raise
         return self.delegates.add(call_conf(step, mappings_of(self.record), prev))
 
-    def _hold_others(self, wanted: Wanted, steps: tuple[Step, ...], step: Step, error: CniError) -> bool:
+    def _hold_others(self, step: Step, error: CniError) -> bool:
         """Hold other ports after a conflict; False when none of ours is to blame, so that others would not help."""
         chosen = {port.host_port for port in self.record.ports}
         named = {number for number in _numbers(error.msg) if number in chosen}
@@ -161,7 +158,7 @@ class Add:
         self.avoid |= named
         self.request.log(f"hostport_alloc: {error.msg}; picking other ports")
         self.store.release(self.record.key, token=self.record.token, quarantine_s=0, sticky_s=0)
-        self._hold(wanted, steps)
+        self._hold()
         return True
 
     # --- settle, or take back --------------------------------------------------------------------------

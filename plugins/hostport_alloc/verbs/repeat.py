@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.result import Result
-    from cnimeta_plugins.hostport_alloc.allocate.expose import Wanted
     from cnimeta_plugins.hostport_alloc.state.record import Record
     from cnimeta_plugins.hostport_alloc.verbs.add import Add
     from cnimeta_plugins.hostport_alloc.verbs.steps import Step
@@ -24,18 +23,17 @@ if TYPE_CHECKING:
 class Repeat:
     """A repeated ADD."""
 
-    def __init__(self, adding: Add, existing: Record, wanted: Wanted, steps: tuple[Step, ...]) -> None:
+    def __init__(self, adding: Add, existing: Record) -> None:
         self.adding = adding
         self.existing = existing
-        self.wanted = wanted
-        self.steps = steps
+        self.steps = adding.steps
 
     def run(self) -> Result | None:
         """The answer of the first ADD; None when this one goes on. The ports stay held when the same are wanted."""
         store, existing = self.adding.store, self.existing
         before = decode_undo(existing.undo)
         alive = store.is_alive(existing)
-        same = alive and given_to(existing) == asked_by(self.wanted)
+        same = alive and given_to(existing) == asked_by(self.adding.wanted)
         if same and before is not None and existing.phase == "mapped" and self._in_place(before):
             return before.result
         steps = before.steps if before is not None else self.steps
