@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def build_parser(command: str = "") -> argparse.ArgumentParser:
     """The parser with every sub-command.
 
-    When `command` is one of this package's, without the plugins' own: looking for those costs 80 ms.
+    When `command` is one of this package's, without the plugins' own: looking for those costs 40 ms.
     """
     parser = argparse.ArgumentParser(prog="cnimeta", description="CNI plugins, their runtime and their state.")
     parser.add_argument("--version", action="version", version=f"cnimeta {__version__}")

@@ -118,6 +118,7 @@ def test_the_reason_is_told_when_a_plugin_cannot_be_loaded(tmp_path):
     for target, words in (
         (Target("no_such_package.main:Mine"), "ModuleNotFoundError: No module named 'no_such_package'"),
         (Target("registered_three:Other", "registered_three", file), "AttributeError"),
+        (Target("registered_three:Mapper", "registered_three", file), "TypeError: it is no cnimeta.plugin.Plugin"),
         (Target("registered_three:Broken", "registered_three", file), "KeyError: 'what it needs'"),
         (Target("registered_four:Mine", "registered_four", str(tmp_path / "gone.py")), "FileNotFoundError"),
         (Target("registered_five:Mine", "registered_five", str(tmp_path / "gone.txt")), "is not a Python module"),
