@@ -58,6 +58,8 @@ FILE = "cnimeta.db"
 
 _ATTEMPTS = 5
 _SCANT_BYTES = 1024 * 1024
+_NOT_FOR_THIS, _UNTOUCHED, _GIVEN_UP = range(3)
+"""The room set aside for a full disk: whether this piece of work may have it, and whether it has."""
 
 _of_parents: list[Connection] = []
 """Connections of the process that this one was forked from: not to be used here, nor closed: that touches its locks."""
@@ -96,21 +98,27 @@ class Database:
         self._version = 0
         self._process = 0
         self._copy: Connection | None = None
+        self._reserve = _NOT_FOR_THIS
 
     # --- what callers do -------------------------------------------------------------------------------
 
     def write(self, work: Callable[[Connection], T], *, tolerant: bool = False) -> T:
         """Run `work` in a transaction: all of it or nothing. It may be run again, so it changes the database only.
 
-        `tolerant`: also on a database of a later version. Otherwise that raises LaterVersion (104). What `work` raises
-        is raised; a constraint of the schema's, as sqlite's IntegrityError.
+        `tolerant`, for what removes: also on a database of a later version, which otherwise raises LaterVersion (104),
+        and on a full disk with the room that was set aside. What `work` raises is raised; a constraint of the schema's,
+        as sqlite's IntegrityError.
         """
 
         def transaction(connection: Connection) -> T:
             self._refuse_later(tolerant=tolerant)
             return self._in_transaction(connection, work)
 
-        return self._served(transaction)
+        self._reserve = _UNTOUCHED if tolerant else _NOT_FOR_THIS
+        result = self._served(transaction)
+        if self._reserve == _GIVEN_UP:
+            self._set_aside_again()
+        return result
 
     def read(self, work: Callable[[Connection], T], *, tolerant: bool = False) -> T:
         """Run `work` on one snapshot; nobody waits for it. Served from a copy where the disk takes no writes.
@@ -128,6 +136,7 @@ class Database:
                 roll_back(connection)
 
         try:
+            self._reserve = _NOT_FOR_THIS
             return self._served(snapshot)
         except (LaterVersion, NotOurs):
             raise
@@ -298,13 +307,28 @@ class Database:
     def _give_up_reserve(self) -> bool:
         """Make room on a full disk; False when there is none to be made, or the disk is not full."""
         try:
-            room = os.statvfs(self.folder)
-            if room.f_bavail * room.f_frsize > _SCANT_BYTES or not is_there(self._maker.reserve):
+            if self._reserve != _UNTOUCHED or self._room() > _SCANT_BYTES or not is_there(self._maker.reserve):
                 return False
             unlink(self._maker.reserve)
         except OSError:
             return False
+        self._reserve = _GIVEN_UP
         return True
+
+    def _set_aside_again(self) -> None:
+        """Put the log away, and set aside what that leaves before somebody else takes it."""
+        try:
+            if self._connection is not None:
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except (_sqlite3.Error, MemoryError):
+            pass
+        self._forget()
+        self._maker.keep_reserve(0)
+
+    def _room(self) -> int:
+        """Free bytes."""
+        found = os.statvfs(self.folder)
+        return found.f_bavail * found.f_frsize
 
     def _copied(self, why: str) -> Connection | None:
         """The database in memory, for a disk that takes no writes; None when it cannot be read."""
@@ -344,10 +368,21 @@ class Database:
         where, why = self.path, str(failure) or type(failure).__name__
         if isinstance(failure, OSError):
             where, why = failure.filename or where, failure.strerror or why
+        elif code_of(failure or Damage()):
+            why += self._hindrance()
         return StateUnusable(
             f"state: {where}: {why}; check dataDir {shown(self.folder)}: it must be a folder of root's on a writable"
             " file system with free space"
         )
+
+    def _hindrance(self) -> str:
+        """What SQLite's own words may leave open."""
+        try:
+            if os.statvfs(self.folder).f_flag & os.ST_RDONLY:
+                return " (the file system is read-only)"
+            return " (the file system is full)" if self._room() < _SCANT_BYTES else ""
+        except OSError:
+            return ""
 
 
 def _keep_writers_out(connection: Connection) -> None:

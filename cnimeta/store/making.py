@@ -30,6 +30,7 @@ _KEPT = 4
 _AHEAD = 1000
 """A command that has the old database open may note some more transactions of that: the new one counts from beyond."""
 _RESERVE_BYTES = 512 * 1024
+_SPARE_BYTES = 4096
 _ROOMY_BYTES = 16 * 1024 * 1024
 
 
@@ -141,21 +142,29 @@ class Maker:
         self._clear(self.path + _NEW)
         self._keep_damaged()
 
-    def keep_reserve(self) -> None:
-        """Set room aside, while there is plenty."""
+    def keep_reserve(self, plenty: int = _ROOMY_BYTES) -> None:
+        """Set room aside, while there is plenty; otherwise none."""
         if is_there(self.reserve):
             return
         room = os.statvfs(os.path.dirname(self.path))
-        if room.f_bavail * room.f_frsize < _ROOMY_BYTES:
+        free = room.f_bavail * room.f_frsize
+        if free < plenty:
             return
         try:
             descriptor = os.open(self.reserve, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                os.posix_fallocate(descriptor, 0, _RESERVE_BYTES)
+                os.posix_fallocate(descriptor, 0, min(_RESERVE_BYTES, free - _SPARE_BYTES))
             finally:
                 os.close(descriptor)
-        except OSError:
+        except (OSError, ValueError):
+            self.drop_reserve()
+
+    def drop_reserve(self) -> None:
+        """Give the room up."""
+        try:
             unlink(self.reserve)
+        except OSError:
+            pass  # it was for a full disk; this one takes no change at all
 
 
 def _last_of(old: Connection | None) -> int:

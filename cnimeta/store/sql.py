@@ -31,8 +31,12 @@ _OPEN = (
 def connect(path: str, timeout_s: float = 10) -> Connection:
     """Open a database; nothing is read yet."""
     connection = _sqlite3.connect(path, timeout=timeout_s, isolation_level=None)
-    for statement in _OPEN:
-        connection.execute(statement)
+    try:
+        for statement in _OPEN:
+            connection.execute(statement)
+    except BaseException:
+        connection.close()  # or the traceback would keep it, and its locks
+        raise
     return connection
 
 
