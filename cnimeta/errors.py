@@ -64,7 +64,7 @@ class UnknownContainer(CniError):
 
 
 class InvalidEnvironment(CniError):
-    """A CNI_* environment variable is missing or invalid."""
+    """A CNI_* environment variable is missing or invalid; on the command line, an option: wrong usage (status 2)."""
 
     code = 4
 

@@ -6,6 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
+from cnimeta.delegate.find import split_path
 from cnimeta.errors import IoFailure
 from cnimeta.spec.jsonio import loads_object
 from cnimeta.testing.conformance_process import CASE_S
@@ -23,6 +24,12 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("path", metavar="PATH", help="the plugin executable")
     parser.add_argument("--conf", required=True, metavar="FILE", help="its configuration, without prevResult")
     parser.add_argument("--netns", default="", metavar="PATH", help="a container's namespace (default: one is made)")
+    parser.add_argument(
+        "--bin-dir",
+        action="append",
+        metavar="DIR[:DIR]",
+        help="where its delegates are; repeatable; default: beside it",
+    )
     parser.add_argument("--interface-plugin", action="store_true", help="not chained: gets no prevResult")
     parser.add_argument(
         "--timeout", type=float, default=CASE_S, metavar="S", help="for each rule, then it is killed (%(default)s)"
@@ -41,7 +48,10 @@ def run(args: argparse.Namespace) -> int:
     with open(args.conf, "rb") as file:
         conf = loads_object(file.read(), args.conf)
     chained = not args.interface_plugin
-    with sandbox(args.path, conf, netns=args.netns, chained=chained, timeout_s=args.timeout) as subject:
+    folders = [os.path.abspath(folder) for folder in split_path(args.bin_dir or ())]
+    with sandbox(
+        args.path, conf, netns=args.netns, chained=chained, timeout_s=args.timeout, folders=folders
+    ) as subject:
         findings = examine(subject)
     if args.json:
         print(json.dumps([finding._asdict() for finding in findings], indent=2))

@@ -6,6 +6,7 @@ runtime looks up, and put back by uninstall. Both commands can be repeated and i
 
 from __future__ import annotations
 
+import argparse
 import compileall
 import contextlib
 import filecmp
@@ -18,11 +19,13 @@ import sys
 import sysconfig
 from typing import TYPE_CHECKING
 
+from cnimeta.delegate.find import DEFAULT_BIN_DIR, split_path
 from cnimeta.errors import IoFailure
+from cnimeta.host.files import replace_file
 from cnimeta.plugin import launcher, registry
+from cnimeta.runtime.conf import DEFAULT_FOLDER
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterable, Iterator, Sequence
 
     from cnimeta.plugin.base import Commands
@@ -41,26 +44,48 @@ def add_commands(commands: Commands) -> None:
         ("uninstall", _uninstall_command, "remove the launchers and restore what they replaced"),
     ):
         parser = commands.add_parser(name, help=text)
-        parser.add_argument("--bin-dir", default="/opt/cni/bin", help="the runtime's plugin folder (%(default)s)")
+        parser.add_argument(
+            "--bin-dir", action="append", metavar="DIR", help=f"the runtime's plugin folder ({DEFAULT_BIN_DIR})"
+        )
         parser.add_argument("--only", action="append", metavar="NAME", help="this plugin only; can be repeated")
         if name == "install":
             parser.add_argument("--replace", action="store_true", help="replace foreign files, keeping a backup")
-            parser.add_argument("--agent", action="store_true", help="launchers ask `cnimeta agent` first")
+            parser.add_argument(
+                "--agent",
+                action=argparse.BooleanOptionalAction,
+                help="launchers ask `cnimeta agent` first; default: as each launcher that is there",
+            )
+        else:
+            parser.add_argument("--force", action="store_true", help="also what containers or configurations need")
+            parser.add_argument("--net-dir", default=DEFAULT_FOLDER, help="the network configurations (%(default)s)")
         parser.set_defaults(run=run, refuse=parser.error)
 
 
 def _install_command(args: argparse.Namespace) -> int:
+    bin_dir = _one_bin_dir(args)
     _refuse_unknown(args, registry.installed())
-    for line in install(args.bin_dir, args.only, replace=args.replace, agent=args.agent):
+    for line in install(bin_dir, args.only, replace=args.replace, agent=args.agent):
         print(line)
     return 0
 
 
 def _uninstall_command(args: argparse.Namespace) -> int:
-    _refuse_unknown(args, [*registry.installed(), *_written(args.bin_dir)])
-    for line in uninstall(args.bin_dir, args.only):
+    bin_dir = _one_bin_dir(args)
+    _refuse_unknown(args, [*registry.installed(), *_written(bin_dir)])
+    if not args.force:
+        refuse_needed(bin_dir, args.only, args.net_dir)
+    for line in uninstall(bin_dir, args.only):
         print(line)
     return 0
+
+
+def _one_bin_dir(args: argparse.Namespace) -> str:
+    """The folder to write to. A list of folders, which is where plugins are looked for, is wrong usage here."""
+    given = args.bin_dir or [DEFAULT_BIN_DIR]
+    folders = split_path(given)
+    if len(given) > 1 or len(folders) != 1:
+        args.refuse(f"argument --bin-dir: one folder is written to, got {':'.join(given)}")
+    return folders[0]
 
 
 def _refuse_unknown(args: argparse.Namespace, known: Iterable[str]) -> None:
@@ -71,9 +96,11 @@ def _refuse_unknown(args: argparse.Namespace, known: Iterable[str]) -> None:
 
 
 def install(
-    bin_dir: str, names: Sequence[str] | None = None, *, replace: bool = False, agent: bool = False
+    bin_dir: str, names: Sequence[str] | None = None, *, replace: bool = False, agent: bool | None = None
 ) -> list[str]:
-    """Write launchers into `bin_dir`; what was done, a line each. `agent`: they ask the node agent first.
+    """Write launchers into `bin_dir`; what was done, a line each.
+
+    `agent`: whether they ask the node agent first; None: those that do go on doing so.
 
     `names`: of these plugins; None: of every plugin that is installed. What stands in the way, a plugin that cannot be
     loaded too, is found before anything is written. Raises IoFailure (code 5); KeyError for a name that is no plugin's.
@@ -87,10 +114,11 @@ def install(
     if folders:
         raise IoFailure(f"folders are in the way: {', '.join(folders)}")
     if foreign and not replace:
-        raise IoFailure(f"not written by cnimeta: {', '.join(foreign)}; --replace keeps a backup and replaces")
+        raise IoFailure(_in_the_way(foreign, [name for name, path in paths.items() if path not in foreign]))
     for target in chosen.values():
         registry.load(target)
-    texts = {name: launcher_text(target, agent=agent) for name, target in chosen.items()}
+    asking = {name: launcher.asks_agent(path) if agent is None else agent for name, path in paths.items()}
+    texts = {name: launcher_text(target, agent=asking[name]) for name, target in chosen.items()}
     compile_packages(target.file for target in chosen.values())
     lines = []
     for name, path in paths.items():
@@ -100,23 +128,48 @@ def install(
         elif _is_current(path, data):
             lines.append(f"{path}: installed already")
             continue
-        _write_executable(path, data)
+        replace_file(path, data, mode=_MODE, temporary=f".tmp-{os.getpid()}-")
         lines.append(f"{path}: installed")
     return lines
 
 
+def _in_the_way(foreign: Sequence[str], free: Sequence[str]) -> str:
+    """What is said of files of another origin, and every way there is from there."""
+    ways = "--replace keeps a backup and replaces"
+    if free:
+        ways += f"; {' '.join(f'--only {name}' for name in free)} leaves them alone"
+    return f"not written by cnimeta: {', '.join(foreign)}; {ways}"
+
+
+def refuse_needed(bin_dir: str, names: Sequence[str] | None, net_dir: str) -> None:
+    """Raise IoFailure (code 5) when a launcher that uninstall would remove is still needed on this node."""
+    from cnimeta.cli.needed import needs
+
+    gone = [name for name in _chosen(bin_dir, names) if launcher.read_target(os.path.join(bin_dir, name)) is not None]
+    restored = {name for name in gone if os.path.lexists(os.path.join(bin_dir, name + BACKUP_SUFFIX))}
+    found = needs(gone, restored, net_dir) if gone else []
+    if found:
+        raise IoFailure(f"still needed: {'; '.join(found)}; --force removes all the same")
+
+
+def _chosen(bin_dir: str, names: Sequence[str] | None) -> Sequence[str]:
+    return sorted({*registry.installed(), *_written(bin_dir)}) if names is None else names
+
+
 def uninstall(bin_dir: str, names: Sequence[str] | None = None) -> list[str]:
-    """Remove launchers and restore backups; what was done, a line each. Foreign files stay.
+    """Remove launchers and restore backups; what was done, a line each. Foreign files stay, and launchers of another
+    installation of cnimeta: a newer one, say.
 
     `names`: of these plugins; None: of every plugin that is installed, and what was written for one that no longer is.
     """
     lines = []
-    for name in sorted({*registry.installed(), *_written(bin_dir)}) if names is None else names:
+    for name in _chosen(bin_dir, names):
         path = os.path.join(os.path.abspath(bin_dir), name)
-        ours = is_launcher(path)
+        ours = launcher.read_target(path) is not None
         backup = path + BACKUP_SUFFIX
         if os.path.lexists(path) and not ours:
-            lines.append(f"{path}: not written by cnimeta, left alone")
+            whose = "of another cnimeta" if is_launcher(path) else "not written by cnimeta"
+            lines.append(f"{path}: {whose}, left alone")
         elif os.path.lexists(backup):
             os.replace(backup, path)
             lines.append(f"{path}: restored")
@@ -251,18 +304,3 @@ def _is_current(path: str, data: bytes) -> bool:
             return file.read() == data and os.stat(file.fileno()).st_mode & 0o777 == _MODE and not os.path.islink(path)
     except OSError:
         return False
-
-
-def _write_executable(path: str, data: bytes) -> None:
-    temporary = f"{path}.tmp-{os.getpid()}"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            os.fchmod(file.fileno(), _MODE)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise

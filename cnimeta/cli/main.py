@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cnimeta import __version__
 from cnimeta.cli import agent, conformance, doctor, install, run
-from cnimeta.errors import CniError
+from cnimeta.errors import CniError, InvalidEnvironment
 from cnimeta.plugin import registry
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = args.run(args)
     except CniError as error:
         print(f"cnimeta: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, InvalidEnvironment) else 1
     except BrokenPipeError:  # `cnimeta ports | head`
         sys.stderr.close()
         return 1

@@ -11,6 +11,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
+from cnimeta.delegate.find import DEFAULT_BIN_DIR, split_path
 from cnimeta.errors import CniError, DecodingFailure, InvalidEnvironment
 from cnimeta.spec import cniargs
 from cnimeta.spec.convert import render_result
@@ -70,7 +71,7 @@ def _add_container(parser: argparse.ArgumentParser) -> None:
 def _add_behaviour(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how")
     group.add_argument(
-        "--bin-dir", "--path", action="append", metavar="DIR", help="a folder of plugins; repeatable (CNI_PATH)"
+        "--bin-dir", "--path", action="append", metavar="DIR[:DIR]", help="where plugins are; repeatable (CNI_PATH)"
     )
     group.add_argument("--cache-dir", default="/var/lib/cni", metavar="DIR", help="libcni's cache (%(default)s)")
     group.add_argument(
@@ -87,7 +88,7 @@ def _seconds(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run one verb; a failure is the CNI error object on stdout and exit status 1."""
+    """Run one verb; a failure is the CNI error object on stdout and exit status 1, or 2 for an option that is wrong."""
     version = CURRENT
     try:
         network = _network(args)
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         answer = _serve(args, network, _runtime(args))
     except CniError as error:
         print(dumps(error.as_json(version)))
-        return 1
+        return 2 if isinstance(error, InvalidEnvironment) else 1
     if answer is not None:
         print(json.dumps(answer, indent=4))
     return 0
@@ -128,12 +129,8 @@ def _network(args: argparse.Namespace) -> NetworkList:
 def _runtime(args: argparse.Namespace) -> Runtime:
     from cnimeta.runtime import Runtime
 
-    folders = args.bin_dir or [os.environ.get("CNI_PATH") or "/opt/cni/bin"]
-    return Runtime(
-        [folder for item in folders for folder in item.split(":") if folder],
-        args.cache_dir,
-        timeout_s=args.timeout or None,
-    )
+    folders = split_path(args.bin_dir or [os.environ.get("CNI_PATH") or DEFAULT_BIN_DIR])
+    return Runtime(folders, args.cache_dir, timeout_s=args.timeout or None)
 
 
 def _container(args: argparse.Namespace) -> Container:

@@ -10,7 +10,15 @@ from cnimeta.spec.validate import plugin_type
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+DEFAULT_BIN_DIR = "/opt/cni/bin"
+"""Where container runtimes look for plugins."""
+
+
+def split_path(texts: Iterable[str]) -> tuple[str, ...]:
+    """The folders of CNI_PATH, and of `--bin-dir` given once or often: in order, those in one text divided by `:`."""
+    return tuple(folder for text in texts for folder in text.split(":") if folder)
 
 
 def find(name: str, folders: Sequence[str]) -> str:

@@ -9,11 +9,13 @@ from cnimeta.spec.version import ALL, at_least
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import TypeAlias
 
     from cnimeta.plugin.request import Request
     from cnimeta.ports.mapper import PortMapper
+    from cnimeta.spec.jsonio import JSON
+    from cnimeta.spec.netconf import NetConf
     from cnimeta.spec.result import Result
 
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - it has no public name
@@ -75,6 +77,8 @@ class Plugin:
     about = ""
     """One line for people who run the executable by hand."""
     versions: tuple[str, ...] = ALL
+    node_keys: tuple[str, ...] = ()
+    """The keys of the section of its name in the node-wide configuration (`cnimeta.host.nodeconfig`)."""
 
     def add(self, request: Request) -> Result:
         """Attach. A chained plugin returns prevResult, changed or not."""
@@ -95,6 +99,25 @@ class Plugin:
     def port_mapper(self) -> PortMapper | None:
         """For a plugin that maps host ports: what other plugins need of it beside the verbs."""
         return None
+
+    # --- for operators: nothing of this is on the way of a container ---
+
+    def examine(self, conf: NetConf) -> Iterable[str]:  # noqa: ARG002 - nothing is known of it here
+        """For `cnimeta doctor`: raise the CniError with which ADD would refuse this configuration on this node, and
+        give a line for each thing that ADD takes but that is hardly meant. Changes nothing.
+        """
+        return ()
+
+    def delegates(self, conf: NetConf) -> Iterable[Mapping[str, JSON]] | None:  # noqa: ARG002 - as above
+        """The configurations of the plugins that ADD calls; None: what the keys ipam, delegate and delegates name."""
+        return None
+
+    def in_use(self, confs: Sequence[NetConf]) -> Iterable[str]:  # noqa: ARG002 - as above
+        """For `cnimeta uninstall`: the IDs of the containers that it has something of, which its DEL is to remove.
+
+        `confs`: its configurations on this node. Raises a CniError when that cannot be told. Changes nothing.
+        """
+        return ()
 
     def add_commands(self, commands: Commands) -> None:
         """Add sub-commands of the plugin's own to `cnimeta`; each parser's default `run` takes the arguments."""

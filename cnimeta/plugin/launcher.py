@@ -14,6 +14,8 @@ from cnimeta.plugin.registry import Target
 MARK = "# cnimeta-launcher"
 """First words of a launcher's second line. Never change: `cnimeta uninstall` and upgrades look for it."""
 
+_ASKING = "from cnimeta.agent.client import hand_over"
+"""The line that a launcher of agents has. Never change: upgrades look for it."""
 _HEAD_BYTES = 8192
 _SHEBANG_MAX_BYTES = 127  # kernels before 5.1 read no more of a #! line
 _BETWEEN = "\t"  # no path that a launcher names has one
@@ -31,7 +33,7 @@ def render(target: Target, interpreter: str, *, agent: bool = False) -> str:
         if not path.isprintable():
             raise ValueError(f"a launcher cannot name {path!r}")
     first, more = _start(interpreter)
-    asked = f"from cnimeta.agent.client import hand_over\nhand_over({target.plugin!r})\n" if agent else ""
+    asked = f"{_ASKING}\nhand_over({target.plugin!r})\n" if agent else ""
     return f"""{first}
 {MARK} {target.plugin} {_BETWEEN.join((package, target.package, target.file, *target.path))}
 {more}import sys
@@ -54,6 +56,16 @@ def _start(interpreter: str) -> tuple[str, str]:
     if not interpreter.isprintable() or "'" in interpreter or "\\" in interpreter:
         raise ValueError(f"a launcher cannot name the interpreter {interpreter!r}")
     return "#!/bin/sh", f"'''exec' '{interpreter}' -IS \"$0\" \"$@\"\n' '''\n"
+
+
+def asks_agent(path: str) -> bool:
+    """Whether the file at `path` is a launcher, of whatever installation, that asks the node agent first."""
+    try:
+        with open(path, "rb") as file:
+            lines = file.read(_HEAD_BYTES).decode("utf-8", "replace").split("\n")
+    except OSError:
+        return False
+    return len(lines) > 2 and lines[1].startswith(MARK + " ") and _ASKING in lines
 
 
 def read_target(path: str) -> Target | None:

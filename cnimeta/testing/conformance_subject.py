@@ -20,7 +20,7 @@ from cnimeta.testing.conformance_process import CASE_S, run_limited
 from cnimeta.testing.netns import namespaces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from cnimeta.spec.jsonio import JSON
 
@@ -65,8 +65,11 @@ class Subject:
         renew: Callable[[], None] = lambda: None,
         timeout_s: float = CASE_S,
         places: Collection[str] = (),
+        folders: Sequence[str] = (),
     ) -> None:
         self.path = os.path.abspath(path)
+        self.folders = folders or (os.path.dirname(self.path),)
+        """CNI_PATH."""
         self.conf = conf
         self.host = host
         self.netns = netns
@@ -94,7 +97,7 @@ class Subject:
         Raises Hung (cnimeta.testing.conformance_process) when the case's time is up.
         """
         environ: dict[str, str | None] = {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")}
-        environ |= {"CNI_COMMAND": verb, "CNI_PATH": os.path.dirname(self.path)}
+        environ |= {"CNI_COMMAND": verb, "CNI_PATH": ":".join(self.folders)}
         if verb in ("ADD", "DEL", "CHECK"):
             environ |= {"CNI_CONTAINERID": CONTAINER, "CNI_IFNAME": IFNAME, "CNI_NETNS": self.netns}
         environ |= change or {}
@@ -131,9 +134,17 @@ class Subject:
 
 @contextlib.contextmanager
 def sandbox(
-    path: str, conf: Mapping[str, JSON], *, netns: str = "", chained: bool = True, timeout_s: float = CASE_S
+    path: str,
+    conf: Mapping[str, JSON],
+    *,
+    netns: str = "",
+    chained: bool = True,
+    timeout_s: float = CASE_S,
+    folders: Sequence[str] = (),
 ) -> Iterator[Subject]:
     """A subject in fresh namespaces; `netns` takes a container's namespace of your own instead of the made one.
+
+    `folders` are CNI_PATH; its own folder when there are none.
 
     Raises IoFailure (code 5) when there is no such executable.
     """
@@ -159,4 +170,5 @@ def sandbox(
             renew=renew,
             timeout_s=timeout_s,
             places=(host.path, pod.path),
+            folders=folders,
         )

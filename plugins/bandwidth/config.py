@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 RATE_KEYS = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
 _SUBNET_KEYS = ("shapedSubnets", "unshapedSubnets")
+KEYS = (*RATE_KEYS, *_SUBNET_KEYS, "latency", "shapeInside")
+"""The keys of a configuration that are bandwidth's own."""
 _RATE_MAX_BPS = 10**16
 """Ten petabit a second: beyond, no burst that has a place in the kernel's fields would last a microsecond."""
 _BURST_MAX_BITS = 2**64 - 1

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cnimeta.host.links.values import Link
     from cnimeta.host.protocols import Links
     from cnimeta.plugin.request import Attachment, Request
+    from cnimeta.spec.netconf import NetConf
     from cnimeta.spec.result import Result
     from cnimeta_plugins.bandwidth.apply import Shaper
     from cnimeta_plugins.bandwidth.config import Settings
@@ -90,6 +91,14 @@ class Bandwidth(Plugin):
         token_bucket(1, 1000, 1000, 1000, 15.625)
         own = ("cnimeta_plugins.bandwidth.config", "cnimeta_plugins.bandwidth.apply")
         return ("pyroute2", "ctypes", "cnimeta.host.links.kernel", *own)
+
+    def examine(self, conf: NetConf) -> Iterable[str]:
+        """Keys and values."""
+        from cnimeta.spec.keys import OF_EVERY_PLUGIN, strangers
+        from cnimeta_plugins.bandwidth.config import KEYS, read_settings
+
+        read_settings(conf)
+        return strangers(conf.fields, (*OF_EVERY_PLUGIN, *KEYS))
 
     def _shaper(self) -> Shaper:
         from cnimeta_plugins.bandwidth.apply import Shaper

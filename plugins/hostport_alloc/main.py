@@ -7,10 +7,12 @@ from cnimeta_plugins.hostport_alloc.wiring import Wiring
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from cnimeta.plugin.base import Commands
     from cnimeta.plugin.request import Request
+    from cnimeta.spec.jsonio import JSON
+    from cnimeta.spec.netconf import NetConf
     from cnimeta.spec.result import Result
 
 
@@ -47,6 +49,24 @@ class HostportAlloc(Plugin):
         from cnimeta_plugins.hostport_alloc.verbs.status import status
 
         status(self.wiring, request)
+
+    def examine(self, conf: NetConf) -> Iterable[str]:
+        """Keys and values, ranges beside those of the node, credentials."""
+        from cnimeta_plugins.hostport_alloc.operator.examine import examine
+
+        return examine(self.wiring, conf)
+
+    def delegates(self, conf: NetConf) -> Iterable[Mapping[str, JSON]]:
+        """The delegates, and the portmap that comes after them."""
+        from cnimeta_plugins.hostport_alloc.operator.examine import delegates
+
+        return delegates(conf)
+
+    def in_use(self, confs: Sequence[NetConf]) -> Iterable[str]:
+        """Containers on record."""
+        from cnimeta_plugins.hostport_alloc.operator.examine import in_use
+
+        return in_use(self.wiring, confs)
 
     def add_commands(self, commands: Commands) -> None:
         """`cnimeta ports` and `cnimeta wrap`."""

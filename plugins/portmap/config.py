@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cnimeta.errors import InvalidNetworkConfig, shown
 from cnimeta.namedtuple import NamedTuple
+from cnimeta.ports.mapper import MANAGED_BY
 from cnimeta.spec.ip import Address, parse_ip
 
 TYPE_CHECKING = False
@@ -17,6 +18,11 @@ PROTOCOLS = ("tcp", "udp", "sctp")
 AUTO = "auto"
 PREFERRED = ("nftables", "iptables")
 """What `auto` chooses from: the first that can be used here and has every key."""
+KEYS = (
+    *("backend", "snat", "masqAll", "markMasqBit", "externalSetMarkChain", "conditionsV4", "conditionsV6", "dataDir"),
+    MANAGED_BY,
+)
+"""The keys of a configuration that are portmap's own."""
 _PORT_MAX = 65535
 _CONDITION_MAX = 4096
 

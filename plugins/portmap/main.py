@@ -7,10 +7,11 @@ from cnimeta.plugin.base import Plugin
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from cnimeta.plugin.request import Request
     from cnimeta.ports.mapper import PortMapper
+    from cnimeta.spec.netconf import NetConf
     from cnimeta.spec.result import Result
     from cnimeta_plugins.portmap.mapper import Mapper
 
@@ -20,6 +21,7 @@ class Portmap(Plugin):
 
     name = "portmap"
     about = "maps host ports to container ports, with nftables or iptables"
+    node_keys = ("backend", "dataDir")
 
     def __init__(self, make_mapper: Callable[[Request], Mapper] | None = None) -> None:
         self._make_mapper = make_mapper
@@ -70,6 +72,18 @@ class Portmap(Plugin):
         from cnimeta_plugins.portmap.port_mapper import PortmapPorts
 
         return PortmapPorts()
+
+    def examine(self, conf: NetConf) -> Iterable[str]:
+        """Keys, values, and the backend where only one may serve."""
+        from cnimeta_plugins.portmap.operator import examine
+
+        return examine(conf)
+
+    def in_use(self, confs: Sequence[NetConf]) -> Iterable[str]:
+        """Containers on record."""
+        from cnimeta_plugins.portmap.operator import in_use
+
+        return in_use(confs)
 
     def _mapper(self, request: Request) -> Mapper:
         if self._make_mapper is not None:

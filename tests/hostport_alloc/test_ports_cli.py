@@ -112,7 +112,10 @@ def test_show_draws_the_range(node: Node, shell: Shell) -> None:
 
 
 def test_show_names_the_ranges_when_there_is_none_of_that_name(shell: Shell) -> None:
-    assert shell("show", "web") == (1, 'cnimeta: there is no range "web": default, games\n')
+    assert shell("show", "web") == (2, 'cnimeta: there is no range "web": default, games\n')
+    status, said = shell("show", "20000-")
+    assert status == 2
+    assert said.startswith("cnimeta: RANGE")
 
 
 def test_check_is_good_when_everything_agrees(node: Node, shell: Shell) -> None:

@@ -156,7 +156,7 @@ def test_wrapping_is_refused_when_the_options_are_wrong(tmp_path: Path, capsys: 
         (("--expose", "web:80"), "$.expose[0]"),
         (("--data-dir", "data"), "$.dataDir"),
     ):
-        assert run("wrap", str(file), *words) == 1
+        assert run("wrap", str(file), *words) == 2
         assert said in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["a.conf"]
 

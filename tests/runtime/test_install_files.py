@@ -77,6 +77,28 @@ def test_nothing_is_written_when_a_foreign_file_is_in_the_way(tmp_path: Path) ->
     assert content(tmp_path) == {"portmap": FOREIGN}
 
 
+def test_the_ways_out_are_named_when_foreign_files_are_in_the_way(tmp_path: Path) -> None:
+    """An ordinary node has the portmap and the bandwidth of its distribution."""
+    for name in ("portmap", "bandwidth"):
+        put(tmp_path / name)
+    with pytest.raises(IoFailure, match="--replace keeps a backup and replaces; --only hostport_alloc leaves them"):
+        install(str(tmp_path), NAMES)
+    with pytest.raises(IoFailure) as caught:
+        install(str(tmp_path), ["portmap"])
+    assert "--only" not in caught.value.msg
+    assert install(str(tmp_path), ["hostport_alloc"]) == [f"{tmp_path}/hostport_alloc: installed"]
+
+
+def test_no_unfinished_file_is_left_when_a_launcher_cannot_be_written(tmp_path: Path) -> None:
+    install(str(tmp_path), ["portmap"])
+    (tmp_path / "portmap").chmod(0o600)
+    (tmp_path / f".tmp-{os.getpid()}-portmap").mkdir()
+    with pytest.raises(IsADirectoryError):
+        install(str(tmp_path), ["portmap"])
+    assert content(tmp_path / f".tmp-{os.getpid()}-portmap") == {}
+    assert launcher.read_target(str(tmp_path / "portmap")) is not None
+
+
 def test_the_file_comes_back_when_it_was_replaced(tmp_path: Path) -> None:
     put(tmp_path / "portmap")
     inode = (tmp_path / "portmap").stat().st_ino
@@ -147,9 +169,10 @@ def test_only_the_named_plugins_are_touched_when_some_are_named(
     words = ["--bin-dir", str(tmp_path), "--only", "portmap", "--only", "bandwidth"]
     assert main(["install", *words]) == 0
     assert sorted(content(tmp_path)) == ["bandwidth", "portmap"]
-    assert main(["uninstall", "--bin-dir", str(tmp_path), "--only", "portmap"]) == 0
-    assert sorted(content(tmp_path)) == ["bandwidth"]
-    assert "portmap: removed" in capsys.readouterr().out
+    nothing = ["--net-dir", str(tmp_path / "none")]
+    assert main(["uninstall", "--bin-dir", str(tmp_path), "--only", "bandwidth", *nothing]) == 0
+    assert sorted(content(tmp_path)) == ["portmap"]
+    assert "bandwidth: removed" in capsys.readouterr().out
 
 
 def test_status_1_and_a_line_come_out_when_it_cannot_be_done(

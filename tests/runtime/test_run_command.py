@@ -62,10 +62,10 @@ class Bench:
         status = main(words)
         return status, self.capsys.readouterr().out
 
-    def fails(self, verb: str, *options: str, netns: str = "/run/netns/x") -> dict[str, Any]:
-        """The error that is printed."""
+    def fails(self, verb: str, *options: str, netns: str = "/run/netns/x", wanted: int = 1) -> dict[str, Any]:
+        """The error that is printed, with the exit status that is wanted."""
         status, out = self.run(verb, *options, netns=netns)
-        assert status == 1
+        assert status == wanted
         error: dict[str, Any] = json.loads(out)
         return error
 
@@ -177,8 +177,10 @@ def test_what_each_plugin_supports_is_printed_when_versions_are_asked_for(bench:
         (["--capability-args", "[]"], "/x", "--capability-args must be a JSON object, got an array"),
     ],
 )
-def test_code_4_names_the_option_when_it_is_wrong(bench: Bench, options: list[str], netns: str, message: str) -> None:
-    error = bench.fails("add", *options, netns=netns)
+def test_code_4_and_status_2_name_the_option_when_it_is_wrong(
+    bench: Bench, options: list[str], netns: str, message: str
+) -> None:
+    error = bench.fails("add", *options, netns=netns, wanted=2)
     assert error["code"] == 4
     assert message in error["msg"]
     assert bench.verbs() == []
@@ -249,11 +251,16 @@ def test_the_plugins_words_pass_through_when_it_writes_to_stderr(bench: Bench, p
 
 def test_nothing_happens_when_gc_is_not_told_what_is_valid(bench: Bench) -> None:
     bench.run("add")
-    error = bench.fails("gc", netns="")
+    error = bench.fails("gc", netns="", wanted=2)
     assert error["code"] == 4
     assert "--valid ID,IFNAME" in error["msg"]
-    assert bench.fails("gc", "--valid", "c1", netns="")["msg"] == "--valid c1: write CONTAINER_ID,IFNAME"
+    assert bench.fails("gc", "--valid", "c1", netns="", wanted=2)["msg"] == "--valid c1: write CONTAINER_ID,IFNAME"
     assert bench.verbs() == ["ADD"]
+
+
+def test_status_1_comes_out_when_a_plugin_and_not_an_option_fails_with_code_4(bench: Bench) -> None:
+    steer(bench.second, {"ADD": {"code": 4, "msg": "CNI_ARGS: no such key"}})
+    assert bench.fails("add")["code"] == 4
 
 
 def test_code_5_names_the_folder_when_the_cache_cannot_be_written(bench: Bench) -> None:

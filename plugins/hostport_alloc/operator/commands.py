@@ -6,12 +6,13 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from cnimeta.errors import CniError, InvalidNetworkConfig, shown
+from cnimeta.errors import CniError, InvalidEnvironment, InvalidNetworkConfig, shown
+from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.hostport_alloc.allocate.ranges import refuse_reserved
 from cnimeta_plugins.hostport_alloc.config import LOCK_TIMEOUT_S, read_settings, refuse_unreadable_credentials
 from cnimeta_plugins.hostport_alloc.operator import wrapfile
 from cnimeta_plugins.hostport_alloc.operator.conf import CONF_DIR, bin_dirs, data_dir, entry_of, settings_of
-from cnimeta_plugins.hostport_alloc.operator.wrap import Options, wrapped
+from cnimeta_plugins.hostport_alloc.operator.wrap import Options, alone, wrapped
 
 if TYPE_CHECKING:
     import argparse
@@ -70,7 +71,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="DIR[:DIR]",
         default=quiet,
-        help="where the plugins are; default: as at ADD",
+        help="where plugins are; repeatable; default: as at ADD",
     )
 
 
@@ -104,7 +105,7 @@ def _guarded(
             return run(args, Wiring() if wiring is None else wiring)
         except CniError as error:
             print(f"cnimeta: {error}", file=sys.stderr)
-            return 1
+            return 2 if isinstance(error, InvalidEnvironment) else 1
 
     return guarded
 
@@ -120,14 +121,7 @@ def _wrap(args: argparse.Namespace, wiring: Wiring) -> int:
         original = wrapfile.unwrap_file(args.file, force=args.force)
         _say(args.json, {"action": "unwrap", "file": args.file}, f"{args.file} is as it was; {original} is gone")
         return 0
-    ranges = {}
-    for text in args.range:
-        name, equals, ports = text.partition("=")
-        if not equals:
-            raise InvalidNetworkConfig(f"--range must be NAME=FIRST-LAST, got {shown(text)}")
-        ranges[name] = ports
-    kubeconfig = "" if args.kubeconfig == "node" else args.kubeconfig
-    options = Options(ranges, args.expose, kubeconfig, args.policy, args.data_dir)
+    options = _options(args)
     document = wrapped(wrapfile.read_document(args.file), options)
     _refuse_what_add_would(document, wiring)
     if args.only_print:
@@ -137,6 +131,23 @@ def _wrap(args: argparse.Namespace, wiring: Wiring) -> int:
     body = {"action": "wrap", "file": args.file, "original": original}
     _say(args.json, body, f"{args.file} is wrapped; the original is {original}")
     return 0
+
+
+def _options(args: argparse.Namespace) -> Options:
+    """What is to be configured. Raises InvalidEnvironment (code 4), wrong usage, for what no configuration may have."""
+    ranges = {}
+    for text in args.range:
+        name, equals, ports = text.partition("=")
+        if not equals:
+            raise InvalidEnvironment(f"--range must be NAME=FIRST-LAST, got {shown(text)}")
+        ranges[name] = ports
+    kubeconfig = "" if args.kubeconfig == "node" else args.kubeconfig
+    options = Options(ranges, args.expose, kubeconfig, args.policy, args.data_dir)
+    try:
+        read_settings(NetConf(alone(options)))
+    except InvalidNetworkConfig as error:
+        raise InvalidEnvironment(error.msg) from None
+    return options
 
 
 def _refuse_what_add_would(document: Mapping[str, JSON], wiring: Wiring) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from cnimeta.delegate.find import split_path
 from cnimeta.errors import CniError, InvalidNetworkConfig, shown
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.netconf import NetConf
@@ -62,6 +63,5 @@ def data_dir(args: argparse.Namespace, settings: Settings | None) -> str:
 
 
 def bin_dirs(args: argparse.Namespace) -> tuple[str, ...]:
-    """The folders of plugins that were given, each `A:B` a list; none: those of each ADD."""
-    given = getattr(args, "bin_dir", None) or ()
-    return tuple(os.path.abspath(folder) for text in given for folder in text.split(":") if folder)
+    """The folders of plugins that were given; none: those of each ADD."""
+    return tuple(os.path.abspath(folder) for folder in split_path(getattr(args, "bin_dir", None) or ()))

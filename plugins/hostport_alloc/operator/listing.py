@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from cnimeta.errors import InvalidNetworkConfig, shown
+from cnimeta.errors import InvalidEnvironment, InvalidNetworkConfig, shown
 from cnimeta_plugins.hostport_alloc.allocate.expose import PROTOCOLS
 from cnimeta_plugins.hostport_alloc.allocate.ranges import parse_range, ports_of
 from cnimeta_plugins.hostport_alloc.operator.table import SHORT_ID, age, drawing, table
@@ -112,12 +112,15 @@ class RangeView(NamedTuple):
 
 
 def range_named(name: str, settings: Settings | None) -> PortRange:
-    """A range of the configuration, or one that is written out. Raises InvalidNetworkConfig (code 7)."""
+    """A range of the configuration, or one that is written out. Raises InvalidEnvironment (code 4), wrong usage."""
     if name[:1].isdigit():
-        return parse_range(name, name, "RANGE")
+        try:
+            return parse_range(name, name, "RANGE")
+        except InvalidNetworkConfig as error:
+            raise InvalidEnvironment(error.msg) from None
     known = settings.ranges if settings is not None else ()
     for found in known:
         if found.name == name:
             return found
     where = ", ".join(found.name for found in known) or "no configuration was found, use --conf"
-    raise InvalidNetworkConfig(f"there is no range {shown(name)}: {where}")
+    raise InvalidEnvironment(f"there is no range {shown(name)}: {where}")

@@ -55,6 +55,11 @@ def wrapped(document: Mapping[str, JSON], options: Options) -> dict[str, JSON]:
     return {key: [entry] if key.lower() == "plugins" else value for key, value in document.items()}
 
 
+def alone(options: Options) -> dict[str, JSON]:
+    """A configuration that has nothing but the options."""
+    return without(_entry([], options), "delegates")
+
+
 def _entry(plugins: list[dict[str, JSON]], options: Options) -> dict[str, JSON]:
     delegates, portmap = plugins, None
     if len(plugins) > 1 and Fields(plugins[-1]).text("type") == PORTMAP_TYPE:

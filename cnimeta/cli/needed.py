@@ -1,0 +1,58 @@
+"""What on this node still needs a plugin: containers that it has something of, and network configurations."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from cnimeta.cli.networks import called, file_names, loadable
+from cnimeta.errors import CniError
+from cnimeta.runtime.conf import load_file
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from cnimeta.plugin.base import Plugin
+    from cnimeta.spec.netconf import NetConf
+
+_NAMED_MAX = 3
+
+
+def needs(names: Sequence[str], restored: Collection[str], net_dir: str) -> list[str]:
+    """A line for each of the plugins that is still needed. `restored`: those that another file takes the place of,
+    which serves the configurations, but not what ours has made for containers.
+    """
+    plugins = loadable()
+    uses = list(_uses(net_dir, plugins))
+    found = []
+    for name in names:
+        files = dict.fromkeys(file for file, conf in uses if conf.type == name)
+        if files and name not in restored:
+            found.append(f"{name} by {', '.join(files)} in {net_dir}")
+        if name in plugins:
+            found += _containers(name, plugins[name], [conf for _, conf in uses if conf.type == name])
+    return found
+
+
+def _containers(name: str, plugin: Plugin, confs: Sequence[NetConf]) -> Iterator[str]:
+    """What cannot be told is no reason to remove it."""
+    try:
+        ids = sorted(set(plugin.in_use(confs)))
+    except CniError as error:
+        yield f"{name}, as far as can be told: {error}"
+        return
+    if ids:
+        more = f" and {len(ids) - _NAMED_MAX} more" if len(ids) > _NAMED_MAX else ""
+        yield f"{name} by container{'s' * (len(ids) > 1)} {', '.join(ids[:_NAMED_MAX])}{more}"
+
+
+def _uses(net_dir: str, plugins: dict[str, Plugin]) -> Iterator[tuple[str, NetConf]]:
+    """(file, configuration) of every plugin that a network of the folder calls; files that cannot be read call none."""
+    for file in file_names(net_dir):
+        try:
+            network = load_file(os.path.join(net_dir, file))
+            found = [one.conf for one in called(network, plugins)]
+        except CniError:
+            continue
+        for conf in found:
+            yield file, conf

@@ -1,0 +1,71 @@
+"""What `cnimeta doctor` and `cnimeta uninstall` ask: is a configuration good here, and who has host ports."""
+
+from __future__ import annotations
+
+import os
+
+from cnimeta.errors import AnnotationFailed
+from cnimeta.host.values import PodApiError
+from cnimeta.store.database import FILE
+from cnimeta_plugins.hostport_alloc.allocate.ranges import refuse_reserved
+from cnimeta_plugins.hostport_alloc.config import (
+    DATA_DIR,
+    LOCK_TIMEOUT_S,
+    read_chain,
+    read_data_dir,
+    read_portmap,
+    read_settings,
+    refuse_unreadable_credentials,
+)
+from cnimeta_plugins.hostport_alloc.keys import unknown_keys
+from cnimeta_plugins.hostport_alloc.verbs.steps import plan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from cnimeta.spec.jsonio import JSON
+    from cnimeta.spec.netconf import NetConf
+    from cnimeta_plugins.hostport_alloc.config import ApiSettings
+    from cnimeta_plugins.hostport_alloc.wiring import Wiring
+
+_POD = "default", "cnimeta-doctor"
+"""A Pod that is asked for to see whether the API server answers; nobody needs to have it."""
+_MEANS_NOTHING = (403, 404)
+"""The server knew who asks: that there is no such Pod, or that this one may not be read, is as good an answer."""
+
+
+def examine(wiring: Wiring, conf: NetConf) -> list[str]:
+    """As `Plugin.examine`."""
+    settings = read_settings(conf)
+    refuse_reserved(settings.ranges, settings.reserved(wiring.sockets.ephemeral()))
+    refuse_unreadable_credentials(settings.api)
+    told = unknown_keys(conf)
+    complaint = "" if settings.api is None else _tried(wiring, settings.api)
+    if complaint and settings.api is not None and settings.api.required:
+        raise AnnotationFailed(f'{complaint}, and $.kubernetes.policy is "required"')
+    return [*told, complaint] if complaint else told
+
+
+def _tried(wiring: Wiring, api: ApiSettings) -> str:
+    """Why Pods cannot be annotated; empty when the API server answers to these credentials."""
+    try:
+        wiring.pods(api.kubeconfig).read(*_POD, api.timeout_s)
+    except PodApiError as error:
+        if error.status not in _MEANS_NOTHING or "system:anonymous" in error.message:
+            return f"Pods cannot be annotated: {error}"
+    return ""
+
+
+def delegates(conf: NetConf) -> list[Mapping[str, JSON]]:
+    """As `Plugin.delegates`."""
+    fields = conf.fields
+    return [step.conf for step in plan(conf, read_chain(conf), read_portmap(fields), read_data_dir(fields))]
+
+
+def in_use(wiring: Wiring, confs: Sequence[NetConf]) -> Iterator[str]:
+    """As `Plugin.in_use`: from the records of this boot, in the default folder and in those that are configured."""
+    for folder in {DATA_DIR, *(read_data_dir(conf.fields) for conf in confs)}:
+        if os.path.lexists(os.path.join(folder, FILE)):  # opening a database makes one
+            store = wiring.store(folder, LOCK_TIMEOUT_S, lambda _: None)
+            yield from (record.container_id for record in store.records() if store.is_alive(record))

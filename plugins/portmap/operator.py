@@ -1,0 +1,46 @@
+"""What portmap tells operators: what is wrong with a configuration, and which containers it maps ports for.
+
+It stands beside the way of a command: nothing here is loaded by ADD, DEL or CHECK.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cnimeta.errors import IoFailure
+from cnimeta.host.clock import boot_id
+from cnimeta.host.files import PosixFiles
+from cnimeta.spec.keys import OF_EVERY_PLUGIN, strangers
+from cnimeta_plugins.portmap.backends import Backends
+from cnimeta_plugins.portmap.config import DEFAULTS, KEYS, read_data_dir, read_settings
+from cnimeta_plugins.portmap.records import Records
+from cnimeta_plugins.portmap.wiring import node_defaults
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from cnimeta.spec.netconf import NetConf
+
+
+def examine(conf: NetConf) -> Iterable[str]:
+    """As `Plugin.examine`. A backend is asked for only where there is no choice: the others are the doctor's own."""
+    backends = Backends(os.environ.get("PATH", ""))
+    settings = read_settings(conf, node_defaults(os.environ, backends.names), backends.names)
+    if settings.backends == ("nftables",):
+        backends["nftables"].ready()
+    elif settings.backends == ("iptables",):
+        from cnimeta.host.iptables.variant import detect
+
+        if not detect():
+            raise IoFailure("the configuration needs iptables, which is not installed")
+    return strangers(conf.fields, (*OF_EVERY_PLUGIN, *KEYS))
+
+
+def in_use(confs: Sequence[NetConf]) -> Iterator[str]:
+    """As `Plugin.in_use`: from the records of this boot, in the node's folder and in those that are configured."""
+    node = node_defaults(os.environ, Backends().names)
+    for folder in {node.data_dir or DEFAULTS.data_dir, *(read_data_dir(conf.fields, node) for conf in confs)}:
+        for record in Records(folder, PosixFiles(), lambda _: None).every():
+            if record.boot_id == boot_id():
+                yield record.owner.container_id
