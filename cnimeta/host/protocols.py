@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from _sqlite3 import Connection
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from typing import TypeVar
 
@@ -225,9 +225,12 @@ class Nft(Protocol):
 class Conntrack(Protocol):
     """The kernel's table of flows."""
 
-    def forget_udp(self, family: int, ports: Iterable[tuple[int, int, bytes]]) -> None:
+    def forget_udp(
+        self, family: int, ports: Iterable[tuple[int, int, bytes]], translated_to: Collection[bytes] | None
+    ) -> None:
         """Delete the UDP flows to (first port, last port, packed address or empty for every address).
 
+        Of these, the ones translated to one of the packed addresses; None: the ones to an address of this host.
         IoFailure (code 5) when the kernel refuses.
         """
         ...
@@ -238,6 +241,10 @@ class Sysctl(Protocol):
 
     def ensure(self, name: str, value: str) -> None:
         """Set `name` (with slashes) unless it is `value` already; IoFailure (code 5)."""
+        ...
+
+    def read(self, name: str) -> str:
+        """The value of `name`, empty when there is no such setting; IoFailure (code 5)."""
         ...
 
 

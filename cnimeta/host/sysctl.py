@@ -25,3 +25,14 @@ class ProcSysctl:
                 file.write(value)
         except OSError as error:
             raise IoFailure(f"cannot set {path} to {value}: {error.strerror or error}") from None
+
+    def read(self, name: str) -> str:
+        """The value; empty when there is no such setting. Raises IoFailure (code 5)."""
+        path = f"/proc/sys/{name}"
+        try:
+            with open(path, encoding="ascii") as file:
+                return file.read().strip()
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise IoFailure(f"cannot read {path}: {error.strerror or error}") from None

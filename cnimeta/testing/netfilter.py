@@ -6,15 +6,19 @@ same way, so one suite of tests runs on both. `dump()` is text to compare.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cnimeta.errors import IoFailure
 from cnimeta.host.nftables.values import Chain, Element, Map, Refusal, Rule, Table
+from cnimeta.spec.ip import parse_ip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from cnimeta.host.nftables.values import Change
+
+
+HOST = "the host"
 
 
 class FakeNft:
@@ -158,35 +162,59 @@ class _State:
         return ""
 
 
+class Flow(NamedTuple):
+    """A UDP flow: where it was sent, and who answers. Without `answering` it was not translated."""
+
+    family: int
+    port: int
+    to: str = HOST
+    answering: str = ""
+
+
 class FakeConntrack:
-    """UDP flows as (family, port) or (family, port, packed address); what is forgotten is removed and kept in
-    `forgotten`.
-    """
+    """UDP flows; what is forgotten is removed. `HOST` is an address of this host."""
 
-    def __init__(self, flows: Iterable[tuple[int, int] | tuple[int, int, bytes]] = ()) -> None:
+    def __init__(self, flows: Iterable[Flow] = ()) -> None:
         self.flows = list(flows)
-        self.forgotten: list[tuple[int, int, int, bytes]] = []
 
-    def forget_udp(self, family: int, ports: Iterable[tuple[int, int, bytes]]) -> None:
-        """As the kernel's; a flow without an address is to every one."""
-        for first, last, where in ports:
-            self.forgotten.append((family, first, last, where))
-            self.flows = [
-                flow
-                for flow in self.flows
-                if not (flow[0] == family and first <= flow[1] <= last and where in (b"", *(flow[2:] or (where,))))
-            ]
+    def forget_udp(
+        self, family: int, ports: Iterable[tuple[int, int, bytes]], translated_to: Collection[bytes] | None
+    ) -> None:
+        """As the kernel's."""
+        wanted = list(ports)
+        self.flows = [flow for flow in self.flows if not _is_stale(flow, family, wanted, translated_to)]
+
+
+def _is_stale(
+    flow: Flow, family: int, ports: Sequence[tuple[int, int, bytes]], translated_to: Collection[bytes] | None
+) -> bool:
+    if flow.family != family or not any(
+        first <= flow.port <= last and (not where or (flow.to != HOST and parse_ip(flow.to).packed == where))
+        for first, last, where in ports
+    ):
+        return False
+    if translated_to is None:
+        return flow.to == HOST
+    return bool(flow.answering) and parse_ip(flow.answering).packed in translated_to
 
 
 class FakeSysctl:
-    """Kernel settings by name. Those in `missing` are not there, as when their interface is gone."""
+    """Kernel settings by name. Those in `missing` are not there; with `read_only` none can be changed."""
 
     def __init__(self, missing: Iterable[str] = ()) -> None:
         self.values: dict[str, str] = {}
         self.missing = set(missing)
+        self.read_only = False
 
     def ensure(self, name: str, value: str) -> None:
         """Set a value."""
         if name in self.missing:
             raise IoFailure(f"cannot set /proc/sys/{name} to {value}: No such file or directory")
-        self.values[name] = value
+        if self.values.get(name) != value:
+            if self.read_only:
+                raise IoFailure(f"cannot set /proc/sys/{name} to {value}: Read-only file system")
+            self.values[name] = value
+
+    def read(self, name: str) -> str:
+        """The value; 0 when it was never set."""
+        return self.values.get(name, "0")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from cnimeta.errors import CniError, Failures, InvalidNetworkConfig, StateUnusable
+from cnimeta.errors import CheckFailed, CniError, Failures, InvalidNetworkConfig, StateUnusable
 from cnimeta_plugins.portmap.config import DEFAULTS, NodeDefaults, read_data_dir, read_mappings, read_settings
 from cnimeta_plugins.portmap.plan import Owner, plan_mappings
 from cnimeta_plugins.portmap.records import Life, Others, Record, Records
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from cnimeta_plugins.portmap.config import PortMapping, Settings
     from cnimeta_plugins.portmap.plan import Plan
     from cnimeta_plugins.portmap.records import Payload
+
+
+_ROUTE_LOCALNET = "net/ipv4/conf/%s/route_localnet"
 
 
 class Mapper:
@@ -71,9 +74,8 @@ class Mapper:
             self.backends[before.backend].remove(owner, before.payload)
             before = None
         self._map(plan, self._record(attachment, conf, plan, name), before, records)
-        if settings.snat and not settings.masq_all:
-            self._route_localnet(plan)
-        self._forget_flows([family.container for family in plan.families], settings.mappings)
+        self._route_localnet(plan)
+        self._forget_flows(settings.mappings, [family.family for family in plan.families])
 
     def _record_before(self, records: Records, owner: Owner) -> Record | None:
         found = records.find(owner)
@@ -123,6 +125,7 @@ class Mapper:
             self.backends[self.backends.usable(settings.backends)].check(plan, None)
         else:
             self.backends[record.backend].check(plan, record.payload)
+        self._check_route_localnet(plan)
 
     # --- DEL -------------------------------------------------------------------------------------------------
 
@@ -142,14 +145,15 @@ class Mapper:
         with failures:
             suspected = () if recorded else None if found.problem else asked
             if self._sweep(owner, suspected, records) and not recorded:
-                self._forget_flows(None, asked)
+                self._forget_flows(asked, (4, 6))
             if not recorded:
                 records.forget(owner)  # a damaged one, or what a killed ADD had begun to write
         failures.raise_any()
 
     def _unmap(self, record: Record, records: Records) -> None:
         self.backends[record.backend].remove(record.owner, record.payload)
-        self._forget_flows(record.addresses, record.mappings)
+        families = [container.address.family for container in record.addresses]
+        self._forget_flows(record.mappings, families, record.addresses)
         records.forget(record.owner)
 
     def _renamed(self, records: Records, attachment: Attachment, asked: Sequence[PortMapping]) -> list[Record]:
@@ -199,25 +203,41 @@ class Mapper:
     # --- parts -----------------------------------------------------------------------------------------------
 
     def _route_localnet(self, plan: Plan) -> None:
-        """Let packets with a 127.0.0.0/8 address leave towards the container, for `localhost:hostPort`."""
-        for family in plan.families:
-            if family.family == 4:
-                interface = self.route(family.container.address)
-                if interface:
-                    self.sysctl.ensure(f"net/ipv4/conf/{interface}/route_localnet", "1")
+        """Let packets with a 127.0.0.0/8 address leave towards the container, for `localhost:hostPort`.
 
-    def _forget_flows(self, containers: Iterable[Cidr] | None, mappings: Iterable[PortMapping]) -> None:
-        """Forget the UDP flows to what is mapped; of both families when the container's addresses are not known.
+        The kernel takes the setting of the interface or that of all, whichever is on.
+        """
+        for interface in self._localhost_interfaces(plan):
+            if self.sysctl.read(_ROUTE_LOCALNET % "all") != "1":
+                self.sysctl.ensure(_ROUTE_LOCALNET % interface, "1")
+
+    def _check_route_localnet(self, plan: Plan) -> None:
+        for interface in self._localhost_interfaces(plan):
+            names = (_ROUTE_LOCALNET % "all", _ROUTE_LOCALNET % interface)
+            if all(self.sysctl.read(name) != "1" for name in names):
+                raise CheckFailed(f"{names[1]} was set back: 127.0.0.1 does not lead to the container any more")
+
+    def _localhost_interfaces(self, plan: Plan) -> list[str]:
+        """The interfaces towards the container that localhost needs."""
+        if not plan.settings.snat:
+            return []
+        found = [self.route(family.container.address) for family in plan.families if family.family == 4]
+        return [name for name in found if name]
+
+    def _forget_flows(
+        self, mappings: Iterable[PortMapping], families: Iterable[int], containers: Iterable[Cidr] | None = None
+    ) -> None:
+        """Forget the UDP flows to what is mapped: those of the `containers`; without these, those to this host.
 
         A failure is logged only: the mapping works, old flows end by themselves.
         """
         udp = [mapping for mapping in mappings if mapping.protocol == "udp"]
-        families = {4, 6} if containers is None else {container.address.family for container in containers}
-        for family in sorted(families if udp else ()):
+        answering = None if containers is None else [container.address.packed for container in containers]
+        for family in sorted(set(families) if udp else ()):
             ports = [(one.first, one.last, one.packed_where) for one in udp if one.serves(family)]
             try:
                 if ports:
-                    self.conntrack().forget_udp(family, ports)
+                    self.conntrack().forget_udp(family, ports, answering)
             except CniError as error:
                 self.log(f"portmap: stale UDP flows stay (IPv{family}): {error.msg}")
 

@@ -238,7 +238,7 @@ READS: dict[str, tuple[Callable[[Any], object], str, dict[int, object]]] = {
         dict.fromkeys((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL), ""),
     ),
     "flows": (
-        lambda ask: KernelConntrack(ask, failing(errno.EIO)).forget_udp(4, [(53, 53, b"")]),
+        lambda ask: KernelConntrack(ask, failing(errno.EIO)).forget_udp(4, [(53, 53, b"")], [b"\x0a\0\0\2"]),
         "the flows",
         dict.fromkeys((errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT), None),
     ),

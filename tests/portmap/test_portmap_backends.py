@@ -13,6 +13,7 @@ from portmap_kit import OBSERVERS, Host, Mapped, conf, tcp
 from cnimeta.errors import CniError, IoFailure
 from cnimeta.spec.netconf import NetConf
 from cnimeta.testing.files import Killed
+from cnimeta.testing.netfilter import Flow
 from cnimeta_plugins.portmap.backends import BACKENDS
 from cnimeta_plugins.portmap.config import PREFERRED, read_settings
 
@@ -129,9 +130,35 @@ def test_a_family_goes_when_add_is_repeated_without_it(node: Node) -> None:
     node.call("CHECK", conf(tcp(8080), ips=(f"{ADDRESS6}/64",)))
 
 
-def test_localhost_works_when_mapped(node: Node) -> None:
+LOCALNET = f"net/ipv4/conf/to-{ADDRESS}/route_localnet"
+
+
+@pytest.mark.parametrize("keys", [{}, {"masqAll": True}])
+def test_localhost_works_when_mapped_on_a_fresh_node(node: Node, keys: dict[str, Any]) -> None:
+    node.add(tcp(8080), **keys)
+    assert node.sysctl.values == {LOCALNET: "1"}
+
+
+def test_no_setting_is_touched_when_there_is_no_masquerading(node: Node) -> None:
+    node.add(tcp(8080), snat=False)
+    assert node.sysctl.values == {}
+
+
+def test_check_fails_when_route_localnet_was_set_back(node: Node) -> None:
     node.add(tcp(8080))
-    assert node.sysctl.values == {f"net/ipv4/conf/to-{ADDRESS}/route_localnet": "1"}
+    node.sysctl.values.clear()
+    error = node.refused("CHECK", conf(tcp(8080)))
+    assert error.code == 101
+    assert "route_localnet" in error.msg
+    node.add(tcp(8080))
+    node.call("CHECK", conf(tcp(8080)))
+
+
+def test_localhost_counts_as_set_when_it_is_for_all_interfaces(node: Node) -> None:
+    node.sysctl.values["net/ipv4/conf/all/route_localnet"] = "1"
+    node.sysctl.read_only = True
+    node.add(tcp(8080))
+    node.call("CHECK", conf(tcp(8080)))
 
 
 def test_nothing_is_touched_when_there_are_no_mappings(node: Node) -> None:
@@ -380,22 +407,33 @@ def test_a_renamed_network_is_found_when_deleted_under_its_new_name(node: Node) 
     assert node.is_clean()
 
 
-def test_flows_are_forgotten_when_added_and_when_deleted(node: Node) -> None:
-    for step in (lambda: node.add(UDP), lambda: node.call("DEL", BARE)):
-        node.conntrack.flows = [(4, 5353), (6, 5353), (4, 53)]
-        step()
-        assert node.conntrack.flows == [(6, 5353), (4, 53)]
+FLOW, MASQUERADED = Flow(4, 5353), Flow(4, 5353, to="198.51.100.9", answering="198.51.100.9")
+UNTOUCHED = [MASQUERADED, Flow(6, 5353), Flow(4, 53)]
+
+
+def test_flows_to_this_host_are_forgotten_when_its_port_is_mapped(node: Node) -> None:
+    node.conntrack.flows = [FLOW, Flow(4, 5353, answering=OTHER), *UNTOUCHED]
+    node.add(UDP)
+    assert node.conntrack.flows == UNTOUCHED
+
+
+def test_flows_of_the_container_are_forgotten_when_it_is_deleted(node: Node) -> None:
+    node.add(UDP)
+    others = [FLOW, Flow(4, 5353, answering=OTHER), *UNTOUCHED]
+    node.conntrack.flows = [Flow(4, 5353, answering=ADDRESS), *others]
+    node.call("DEL", BARE)
+    assert node.conntrack.flows == others
 
 
 def test_flows_are_forgotten_when_the_record_is_lost(node: Node) -> None:
     node.add(UDP)
     node.files.content.clear()
-    node.conntrack.flows = [(4, 5353), (4, 53)]
+    node.conntrack.flows = [FLOW, *UNTOUCHED[:1]]
     node.call("DEL", conf(UDP))
-    assert node.conntrack.flows == [(4, 53)]
-    node.conntrack.flows = [(4, 5353)]
+    assert node.conntrack.flows == UNTOUCHED[:1]
+    node.conntrack.flows = [FLOW]
     node.call("DEL", conf(UDP))
-    assert node.conntrack.flows == [(4, 5353)]  # by now they may be another's
+    assert node.conntrack.flows == [FLOW]  # by now they may be another's
 
 
 # --- CHECK, GC, STATUS -----------------------------------------------------------------------------------------

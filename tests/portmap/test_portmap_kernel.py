@@ -241,6 +241,27 @@ def test_udp_client_reaches_the_new_container_when_it_keeps_sending(net: Net) ->
     assert "src=10.88.0.2" not in flows
 
 
+def flow(net: Net, source: str, target: str) -> None:
+    """A masqueraded client's flow to another host's port, which was never translated here."""
+    tuples = ("-s", source, "-d", target, "--reply-src", target, "--reply-dst", NODE)
+    ports = ("--sport", "4000", "--dport", "5353", "--reply-port-src", "5353", "--reply-port-dst", "4000")
+    net.node.run("conntrack", "-I", "-p", "udp", "-t", "300", *tuples, *ports)
+
+
+def test_another_hosts_flows_stay_when_the_same_port_comes_and_goes(net: Net) -> None:
+    mapping = {"hostPort": 5353, "containerPort": 53, "protocol": "udp"}
+    flow(net, "10.88.0.3", BEYOND)
+    for verb in ("ADD", "ADD", "DEL"):
+        net.call(verb, mapping)
+        assert f"dst={BEYOND}" in net.node.run("conntrack", "-L", "-p", "udp").stdout, verb
+
+
+def test_localhost_answers_when_everything_is_masqueraded_on_a_fresh_node(net: Net) -> None:
+    net.call("ADD", tcp(8080), masqAll=True)
+    with serving(net.c1, 80):
+        assert ask(net.node, "127.0.0.1", 8080) == "10.88.0.1"
+
+
 def test_other_hosts_traffic_passes_when_its_port_is_mapped(net: Net) -> None:
     net.call("ADD", tcp(8080))
     with serving(net.c1, 80), serving(net.client, 8080):

@@ -8,6 +8,7 @@ from portmap_kit import Host, conf, tcp
 from cnimeta.errors import CniError
 from cnimeta.host.nftables.values import Element
 from cnimeta.testing.files import Killed
+from cnimeta.testing.netfilter import Flow
 from cnimeta_plugins.portmap.nftables.rules import owner_id
 
 pytestmark = pytest.mark.unit
@@ -217,13 +218,13 @@ def test_renamed_network_is_found_when_deleted_under_its_new_name() -> None:
 
 def test_udp_flows_are_forgotten_when_added_and_when_deleted() -> None:
     host = Host()
-    host.conntrack.flows = [(4, 5353), (4, 53)]
+    host.conntrack.flows = [Flow(4, 5353), Flow(4, 53)]
     body = conf({"hostPort": 5353, "containerPort": 53, "protocol": "udp"})
     host.call("ADD", body)
-    assert host.conntrack.flows == [(4, 53)]
-    host.conntrack.flows = [(4, 5353), (4, 53)]
+    assert host.conntrack.flows == [Flow(4, 53)]
+    host.conntrack.flows = [Flow(4, 5353, answering="10.88.0.2"), Flow(4, 53, answering="10.88.0.2")]
     host.call("DEL", {"cniVersion": "1.1.0", "name": "net"})
-    assert host.conntrack.flows == [(4, 53)]
+    assert host.conntrack.flows == [Flow(4, 53, answering="10.88.0.2")]
 
 
 def test_check_passes_when_all_is_there() -> None:

@@ -116,7 +116,7 @@ class Chain(RuleBasedStateMachine):
                 try:
                     result = self.delegates(container).add(self.conf(name, result))
                 except CniError as error:
-                    assert (name, error.code) == (failing, 11)  # noqa: PT017 - one of many steps
+                    assert (name, error.code) == (failing, 11)
                     self.teardown_chain(container, position)
                     self.attached.pop(container, None)
                     # the later plugins of an earlier ADD of the same container go too

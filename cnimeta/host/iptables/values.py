@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from cnimeta.errors import IoFailure, shown
 from cnimeta.namedtuple import NamedTuple
+from cnimeta.spec.ip import parse_ip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class NatTable:
                 chains[line[3:].partition(" ")[0]] = []
             elif line.startswith("-A "):
                 chain, _, rule = line[3:].partition(" ")
-                chains.setdefault(chain, []).append(rule)
+                chains.setdefault(chain, []).append(respelled(rule))
         return cls(chains)
 
     def apply(self, change: Change) -> int:
@@ -130,6 +131,23 @@ class NatTable:
         if self.chains[chain] or any(target(rule) == chain for rules in self.chains.values() for rule in rules):
             raise Refused(f"iptables chain {chain} is not empty or still used")
         del self.chains[chain]
+
+
+def respelled(rule: str) -> str:
+    """A rule with IPv6 addresses as we write them: iptables prints ::1.2.3.4 for ::102:304."""
+    if "::" not in rule or rule.count(".") < 3:  # nearly every rule
+        return rule
+    return " ".join(_respelled(word) if "::" in word and "." in word else word for word in rule.split(" "))
+
+
+def _respelled(word: str) -> str:
+    bracket, rest = ("[", word[1:]) if word.startswith("[") else ("", word)
+    end = "]" if bracket else "/"
+    address, found, tail = rest.partition(end)
+    try:
+        return f"{bracket}{parse_ip(address).text}{found}{tail}"
+    except ValueError:
+        return word
 
 
 def target(rule: str) -> str:

@@ -10,6 +10,7 @@ from cnimeta.errors import IoFailure
 from cnimeta.host.netlink import nft_chain_exists
 from cnimeta.host.nftables.values import Element, Refusal, Rule
 from cnimeta.host.process import find_program, run_program
+from cnimeta.spec.ip import parse_ip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,9 +100,17 @@ def _element(name: str, text: str) -> Element:
     key, marker, rest = text.strip().partition(_COMMENT)
     if not marker:
         key, _, value = key.partition(" : ")
-        return Element(name, key.strip(), value.strip())
+        return Element(name, _spelled(key), _spelled(value))
     comment, _, value = rest.partition('"')
-    return Element(name, key.strip(), value.strip().removeprefix(":").strip(), comment)
+    return Element(name, _spelled(key), _spelled(value.strip().removeprefix(":")), comment)
+
+
+def _spelled(text: str) -> str:
+    """Keys and values with addresses as we write them: nft still prints ::1.2.3.4 for ::102:304."""
+    text = text.strip()
+    if "::" not in text or text.count(".") < 3:  # what is left is fast to tell, and maps are long
+        return text
+    return " . ".join(parse_ip(part).text if ":" in part and "." in part else part for part in text.split(" . "))
 
 
 def _refusal(stderr: str, changes: Sequence[Change]) -> Refusal:

@@ -88,7 +88,9 @@ def read_owner(entry: Entry) -> Named:
         return Named(entry.chain, "", "", whole=False)
     network, joint, rest = text[len(_COMMENT_HEAD) :].partition(_COMMENT_JOINT)
     whole = bool(joint) and rest.endswith('"')
-    return Named(entry.chain, network if joint else "", rest[:-1] if whole else rest.removesuffix("..."), whole)
+    return Named(
+        entry.chain, network if joint else "", rest[:-1] if whole else rest.removesuffix("..").removesuffix("."), whole
+    )
 
 
 def translated(rules: Iterable[str]) -> list[Span]:

@@ -30,7 +30,8 @@ _DN_PREFIX = "CNI-DN-"
 _SN_PREFIX = "CNI-SN-"
 _CHAIN_NAME_LENGTH = 28
 _COMMENT_MAX = 255
-_COMMENT_KEPT = 253  # upstream's own arithmetic: 253 and "..." make 256, one more than it meant
+_COMMENT_KEPT = 253
+_CUT = ".."  # upstream writes "...", which makes 256; the kernel keeps 255, and that is what is read again
 _MULTIPORT_MAX = 15
 _UNSPECIFIED = ("0.0.0.0/0", "::/0")
 
@@ -64,7 +65,7 @@ def old_snat_chain_name(network: str, container_id: str) -> str:
 def comment(network: str, container_id: str) -> str:
     """The comment on a container's entry rules, cut as upstream cuts it."""
     text = f'dnat name: "{network}" id: "{container_id}"'
-    return text if len(text) <= _COMMENT_MAX else text[:_COMMENT_KEPT] + "..."
+    return text if len(text) <= _COMMENT_MAX else text[:_COMMENT_KEPT] + _CUT
 
 
 def mark(bit: int) -> str:

@@ -239,15 +239,17 @@ class NftBackend:
         self._check_conditions(plan)
 
     def _check_rules(self, plan: Plan) -> None:
+        from cnimeta_plugins.portmap.nftables.meaning import meaning
+
         wanted: dict[str, list[str]] = {}
         for rule in base_rules():
             wanted.setdefault(rule.chain, []).append(rule.text)
         for subnet in subnet_chains(plan):
             wanted[subnet.chain] = list(subnet.rules)
         for chain, texts in wanted.items():
-            present = [_plain(rule.text) for rule in self.nft.rules(chain)]
+            present = [meaning(rule.text) for rule in self.nft.rules(chain)]
             for text in texts:
-                if _plain(text) not in present:
+                if meaning(text) not in present:
                     raise CheckFailed(f"the nftables chain {chain} has no rule: {text}")
 
     def _check_conditions(self, plan: Plan) -> None:
@@ -280,11 +282,6 @@ def _holder(others: Others, wanted: Element) -> tuple[Record | None, Elements]:
         ):
             return record, held
     return None, Elements()
-
-
-def _plain(text: str) -> str:
-    """A rule without what nft leaves out when it prints: implied family matches."""
-    return text.removeprefix("meta nfproto ipv4 ").removeprefix("meta nfproto ipv6 ")
 
 
 def _conflict(wanted: Element, holder: Record | None, comment: str) -> HostPortConflict:

@@ -49,6 +49,8 @@ BASE_CHAIN = "hostports"
 CONDITIONAL = "conditional"
 MASQ_ALL = "masq-all"
 SHARED = "::"
+LOOPBACK = "127.0.0.1"
+"""As upstream: a client that took another 127.0.0.0/8 address for its own is not served, on any backend."""
 _MARK = 0x1000
 """Not 0x2000: upstream's iptables chains masquerade everything that carries it."""
 _COMMENT_MAX = 127
@@ -222,13 +224,13 @@ def _subnet_chain(container: Cidr) -> str:
 
 
 def _subnet_rules(container: Cidr) -> tuple[str, ...]:
-    """Clients of the container's own subnet (itself included) and of this host's loopback addresses.
+    """Clients of the container's own subnet (itself included) and of this host's loopback address.
 
     They would get the answer from an address they never wrote to (containernetworking/plugins#469).
     """
     network = container.network.text
     if container.address.family == 4:
-        return (f"ip saddr {{ {network}, 127.0.0.0/8 }} masquerade",)
+        return (f"ip saddr {network} masquerade", f"ip saddr {LOOPBACK} masquerade")
     return (f"ip6 saddr {network} masquerade",)
 
 
