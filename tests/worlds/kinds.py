@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from laws import Breach, examine
 from reference import examine_reference
+from shaping import examine_shaping, shapings
 from strategies import reference_worlds, rule_worlds, traffic_worlds
 
 if TYPE_CHECKING:
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kind:
-    """`worlds(backend)` draws, an empty backend for any; `examine` gives the breaches of one."""
+    """`worlds(backend)` draws, an empty backend for any; `examine` gives the breaches of one; `weight` is its share."""
 
     name: str
+    weight: int
     worlds: Callable[[str], st.SearchStrategy[Any]]
     examine: Callable[[Any], list[Breach]]
 
@@ -27,8 +29,9 @@ class Kind:
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("rules", rule_worlds, examine),
-        Kind("traffic", traffic_worlds, examine),
-        Kind("reference", lambda backend: reference_worlds(), examine_reference),
+        Kind("rules", 5, rule_worlds, examine),
+        Kind("traffic", 2, traffic_worlds, examine),
+        Kind("reference", 1, lambda backend: reference_worlds(), examine_reference),
+        Kind("shaping", 1, lambda backend: shapings(), examine_shaping),
     )
 }

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from node import Answer, Node
-from others import flush_part, save_and_restore
+from others import REFERENCE, flush_part, save_and_restore
 from sandbox import inside
 from traffic import TrafficNode
 from worlds import Attachment, Mapping, World
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from look import Look
 
 _PROBE = Attachment("probe-of-the-base", ips=("203.0.113.77/25", "2001:db8:77::77/65"), mappings=(Mapping(7, 7),))
+
+
+_ELSEWHERE = Attachment("elsewhere", "refnet", ips=("10.77.0.2/24",))
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,18 @@ def base(backend: str, host: tuple[str, ...], snat: bool, masq_all: bool, source
 def bases(world: World) -> Look:
     """The shared part for all of a world's settings."""
     host = tuple(one for one in world.host if one == "nft-refuses")
-    settings = {(a.snat, a.masq_all, bool(a.sources)) for a in world.attachments}
-    looks = [base(world.backend, host, *one) for one in settings]
+    looks = [base(world.backend, host, *settings(attachment)) for attachment in world.attachments]
     empty: frozenset[str] = frozenset()
     return replace(
         looks[0],
         ours=empty.union(*(one.ours for one in looks)),
         files=empty.union(*(one.files for one in looks)),
     )
+
+
+def settings(attachment: Attachment) -> tuple[bool, bool, bool]:
+    """What of an attachment decides on the shared part."""
+    return attachment.snat, attachment.masq_all, bool(attachment.sources)
 
 
 def examine(world: World) -> list[Breach]:
@@ -98,6 +105,10 @@ class Judge:
     """die, stale, reuse or hide, by container; live ones are not there."""
     lost: set[tuple[str, str, str]] = field(default_factory=set)
     """The keys whose rules others took away."""
+    made: dict[tuple[str, str, str], frozenset[str]] = field(default_factory=dict)
+    """The lines that came into the kernel with each key."""
+    damaged: bool = False
+    """Whether others have flushed anything."""
     breaches: list[Breach] = field(default_factory=list)
     step: str = ""
 
@@ -159,12 +170,24 @@ class Judge:
         elif what == "restore":
             save_and_restore()
         elif what == "flush":
-            flush_part(int(words[0])) if words else self.node.others.flush()
+            flush_part(words[0]) if words else self.node.others.flush()
+            self.damaged = True
+            self._must_notice(self.seen.ours - self.node.look().ours)
             self.lost |= set(self.held)
         elif what == "forget" and "settings-sealed" not in self.world.host:
             self._forget_localnet()
         self.seen = self.node.look()
         self._check_all()
+
+    def _must_notice(self, gone: frozenset[str]) -> None:
+        for key, attachment in self.held.items():
+            needs = self.made[key] | base(self.world.backend, (), *settings(attachment)).ours
+            families = {family for family, _ in attachment.served()}
+            missing = [line for line in gone & needs if 6 in families or not line.startswith(("nft6", "legacy6"))]
+            missing = [line for line in missing if 4 in families or not line.startswith(("nft4", "legacy4"))]
+            if missing and key not in self.lost and not self.fate.get(attachment.container):
+                if self._ask("CHECK", attachment).status == 0:
+                    self.breach("noticed", f"CHECK is content without {sorted(missing)[:4]}")
 
     def _forget_localnet(self) -> None:
         before = self.node.look().settings
@@ -206,24 +229,36 @@ class Judge:
     def _add(self, attachment: Attachment) -> None:
         if self.fate.get(attachment.container):
             return
-        wanted = self.wanted(attachment)
+        wanted, rivals = self.wanted(attachment), self._rivals(attachment)
         answer = self._ask("ADD", attachment)
         before = self._look("ADD")
         if answer.code not in wanted:
-            self.breach("accepted", f"ADD is {answer.code}, not {sorted(wanted)}: {answer.msg}")
+            self.breach("accepted", f"ADD is {answer.code}, not {sorted(wanted)} ({rivals}): {answer.msg}")
         if answer.status:
             for name, now, then in self._changes(before):
                 if now != then:
-                    self.breach("undone", f"{name}: new {sorted(now - then)}, gone {sorted(then - now)}")
+                    self.breach("undone", f"ADD was {answer.code} ({answer.msg}); {name}: new {sorted(now - then)}, gone {sorted(then - now)}")
             if answer.code not in wanted:
                 raise Stop
             return
+        self.made[attachment.key] = self.seen.ours - before.ours
         self._keep(attachment)
         if answer.code not in wanted:
             raise Stop
         self._check(attachment)
         self._again(attachment, answer)
         self._check_all(but=attachment)
+
+    def _rivals(self, attachment: Attachment) -> str:
+        """Who holds what the attachment asks for, in words: `alone`, `itself`, `a live one`, `stale`, …"""
+        found = set()
+        for other in self.held.values():
+            if other.key != attachment.key and conflict(attachment, other):
+                fate = self.fate.get(other.container, "a live one")
+                found.add("itself" if other.container == attachment.container else fate)
+        if REFERENCE in self.node.others.there and conflict(attachment, _ELSEWHERE):
+            found.add("the reference")
+        return ", ".join(sorted(found)) or "alone"
 
     def _changes(self, before: Look) -> list[tuple[str, frozenset[str], frozenset[str]]]:
         """(part, now, then) without what may stay of a first use: the shared part."""
@@ -307,11 +342,14 @@ class Judge:
 
     def _nothing_left(self) -> None:
         self.step = "the end"
+        self.node.others.go(REFERENCE)
+        self.seen = self.node.look()
         for name, now, then in self._changes(self.first):
             if name == "settings" and any("forget" in step for step in self.world.steps):
                 continue
-            if now - then:
-                self.breach("left", f"{name}: {sorted(now - then)[:6]}")
+            more = [line for line in sorted(now - then) if "CNI-HOSTPORT" not in line or "CNI-DN" in line]
+            if more:  # the reference's shared chains stay, too
+                self.breach("left", f"{name}: {more[:6]}")
 
     # --- what ADD must answer --------------------------------------------------------------------------------
 
@@ -321,12 +359,16 @@ class Judge:
             return {0}
         if not attachment.served():
             return {7}
+        if any(mapping.ip.lower().startswith("fe8") for _, mapping in attachment.served()):
+            return {7}
         codes: set[int] = {0}
+        if REFERENCE in self.node.others.there and conflict(attachment, _ELSEWHERE):
+            codes = {100} if not self.damaged else {0, 100}
         for key, other in self.held.items():
             if other.container == attachment.container or self.fate.get(other.container, "hide") != "hide":
                 continue
             if conflict(attachment, other):
-                codes = codes | {100} if key in self.lost else {100}
+                codes = codes | {100} if key in self.lost else codes - {0} | {100}
             elif attachment.addresses().items() & other.addresses().items() or _same_address(attachment, other):
                 codes |= {100}
         hosts = {mapping.where(family) for family, mapping in attachment.served()} - {""}

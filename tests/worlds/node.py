@@ -101,9 +101,7 @@ class Box:
         """The namespace goes; the path leads to another one, by the same name or the same process ID."""
         self._end()
         if self.pid:
-            with open("/proc/sys/kernel/ns_last_pid", "w", encoding="ascii") as file:
-                file.write(str(self.pid - 1))
-            self.pid = _sleeper()
+            self.pid = _sleeper(self.pid)
         else:
             self._show()
 
@@ -119,9 +117,12 @@ class Box:
             os.unlink(self.path)
 
 
-def _sleeper() -> int:
-    """A process with a network namespace of its own."""
+def _sleeper(pid: int = 0) -> int:
+    """A process with a network namespace of its own; `pid` when it has to have a certain number."""
     with fresh_network():
+        if pid:
+            with open("/proc/sys/kernel/ns_last_pid", "w", encoding="ascii") as file:
+                file.write(str(pid - 1))
         return os.posix_spawn("/bin/sleep", ["sleep", "infinity"], {})
 
 
@@ -131,7 +132,7 @@ class Node:
     def __init__(self, world: World) -> None:
         self.world = world
         self.variant = "legacy" if world.backend == "iptables-legacy" else "nft"
-        self.others = Others(self.variant)
+        self.others = Others(self.variant, BIN)
         self.boxes: dict[str, Box] = {}
         self.log: list[str] = []
         self._programs()
@@ -146,7 +147,7 @@ class Node:
             seal("/proc/sys")
 
     def _programs(self) -> None:
-        os.makedirs(BIN)
+        os.makedirs(BIN)  # first in PATH
         for stem in ("iptables", "ip6tables"):
             for suffix in ("", "-save", "-restore"):
                 os.symlink(f"/usr/sbin/{stem}-{self.variant}{suffix}", f"{BIN}/{stem}{suffix}")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from look import legacy_families, managed, run, saved, tables
+import json
+import subprocess
+
+from look import SYSTEM, legacy_families, managed, run, saved, tables
 
 _DOCKER = {
     "nat": """
@@ -109,14 +112,28 @@ _NFTABLES = {
 
 FLOW = "flow"
 """Not rules: UDP flows of a client beyond the node to another host, on ports that containers like to have."""
-WHO = (*_IPTABLES, *_NFTABLES, FLOW)
+REFERENCE = "reference"
+"""A container of the Go portmap, as on a node under migration; it has 8080/tcp."""
+WHO = (*_IPTABLES, *_NFTABLES, FLOW, REFERENCE)
+
+
+_CONF = json.dumps(
+    {
+        "cniVersion": "1.0.0",
+        "name": "refnet",
+        "type": "portmap",
+        "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
+        "prevResult": {"cniVersion": "1.0.0", "ips": [{"address": "10.77.0.2/24"}]},
+    }
+)
 
 
 class Others:
-    """The other programs of one node; `variant` is the iptables they use."""
+    """The other programs of one node; `variant` is the iptables they use, first in `path`."""
 
-    def __init__(self, variant: str) -> None:
+    def __init__(self, variant: str, path: str) -> None:
         self.variant = variant
+        self.path = path
         self.there: set[str] = set()
 
     def come(self, who: str) -> None:
@@ -126,6 +143,8 @@ class Others:
         if who == FLOW:
             for port in (8080, 80, 8081, 53):
                 _flow("-I", port, "--timeout", "300")
+        elif who == REFERENCE:
+            self._reference("ADD")
         elif who in _NFTABLES:
             run("nft", "-f", "-", stdin=_NFTABLES[who][0])
         else:
@@ -138,6 +157,8 @@ class Others:
         self.there.remove(who)
         if who == FLOW:
             run("conntrack", "-F")
+        elif who == REFERENCE:
+            self._reference("DEL")
         elif who in _NFTABLES:
             run("nft", "delete", "table", *_NFTABLES[who][1].split())
         else:
@@ -155,6 +176,11 @@ class Others:
                 lines = [*(f":{chain} - [0:0]" for chain in chains), *rules]
             text += "\n".join((f"*{table}", *lines, "COMMIT", ""))
         run(f"iptables-{self.variant}-restore", "--noflush", "-w", stdin=text)
+
+    def _reference(self, verb: str) -> None:
+        environ = {"CNI_COMMAND": verb, "CNI_CONTAINERID": "elsewhere", "CNI_IFNAME": "eth0", "CNI_PATH": "/usr/lib/cni"}
+        environ |= {"CNI_NETNS": "/run/netns/elsewhere", "PATH": f"{self.path}:{SYSTEM}"}
+        subprocess.run(["/usr/lib/cni/portmap"], input=_CONF, env=environ, check=True, capture_output=True, text=True)
 
     def flush(self) -> None:
         """Every rule of the node goes."""
@@ -188,8 +214,8 @@ def _managed(listed: dict[str, str], word: str) -> bool:
     return any(managed(name) and name.startswith(word) for name in listed)
 
 
-def flush_part(number: int) -> bool:
-    """Empty the number-th of the plugins' own chains and maps (counted round); False when there is none."""
+def flush_part(which: str) -> None:
+    """Empty one of the plugins' own chains and maps: the n-th (counted round), or the one of that name; or none."""
     found = []
     for name, text in sorted(tables().items()):
         if name.partition(" ")[2].startswith("cnimeta"):
@@ -203,6 +229,8 @@ def flush_part(number: int) -> bool:
         for line in saved(variant, family).splitlines():
             if line.startswith(":CNI"):
                 found.append((command, "-w", "-t", "nat", "-F", line[1:].split()[0]))
-    if found:
-        run(*found[number % len(found)])
-    return bool(found)
+    if which.isdigit():
+        found = [found[int(which) % len(found)]] if found else []
+    for command in found:
+        if which.isdigit() or which == command[-1]:
+            run(*command)

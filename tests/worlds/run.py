@@ -24,7 +24,7 @@ from worlds import BACKENDS, read
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
 
-_ROUND_S = 60
+_ROUND_S = 30
 """How long one kind is looked at before the next has its turn."""
 
 
@@ -65,17 +65,20 @@ def _one(text: str, kind: str) -> int:
 def _work(options: Any, job: int, answers: Queue[Hunt]) -> None:
     hunt = Hunt()
     end = time.monotonic() + options.minutes * 60
-    names = options.kinds.split(",")
-    for turn in itertools.count():
-        if time.monotonic() >= end:
-            break
-        kind = KINDS[names[(turn + job) % len(names)]]
-        known = set(hunt.surprises)
-        until = min(end, time.monotonic() + _ROUND_S)
-        hunt.search(kind.name, kind.worlds(options.backend), kind.examine, 1000, options.seed + 1000 * turn + job, until)
-        for outline in set(hunt.surprises) - known:
-            print(f"FOUND {hunt.surprises[outline]}", flush=True)
-    answers.put(hunt)
+    names = [name for name in options.kinds.split(",") for _ in range(KINDS[name].weight)]
+    try:
+        for turn in itertools.count(job * len(names) // 2):
+            if time.monotonic() >= end:
+                break
+            kind = KINDS[names[turn % len(names)]]
+            known = set(hunt.surprises)
+            until = min(end, time.monotonic() + _ROUND_S)
+            number = options.seed + 1000 * turn + job
+            hunt.search(kind.name, kind.worlds(options.backend), kind.examine, 1000, number, until)
+            for outline in set(hunt.surprises) - known:
+                print(f"FOUND {hunt.surprises[outline]}", flush=True)
+    finally:
+        answers.put(hunt)
 
 
 def _report(hunts: list[Hunt]) -> int:

@@ -14,7 +14,7 @@ _NETS4 = ("10.0.0.0/8", "192.168.0.0/16", "172.16.0.0/12", "100.64.0.0/10", "169
 _NETS6 = ("fd00::/8", "2001:db8::/32", "fe80::/10", "::/96", "64:ff9b::/96", "::/0")
 _HOST_IPS = (
     *("", "", "", "", "", "", "192.0.2.1", "127.0.0.1", "0.0.0.0", "::", "2001:db8:1::1"),
-    *("::ffff:192.0.2.1", "::192.0.2.1", "::1", "2001:DB8:1:0::1", "127.0.0.2"),
+    *("::ffff:192.0.2.1", "::192.0.2.1", "::1", "2001:DB8:1:0::1", "127.0.0.2", "fe80::1"),
 )
 
 
@@ -114,7 +114,7 @@ def attachments(draw: st.DrawFn, index: int = 0) -> Attachment:
 _EVENTS = (
     *(f"{what} {who}" for who in WHO for what in ("come", "go")),
     *("restore", "GC", "restore", "GC", "flush", "forget localnet"),
-    *(f"flush {number}" for number in range(8)),
+    *(f"flush {number}" for number in range(0, 32, 3)),
 )
 _KINDS = ("ADD", "ADD", "ADD", "DEL", "fate", "event", "event")
 

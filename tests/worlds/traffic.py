@@ -51,7 +51,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Who answers (empty: nobody), and the source that it sees: `node`, `caller`; empty when it does not matter."""
+    """Who answers, `c1:80` (empty: nobody), and the source that it sees: `node`, `caller`; empty: it does not matter."""
 
     who: str = ""
     source: str = ""
@@ -65,23 +65,24 @@ def expected(attachments: Iterable[Attachment], cell: Cell) -> Outcome | None:
     family = 6 if ":" in cell.address else 4
     there = list(attachments)
     if cell.address == BEYOND:
-        return Outcome("client", "node" if cell.caller == "node" else "caller")
+        return Outcome(f"client:{cell.port}", "node" if cell.caller == "node" else "caller")
     source = source_of(there, cell)
     found = _target(there, cell, family, source)
     if found is None or cell.address == "::1":
         return Outcome()
-    target = found
+    target, mapping = found
+    who = f"{target.container}:{mapping.container + cell.port - mapping.host}"
     subnet = ipaddress.ip_network("/".join(map(str, target.addresses()[family])), strict=False)
     if cell.address == LOOPBACK[4]:
         if target.masq_all and not target.snat:
             return None
-        return Outcome(target.container, "node") if target.snat else Outcome()
-    if target.masq_all:
-        return Outcome(target.container, "node" if target.snat else "")
+        return Outcome(who, "node") if target.snat else Outcome()
     if cell.caller == target.container and not target.snat:
         return None  # the kernel drops a packet from an address to itself
+    if target.masq_all:
+        return Outcome(who, "node" if target.snat else "")
     hidden = target.snat and ipaddress.ip_address(source) in subnet
-    return Outcome(target.container, "node" if hidden or cell.caller == "node" else "caller")
+    return Outcome(who, "node" if hidden or cell.caller == "node" else "caller")
 
 
 def source_of(attachments: Iterable[Attachment], cell: Cell) -> str:
@@ -94,7 +95,7 @@ def source_of(attachments: Iterable[Attachment], cell: Cell) -> str:
     return next(a.addresses()[family][0] for a in attachments if a.container == cell.caller)
 
 
-def _target(there: list[Attachment], cell: Cell, family: int, source: str) -> Attachment | None:
+def _target(there: list[Attachment], cell: Cell, family: int, source: str) -> tuple[Attachment, Mapping] | None:
     """The attachment that a cell's packets are for: a mapping for just this address goes before one for all."""
     found: list[tuple[bool, Attachment, Mapping]] = []
     for attachment in there:
@@ -105,11 +106,11 @@ def _target(there: list[Attachment], cell: Cell, family: int, source: str) -> At
                 found.append((not where, attachment, mapping))
     if not found:
         return None
-    attachment = min(found, key=lambda one: one[0])[1]
+    _, attachment, mapping = min(found, key=lambda one: one[0])
     nets = [ipaddress.ip_network(text) for text in attachment.sources if (":" in text) == (family == 6)]
     if nets and not any(ipaddress.ip_address(source) in net for net in nets):
         return None
-    return attachment
+    return attachment, mapping
 
 
 def cells(attachments: tuple[Attachment, ...]) -> list[Cell]:
@@ -290,7 +291,7 @@ class Exchange:
         if protocol == "tcp":
             server.listen(256)
         self.open.append(server)
-        self.loop.register(server, selectors.EVENT_READ, (f"serve {protocol}", place))
+        self.loop.register(server, selectors.EVENT_READ, (f"serve {protocol}", f"{place}:{port}"))
 
     def call(self, cell: Cell) -> None:
         """Begin a call, in the namespace this process is in."""

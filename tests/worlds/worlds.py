@@ -16,7 +16,7 @@ Steps are text, `ACTION ATTACHMENT [HOW]` or `EVENT [WHAT]`:
 | `come WHO`, `go WHO` | somebody else's rules (see others.py) |
 | `restore` | every rule is saved, flushed and restored, as a service does at its restart |
 | `flush` | every rule goes, ours and others' |
-| `flush K` | the K-th of our own chains is emptied by somebody |
+| `flush K` | the K-th of our own chains and maps, or the one of that name, is emptied by somebody |
 | `SEND` | packets are sent through what is mapped, and their ways compared with the settings (see traffic.py) |
 | `KNOCK` | each container tries what the node serves on 127.0.0.1 alone; the last step with packets |
 | `forget localnet` | route_localnet is set back to 0 everywhere |
@@ -25,6 +25,7 @@ Steps are text, `ACTION ATTACHMENT [HOW]` or `EVENT [WHAT]`:
 from __future__ import annotations
 
 import ipaddress
+import json
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
@@ -33,15 +34,23 @@ VERSIONS = ("1.1.0", "1.0.0", "0.4.0", "0.3.1")
 
 
 class Value:
-    """Prints as Python with the fields that differ from their defaults."""
+    """Prints as Python with the fields that differ from their defaults, and no single quote: a shell takes it in these."""
 
     def __repr__(self) -> str:
         shown = []
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if field.default is MISSING or value != field.default:
-                shown.append(f"{field.name}={value!r}")
+                shown.append(f"{field.name}={_text(value)}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return json.dumps(value).replace("'", "\\u0027")
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_text, value))}{',' * (len(value) == 1)})"
+    return repr(value)
 
 
 @dataclass(frozen=True, repr=False)
