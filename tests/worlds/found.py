@@ -55,9 +55,7 @@ FOUND: tuple[Found, ...] = (
     Found(
         "1-compatible",
         "CHECK compares text: iptables spells ::a.b.c.d otherwise",
-        World(
-            (Attachment(ips=("fd00::2/64",), mappings=(Mapping(ip="::192.0.2.1"),)),), ("ADD 0",), "iptables-nft"
-        ),
+        World((Attachment(ips=("fd00::2/64",), mappings=(Mapping(ip="::192.0.2.1"),)),), ("ADD 0",), "iptables-nft"),
         r"\[(checked|repeated)\].*IPv6 iptables chain \S+ has no rule .*::[0-9a-f:]+",
         open=True,
         backends=IPTABLES,
@@ -135,7 +133,10 @@ FOUND: tuple[Found, ...] = (
     Found(
         "8",
         "ADD does not heal a damaged base",
-        World((ONE, Attachment("c2", ips=("10.88.0.3/8",), mappings=(Mapping(8081),))), ("ADD 0", "flush prerouting", "ADD 1")),
+        World(
+            (ONE, Attachment("c2", ips=("10.88.0.3/8",), mappings=(Mapping(8081),))),
+            ("ADD 0", "flush prerouting", "ADD 1"),
+        ),
         r"\[checked\].*chain (hostports|prerouting|output|postrouting|translate|masquerading) has no rule",
         open=True,
         backends=NFT,
@@ -237,6 +238,15 @@ FOUND: tuple[Found, ...] = (
         "bandwidth: a long network name does not fit the ifb's alias",
         Shaping("a" * 64, "b" * 167, egress=(1_000_000, 100_000)),
         r"\[accepted\].*Numerical result out of range",
+        open=True,
+        backends=("bandwidth",),
+        kind="shaping",
+    ),
+    Found(
+        "3-bandwidth",
+        "bandwidth: an ADD that failed at the ifb leaves its tbf on the veth",
+        Shaping("a" * 64, "b" * 167, ingress=(1_000_000, 100_000), egress=(1_000_000, 100_000)),
+        r"\[undone\] at ADD: .*tbf",
         open=True,
         backends=("bandwidth",),
         kind="shaping",

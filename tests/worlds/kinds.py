@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from allocating import allocations, examine_allocation
 from laws import Breach, examine
 from reference import examine_reference
 from shaping import examine_shaping, shapings
@@ -32,6 +33,7 @@ KINDS = {
         Kind("rules", 5, rule_worlds, examine),
         Kind("traffic", 2, traffic_worlds, examine),
         Kind("reference", 1, lambda backend: reference_worlds(), examine_reference),
+        Kind("allocating", 1, lambda backend: allocations(), examine_allocation),
         Kind("shaping", 1, lambda backend: shapings(), examine_shaping),
     )
 }

@@ -18,10 +18,10 @@
 from __future__ import annotations
 
 import functools
-import ipaddress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from model import Key, Model
 from node import Answer, Node
 from others import REFERENCE, flush_part, save_and_restore
 from sandbox import inside
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from look import Look
 
 _PROBE = Attachment("probe-of-the-base", ips=("203.0.113.77/25", "2001:db8:77::77/65"), mappings=(Mapping(7, 7),))
-
-
-_ELSEWHERE = Attachment("elsewhere", "refnet", ips=("10.77.0.2/24",))
 
 
 @dataclass(frozen=True)
@@ -99,16 +96,9 @@ class Judge:
     world: World
     shared: Look
     node: Node = field(init=False)
-    held: dict[tuple[str, str, str], Attachment] = field(default_factory=dict)
-    """What is mapped, by key."""
-    fate: dict[str, str] = field(default_factory=dict)
-    """die, stale, reuse or hide, by container; live ones are not there."""
-    lost: set[tuple[str, str, str]] = field(default_factory=set)
-    """The keys whose rules others took away."""
-    made: dict[tuple[str, str, str], frozenset[str]] = field(default_factory=dict)
+    model: Model = field(init=False)
+    made: dict[Key, frozenset[str]] = field(default_factory=dict)
     """The lines that came into the kernel with each key."""
-    damaged: bool = False
-    """Whether others have flushed anything."""
     breaches: list[Breach] = field(default_factory=list)
     step: str = ""
 
@@ -118,19 +108,16 @@ class Judge:
         self.node = TrafficNode(self.world) if packets else Node(self.world)
         self.seen = self.node.look()
         self.first = self.seen
-        every = range(len(self.world.attachments))
-        closing = [f"DEL {n}{' nowhere' * (self.fate_of(n) != '')}" for n in every]
+        self.model = Model(self.world)
+        closing = [f"DEL {number}" for number in range(len(self.world.attachments))]
         try:
-            for self.step in (*self.world.steps, *closing, *closing):
-                self._take(*self.step.split())
+            for step in (*self.world.steps, *closing, *closing):
+                self.step = step
+                self._take(*step.split())
             self._nothing_left()
         except Stop:
             pass
         return self.breaches
-
-    def fate_of(self, number: int) -> str:
-        """What became of an attachment's container; empty while it lives."""
-        return self.fate.get(self.world.attachments[number].container, "")
 
     def breach(self, law: str, says: str) -> None:
         """Note that a law did not hold."""
@@ -141,7 +128,7 @@ class Judge:
             self._gc()
         elif what in ("SEND", "KNOCK"):
             assert isinstance(self.node, TrafficNode)
-            working = [a for key, a in self.held.items() if key not in self.lost and not self.fate.get(a.container)]
+            working = self.model.working()
             strict = "whole-marks" in self.node.others.there
             send = self.node.misled(working, strict=strict) if what == "SEND" else self.node.open_doors(working)
             for says in send:
@@ -156,8 +143,8 @@ class Judge:
                 self._delete(attachment, words[1] if len(words) > 1 else "")
         elif what in ("die", "stale", "reuse", "hide"):
             attachment = self.world.attachments[int(words[0])]
-            if attachment.container in self.node.boxes and not self.fate.get(attachment.container):
-                self.fate[attachment.container] = what
+            if attachment.container in self.node.boxes and not self.model.fate.get(attachment.container):
+                self.model.fate[attachment.container] = what
                 getattr(self.node.boxes[attachment.container], what)()
         else:
             self._event(what, *words)
@@ -167,27 +154,28 @@ class Judge:
     def _event(self, what: str, *words: str) -> None:
         if what in ("come", "go"):
             getattr(self.node.others, what)(*words)
+            self.model.reference = REFERENCE in self.node.others.there
         elif what == "restore":
             save_and_restore()
         elif what == "flush":
             flush_part(words[0]) if words else self.node.others.flush()
-            self.damaged = True
+            self.model.reference = REFERENCE in self.node.others.there
+            self.model.flushed = True
             self._must_notice(self.seen.ours - self.node.look().ours)
-            self.lost |= set(self.held)
+            self.model.lost |= set(self.model.held)
         elif what == "forget" and "settings-sealed" not in self.world.host:
             self._forget_localnet()
         self.seen = self.node.look()
         self._check_all()
 
     def _must_notice(self, gone: frozenset[str]) -> None:
-        for key, attachment in self.held.items():
-            needs = self.made[key] | base(self.world.backend, (), *settings(attachment)).ours
+        for attachment in self.model.working():
+            needs = self.made[attachment.key] | base(self.world.backend, (), *settings(attachment)).ours
             families = {family for family, _ in attachment.served()}
             missing = [line for line in gone & needs if 6 in families or not line.startswith(("nft6", "legacy6"))]
             missing = [line for line in missing if 4 in families or not line.startswith(("nft4", "legacy4"))]
-            if missing and key not in self.lost and not self.fate.get(attachment.container):
-                if self._ask("CHECK", attachment).status == 0:
-                    self.breach("noticed", f"CHECK is content without {sorted(missing)[:4]}")
+            if missing and self._ask("CHECK", attachment).status == 0:
+                self.breach("noticed", f"CHECK is content without {sorted(missing)[:4]}")
 
     def _forget_localnet(self) -> None:
         before = self.node.look().settings
@@ -197,12 +185,11 @@ class Judge:
                 file.write("0")
         if self.node.look().settings == before:
             return
-        for key, attachment in self.held.items():
-            needs = attachment.snat and any(family == 4 and not m.where(4) for family, m in attachment.served())
-            if needs and key not in self.lost and not self.fate.get(attachment.container):
+        for attachment in self.model.working():
+            if attachment.snat and any(family == 4 and not m.where(4) for family, m in attachment.served()):
                 if self._ask("CHECK", attachment).status == 0:
                     self.breach("noticed", "route_localnet is 0 again, and CHECK is content")
-                self.lost.add(key)
+                self.model.lost.add(attachment.key)
 
     # --- calls -----------------------------------------------------------------------------------------------
 
@@ -227,9 +214,9 @@ class Judge:
         return before
 
     def _add(self, attachment: Attachment) -> None:
-        if self.fate.get(attachment.container):
+        if self.model.fate.get(attachment.container):
             return
-        wanted, rivals = self.wanted(attachment), self._rivals(attachment)
+        wanted, rivals = self.model.wanted(attachment), self.model.rivals(attachment)
         answer = self._ask("ADD", attachment)
         before = self._look("ADD")
         if answer.code not in wanted:
@@ -237,28 +224,20 @@ class Judge:
         if answer.status:
             for name, now, then in self._changes(before):
                 if now != then:
-                    self.breach("undone", f"ADD was {answer.code} ({answer.msg}); {name}: new {sorted(now - then)}, gone {sorted(then - now)}")
+                    self.breach(
+                        "undone",
+                        f"ADD was {answer.code} ({answer.msg}); {name}: new {sorted(now - then)}, gone {sorted(then - now)}",
+                    )
             if answer.code not in wanted:
                 raise Stop
             return
         self.made[attachment.key] = self.seen.ours - before.ours
-        self._keep(attachment)
+        self.model.keep(attachment)
         if answer.code not in wanted:
             raise Stop
         self._check(attachment)
         self._again(attachment, answer)
         self._check_all(but=attachment)
-
-    def _rivals(self, attachment: Attachment) -> str:
-        """Who holds what the attachment asks for, in words: `alone`, `itself`, `a live one`, `stale`, …"""
-        found = set()
-        for other in self.held.values():
-            if other.key != attachment.key and conflict(attachment, other):
-                fate = self.fate.get(other.container, "a live one")
-                found.add("itself" if other.container == attachment.container else fate)
-        if REFERENCE in self.node.others.there and conflict(attachment, _ELSEWHERE):
-            found.add("the reference")
-        return ", ".join(sorted(found)) or "alone"
 
     def _changes(self, before: Look) -> list[tuple[str, frozenset[str], frozenset[str]]]:
         """(part, now, then) without what may stay of a first use: the shared part."""
@@ -267,16 +246,6 @@ class Judge:
             ("files", self.seen.files - self.shared.files, before.files - self.shared.files),
             ("settings", self.seen.settings, before.settings),
         ]
-
-    def _keep(self, attachment: Attachment) -> None:
-        for key, other in list(self.held.items()):
-            meets = other.container != attachment.container and conflict(attachment, other)
-            if meets and (self.fate.get(other.container) or key in self.lost):
-                del self.held[key]  # displaced: its container is dead, or its rules were lost
-        self.held[attachment.key] = attachment
-        if not attachment.mappings:
-            del self.held[attachment.key]
-        self.lost.discard(attachment.key)
 
     def _again(self, attachment: Attachment, first: Answer) -> None:
         answer = self._ask("ADD", attachment)
@@ -289,42 +258,41 @@ class Judge:
             self.breach("repeated", f"ADD again brought {sorted(more)}, took {sorted(gone)}, files {files}")
 
     def _check(self, attachment: Attachment) -> None:
-        if attachment.key in self.held and self.held[attachment.key] != attachment:
+        if attachment.key in self.model.held and self.model.held[attachment.key] != attachment:
             return  # another configuration for the same attachment is in force
         answer = self._ask("CHECK", attachment)
-        if answer.status and attachment.key in self.held and attachment.key not in self.lost:
+        if answer.status and attachment.key in self.model.held and attachment.key not in self.model.lost:
             self.breach("checked", f"CHECK of {attachment.container}/{attachment.ifname}: {answer.code} {answer.msg}")
 
     def _check_all(self, but: Attachment | None = None) -> None:
-        for attachment in self.held.values():
-            if attachment is not but and not self.fate.get(attachment.container):
+        for attachment in self.model.working():
+            if attachment is not but:
                 self._check(attachment)
 
     def _delete(self, attachment: Attachment, how: str) -> None:
-        own = self.held.get(attachment.key, attachment)
+        own = self.model.held.get(attachment.key, attachment)
         answer = self._ask("DEL", own, how or self._way(own))
         self._look("DEL")
         if answer.status:
             self.breach("deleted", f"DEL is {answer.code}: {answer.msg}")
             raise Stop
-        self.held.pop(attachment.key, None)
-        self.lost.discard(attachment.key)
+        self.model.drop(attachment.key)
         self._gone([attachment])
         self._check_all()
 
     def _way(self, attachment: Attachment) -> str:
-        return "nowhere" if self.fate.get(attachment.container) in ("die", "stale", "hide") else ""
+        return "nowhere" if self.model.fate.get(attachment.container) in ("die", "stale", "hide") else ""
 
     def _gc(self) -> None:
-        live = [a for a in self.held.values() if self.fate.get(a.container, "hide") == "hide"]
+        live = [a for a in self.model.held.values() if self.model.living(a)]
         for network in sorted({a.network for a in self.world.attachments}):
             answer = self.node.gc(network, live)
             self._look("GC")
             if answer.status:
                 self.breach("deleted", f"GC is {answer.code}: {answer.msg}")
-        gone = [a for a in self.held.values() if a not in live]
+        gone = [a for a in self.model.held.values() if a not in live]
         for attachment in gone:
-            del self.held[attachment.key]
+            self.model.drop(attachment.key)
         self._gone(gone)
         self._check_all()
 
@@ -334,7 +302,7 @@ class Judge:
         """No line of the kernel's or of a file has the container's ID, unless it is still there otherwise."""
         for attachment in attachments:
             name = attachment.container
-            if len(name) < 2 or name in ("net", "eth0") or any(a.container == name for a in self.held.values()):
+            if len(name) < 2 or name in ("net", "eth0") or any(a.container == name for a in self.model.held.values()):
                 continue
             found = self.seen.mentions(name)
             if found:
@@ -350,54 +318,3 @@ class Judge:
             more = [line for line in sorted(now - then) if "CNI-HOSTPORT" not in line or "CNI-DN" in line]
             if more:  # the reference's shared chains stay, too
                 self.breach("left", f"{name}: {more[:6]}")
-
-    # --- what ADD must answer --------------------------------------------------------------------------------
-
-    def wanted(self, attachment: Attachment) -> set[int]:
-        """The codes that ADD may answer, computed from the settings and from what is there."""
-        if not attachment.mappings:
-            return {0}
-        if not attachment.served():
-            return {7}
-        if any(mapping.ip.lower().startswith("fe8") for _, mapping in attachment.served()):
-            return {7}
-        codes: set[int] = {0}
-        if REFERENCE in self.node.others.there and conflict(attachment, _ELSEWHERE):
-            codes = {100} if not self.damaged else {0, 100}
-        for key, other in self.held.items():
-            if other.container == attachment.container or self.fate.get(other.container, "hide") != "hide":
-                continue
-            if conflict(attachment, other):
-                codes = codes | {100} if key in self.lost else codes - {0} | {100}
-            elif attachment.addresses().items() & other.addresses().items() or _same_address(attachment, other):
-                codes |= {100}
-        hosts = {mapping.where(family) for family, mapping in attachment.served()} - {""}
-        if any(odd(address) for address in hosts | {address for address, _ in attachment.addresses().values()}):
-            codes |= {7}
-        sealed = {"settings-sealed", "localnet-all"} & set(self.world.host) == {"settings-sealed"}
-        if sealed and attachment.snat and any(family == 4 for family, _ in attachment.served()):
-            codes |= {5}
-        return codes
-
-
-def conflict(one: Attachment, other: Attachment) -> bool:
-    """Whether both ask for a port of the node, so that only one of them can have it."""
-    return any(
-        family == its and mapping.meets(held, family)
-        for family, mapping in one.served()
-        for its, held in other.served()
-    )
-
-
-def _same_address(one: Attachment, other: Attachment) -> bool:
-    mine = {address for address, _ in one.addresses().values()}
-    return bool(mine & {address for address, _ in other.addresses().values()})
-
-
-def odd(text: str) -> bool:
-    """An address that no container can be reached by: it may be refused."""
-    address = ipaddress.ip_address(text)
-    special = address.is_multicast or address.is_loopback or address.is_unspecified or address.is_link_local
-    if isinstance(address, ipaddress.IPv6Address):
-        return special and not text.startswith("169.254")
-    return (special and not text.startswith("169.254.")) or address >= ipaddress.ip_address("240.0.0.0") or text.startswith("0.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
@@ -64,8 +65,9 @@ def legacy_families() -> list[int]:
     """The families that have legacy tables."""
     found = []
     for family, name in ((4, "/proc/net/ip_tables_names"), (6, "/proc/net/ip6_tables_names")):
-        if os.path.exists(name) and open(name, encoding="ascii").read().strip():
-            found.append(family)
+        with contextlib.suppress(FileNotFoundError), open(name, encoding="ascii") as file:
+            if file.read().strip():
+                found.append(family)
     return found
 
 
@@ -139,5 +141,7 @@ def _settings() -> list[str]:
     found = []
     for path in glob.glob("/proc/sys/net/ipv4/conf/*/route_localnet"):
         with open(path, encoding="ascii") as file:
-            found.append(f"{path.removeprefix('/proc/sys/')} = {file.read().strip()}")
+            value = file.read().strip()
+        if value != "0":  # an interface that came meanwhile is no change
+            found.append(f"{path.removeprefix('/proc/sys/')} = {value}")
     return found

@@ -35,8 +35,6 @@ BIN = "/run/bin"
 _REFUSING = "#!/bin/sh\necho 'Error: Operation not supported' >&2\nexit 1\n"
 
 
-
-
 def preload() -> None:
     """Import what the plugin imports when it is called: each world is run by a fork of this process."""
     for package in (cnimeta.host, cnimeta_plugins.portmap):

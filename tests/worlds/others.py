@@ -178,7 +178,12 @@ class Others:
         run(f"iptables-{self.variant}-restore", "--noflush", "-w", stdin=text)
 
     def _reference(self, verb: str) -> None:
-        environ = {"CNI_COMMAND": verb, "CNI_CONTAINERID": "elsewhere", "CNI_IFNAME": "eth0", "CNI_PATH": "/usr/lib/cni"}
+        environ = {
+            "CNI_COMMAND": verb,
+            "CNI_CONTAINERID": "elsewhere",
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": "/usr/lib/cni",
+        }
         environ |= {"CNI_NETNS": "/run/netns/elsewhere", "PATH": f"{self.path}:{SYSTEM}"}
         subprocess.run(["/usr/lib/cni/portmap"], input=_CONF, env=environ, check=True, capture_output=True, text=True)
 

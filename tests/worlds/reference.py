@@ -6,7 +6,8 @@ import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-from laws import Breach, conflict
+from laws import Breach
+from model import conflict
 from node import Answer, read_answer
 from sandbox import inside
 from traffic import Cell, Outcome, TrafficNode, cells, expected, served_ports

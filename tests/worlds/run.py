@@ -1,7 +1,7 @@
 """The long run: worlds until the time is up, what was found, and how many ran. `make worlds MINUTES=60` calls it.
 
-    run.py --minutes 60 [--kinds rules,traffic] [--backend nftables] [--seed 1] [--jobs 2]
-    run.py --world 'World(...)' [--kinds reference]     one world, as a failure prints it
+run.py --minutes 60 [--kinds rules,traffic] [--backend nftables] [--seed 1] [--jobs 2]
+run.py --world 'World(...)' [--kinds reference]     one world, as a failure prints it
 """
 
 from __future__ import annotations

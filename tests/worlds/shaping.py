@@ -65,7 +65,9 @@ class Shaping(Value):
         return {0} if ordinary else {0, 7}
 
 
-_NUMBERS = st.sampled_from((1_000_000, 0, 8, 7, 1, 2**32, 2**33, 2**34, 2**35 - 9, 2**35, 2**63, _UINT64)) | st.integers(0, _UINT64)
+_NUMBERS = st.sampled_from(
+    (1_000_000, 0, 8, 7, 1, 2**32, 2**33, 2**34, 2**35 - 9, 2**35, 2**63, _UINT64)
+) | st.integers(0, _UINT64)
 _PAIRS = st.tuples(_NUMBERS, _NUMBERS) | st.just((0, 0)) | st.just((8_000_000, 800_000))
 _SUBNETS = st.lists(ADDRESSES4 | ADDRESSES6, max_size=3).map(tuple)
 
@@ -98,8 +100,14 @@ def _look() -> frozenset[str]:
     links = json.loads(run("ip", "-j", "-d", "link", "show"))
     for link in links:
         lines.append(f"link {link['ifname']} {link.get('ifalias', '')}")
-        lines += [f"filter {link['ifname']} {text}" for text in run("tc", "filter", "show", "dev", link["ifname"], "ingress").splitlines()]
-        lines += [f"filter {link['ifname']} {text}" for text in run("tc", "filter", "show", "dev", link["ifname"]).splitlines()]
+        lines += [
+            f"filter {link['ifname']} {text}"
+            for text in run("tc", "filter", "show", "dev", link["ifname"], "ingress").splitlines()
+        ]
+        lines += [
+            f"filter {link['ifname']} {text}"
+            for text in run("tc", "filter", "show", "dev", link["ifname"]).splitlines()
+        ]
     return frozenset(lines)
 
 
@@ -138,11 +146,18 @@ def _served(world: Shaping, box: Box, first: Answer, found: list[Breach]) -> Non
             if (again.status, again.stdout) != (first.status, first.stdout):
                 found.append(Breach("repeated", step, f"ADD again is {again.code}: {again.msg or again.stdout}"))
             if _look() != before:
-                found.append(Breach("repeated", step, f"new: {sorted(_look() - before)}, gone: {sorted(before - _look())}"))
+                found.append(
+                    Breach("repeated", step, f"new: {sorted(_look() - before)}, gone: {sorted(before - _look())}")
+                )
 
 
 def _ask(world: Shaping, box: Box, verb: str, found: list[Breach]) -> Answer:
-    environ = {"CNI_COMMAND": verb, "CNI_CONTAINERID": world.container, "CNI_IFNAME": world.ifname, "CNI_NETNS": box.path}
+    environ = {
+        "CNI_COMMAND": verb,
+        "CNI_CONTAINERID": world.container,
+        "CNI_IFNAME": world.ifname,
+        "CNI_NETNS": box.path,
+    }
     environ |= {"CNI_PATH": "/usr/lib/cni", "PATH": SYSTEM, "CNIMETA_CONFIG": "/run/no-such-file"}
     outcome = dispatch(Bandwidth(), environ, json.dumps(world.conf(box.path)).encode(), lambda _: None)
     answer = read_answer(outcome.status, outcome.stdout)

@@ -10,7 +10,15 @@ from others import WHO
 from worlds import BACKENDS, VERSIONS, Attachment, Mapping, World
 
 _LETTERS = string.ascii_letters + string.digits
-_NETS4 = ("10.0.0.0/8", "192.168.0.0/16", "172.16.0.0/12", "100.64.0.0/10", "169.254.0.0/16", "203.0.113.0/24", "0.0.0.0/0")
+_NETS4 = (
+    "10.0.0.0/8",
+    "192.168.0.0/16",
+    "172.16.0.0/12",
+    "100.64.0.0/10",
+    "169.254.0.0/16",
+    "203.0.113.0/24",
+    "0.0.0.0/0",
+)
 _NETS6 = ("fd00::/8", "2001:db8::/32", "fe80::/10", "::/96", "64:ff9b::/96", "::/0")
 _HOST_IPS = (
     *("", "", "", "", "", "", "192.0.2.1", "127.0.0.1", "0.0.0.0", "::", "2001:db8:1::1"),
@@ -150,7 +158,15 @@ def rule_worlds(draw: st.DrawFn, backend: str = "") -> World:
 
 _ROUTED4 = _cidrs(("10.0.0.0/9", "192.168.0.0/16", "172.16.0.0/12", "100.64.0.0/10", "11.0.0.0/8"), st.integers(0, 32))
 _ROUTED6 = _cidrs(("fd00:1::/32", "2001:db8:ff00::/40", "2a00::/16"), st.integers(0, 128))
-_GUESTS = ("come docker", "come firewalld", "come kube-nft", "come kube-iptables", "come ufw", "come connmark", "restore")
+_GUESTS = (
+    "come docker",
+    "come firewalld",
+    "come kube-nft",
+    "come kube-iptables",
+    "come ufw",
+    "come connmark",
+    "restore",
+)
 
 
 @st.composite
@@ -186,7 +202,9 @@ def traffic_worlds(draw: st.DrawFn, backend: str = "") -> World:
     adds = tuple(f"ADD {number}" for number in range(len(there)))
     guest = draw(st.sampled_from((None, None, *_GUESTS, "come whole-marks")))
     more = ("DEL 0", "SEND") if draw(st.booleans()) else ("KNOCK",)
-    return World(there, (*adds, *((guest,) if guest else ()), "SEND", *more), backend or draw(st.sampled_from(BACKENDS)))
+    return World(
+        there, (*adds, *((guest,) if guest else ()), "SEND", *more), backend or draw(st.sampled_from(BACKENDS))
+    )
 
 
 @st.composite

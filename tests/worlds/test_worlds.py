@@ -43,7 +43,7 @@ def test_world_breaks_no_other_law_when_its_fault_is_open(number: int) -> None:
     assert [str(breach) for breach in others if not fault_of(found.world, breach)] == []
 
 
-@pytest.mark.parametrize(("kind", "seconds"), [("rules", 9), ("traffic", 6), ("reference", 4), ("shaping", 4)])
+@pytest.mark.parametrize(("kind", "seconds"), [("rules", 8), ("traffic", 4), ("reference", 3), ("shaping", 3)])
 def test_laws_hold_when_a_world_is_drawn(kind: str, seconds: float) -> None:
     hunt = Hunt()
     one = KINDS[kind]

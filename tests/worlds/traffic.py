@@ -32,7 +32,7 @@ BEYOND = "198.51.100.7"
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 PRIVATE = 7777
 """A port that only 127.0.0.1 serves, on the node."""
-_PATIENCE_S, _SILENCE_S = 8.0, 0.3
+_PATIENCE_S, _SILENCE_S = 4.0, 0.3
 _OURS = {*NODES[4], *NODES[6], *GATE.values()}
 
 
@@ -137,7 +137,9 @@ def served_ports(attachments: list[Attachment]) -> set[tuple[str, str, int]]:
         for m in a.mappings
         for offset in {0, m.last - m.host}
     }
-    beyond = {p for a in attachments for m in a.mappings if m.protocol.lower() == "tcp" for p in (m.host, m.last, m.last + 1)}
+    beyond = {
+        p for a in attachments for m in a.mappings if m.protocol.lower() == "tcp" for p in (m.host, m.last, m.last + 1)
+    }
     return found | {("client", "tcp", port) for port in beyond if port <= 65535}
 
 
