@@ -22,11 +22,14 @@ from cnimeta_plugins.hostport_alloc.main import HostportAlloc
 _SEQUENCE = ("ADD", "CHECK", "ADD", "CHECK", "DEL", "DEL")
 
 
+_PLAIN = Attachment(mappings=())
+
+
 @dataclass(frozen=True, repr=False)
 class Allocation(Value):
     """An attachment with ports of its choice: `expose` are container ports, `first` and `last` the range."""
 
-    attachment: Attachment = Attachment(mappings=())
+    attachment: Attachment = _PLAIN
     expose: tuple[str, ...] = ("80/tcp",)
     first: int = 20000
     last: int = 20099

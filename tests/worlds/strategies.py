@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import string
+from dataclasses import replace
 
 from hypothesis import strategies as st
 from others import WHO
@@ -92,7 +93,7 @@ def _apart(found: list[Mapping]) -> bool:
     """Whether no two mappings of one call contradict each other (that is refused, and tested elsewhere)."""
     for index, one in enumerate(found):
         for other in found[:index]:
-            if any(one.meets(other, family) for family in (4, 6)):
+            if any(one.meets(other, family) and one.where(family) == other.where(family) for family in (4, 6)):
                 return False
     return True
 
@@ -119,12 +120,15 @@ def attachments(draw: st.DrawFn, index: int = 0) -> Attachment:
     )
 
 
+_GUESTS = tuple(f"{what} {who}" for who in WHO for what in ("come", "come", "go"))
 _EVENTS = (
-    *(f"{what} {who}" for who in WHO for what in ("come", "go")),
-    *("restore", "GC", "restore", "GC", "flush", "forget localnet"),
-    *(f"flush {number}" for number in range(0, 32, 3)),
+    "restore",
+    "GC",
+    "forget localnet",
+    "flush",
+    *(f"flush {number}" for number in (17, 0, 5, 11, 19, 23, 16, 18)),
 )
-_KINDS = ("ADD", "ADD", "ADD", "DEL", "fate", "event", "event")
+_KINDS = ("ADD", "ADD", "ADD", "DEL", "fate", "guest", "event")
 
 
 @st.composite
@@ -140,16 +144,24 @@ def steps(draw: st.DrawFn, count: int) -> tuple[str, ...]:
         elif kind == "fate":
             found.append(f"{draw(st.sampled_from(('die', 'stale', 'reuse', 'hide')))} {number}")
         else:
-            found.append(draw(st.sampled_from(_EVENTS)))
+            found.append(draw(st.sampled_from(_GUESTS if kind == "guest" else _EVENTS)))
     return tuple(found)
+
+
+def _wishing(draw: st.DrawFn, attachment: Attachment, wish: tuple[tuple[Mapping, ...], tuple[str, ...]]) -> Attachment:
+    """The attachment, or half of the time one that wants the ports that others want, or their very address."""
+    if draw(st.sampled_from((False, True))):
+        attachment = replace(attachment, mappings=wish[0])
+    return replace(attachment, ips=wish[1]) if draw(st.sampled_from((False,) * 7 + (True,))) else attachment
 
 
 @st.composite
 def rule_worlds(draw: st.DrawFn, backend: str = "") -> World:
     """Worlds for the rules alone: no packet is sent."""
     count = draw(st.integers(1, 3))
+    wish = draw(FEW), draw(ips())
     return World(
-        tuple(draw(attachments(index)) for index in range(count)),
+        tuple(_wishing(draw, draw(attachments(index)), wish) for index in range(count)),
         draw(steps(count)),
         backend or draw(st.sampled_from(BACKENDS)),
         draw(st.sampled_from(_HOSTS)),
@@ -158,15 +170,8 @@ def rule_worlds(draw: st.DrawFn, backend: str = "") -> World:
 
 _ROUTED4 = _cidrs(("10.0.0.0/9", "192.168.0.0/16", "172.16.0.0/12", "100.64.0.0/10", "11.0.0.0/8"), st.integers(0, 32))
 _ROUTED6 = _cidrs(("fd00:1::/32", "2001:db8:ff00::/40", "2a00::/16"), st.integers(0, 128))
-_GUESTS = (
-    "come docker",
-    "come firewalld",
-    "come kube-nft",
-    "come kube-iptables",
-    "come ufw",
-    "come connmark",
-    "restore",
-)
+_BYSTANDERS = ("docker", "firewalld", "kube-nft", "kube-iptables", "ufw", "connmark", "whole-marks")
+"""Who does not stop what should pass, if it is not marked."""
 
 
 @st.composite
@@ -200,7 +205,7 @@ def traffic_worlds(draw: st.DrawFn, backend: str = "") -> World:
     if not _distinct(there):
         there = there[:1]
     adds = tuple(f"ADD {number}" for number in range(len(there)))
-    guest = draw(st.sampled_from((None, None, *_GUESTS, "come whole-marks")))
+    guest = draw(st.sampled_from(("", "", "restore", *(f"come {who}" for who in _BYSTANDERS))))
     more = ("DEL 0", "SEND") if draw(st.booleans()) else ("KNOCK",)
     return World(
         there, (*adds, *((guest,) if guest else ()), "SEND", *more), backend or draw(st.sampled_from(BACKENDS))
