@@ -47,12 +47,12 @@ class Allocation(Value):
         return found
 
     def wanted(self) -> set[int]:
-        """The codes that ADD may answer; no room in the range is 101 and up, or 7."""
+        """The codes that ADD may answer; 11 where the range has no room left."""
         if not self.attachment.addresses():
             return {7}
         odd = any(text.startswith(("0.", "fe80", "::", "ff")) for text in self.attachment.ips)
         if odd or self.last - self.first + 1 < len(self.expose) or self.last > 29999 > self.first - 3000:
-            return {0, *range(7, 8), *range(100, 200)}
+            return {0, 7, 11, *range(100, 200)}
         return {0}
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Examine = Callable[[Any], list[Breach]]
 
 
-_SHRINKING_S = 60
+_SHRINKING_S = 20
 """How long a finding is made smaller after its time."""
 
 

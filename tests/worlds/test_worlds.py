@@ -43,13 +43,15 @@ def test_world_breaks_no_other_law_when_its_fault_is_open(number: int) -> None:
     assert [str(breach) for breach in others if not fault_of(found.world, breach)] == []
 
 
-@pytest.mark.parametrize(("kind", "seconds"), [("rules", 8), ("traffic", 4), ("reference", 3), ("shaping", 3)])
-def test_laws_hold_when_a_world_is_drawn(kind: str, seconds: float) -> None:
+@pytest.mark.parametrize(
+    ("kind", "examples"), [("rules", 20), ("traffic", 4), ("reference", 3), ("shaping", 5), ("allocating", 2)]
+)
+def test_laws_hold_when_a_world_is_drawn(kind: str, examples: int) -> None:
     hunt = Hunt()
     one = KINDS[kind]
-    hunt.search(kind, one.worlds(""), one.examine, 40, _SEED, time.monotonic() + seconds)
+    hunt.search(kind, one.worlds(""), one.examine, examples, _SEED, time.monotonic() + 90)
     assert [str(surprise) for surprise in hunt.surprises.values()] == []
-    assert hunt.examples[kind] >= 3
+    assert hunt.examples[kind] > 0
 
 
 def test_world_is_the_same_when_read_from_its_text() -> None:
