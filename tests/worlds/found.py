@@ -234,6 +234,16 @@ FOUND: tuple[Found, ...] = (
         backends=NFT,
     ),
     Found(
+        "new-dead-one",
+        "a dead container's mapping for one host address keeps a mapping for all addresses out, with a host failure",
+        World(
+            (Attachment(ips=("10.88.0.2/8",), mappings=(Mapping(ip="192.0.2.1"),)), TWO), ("ADD 0", "die 0", "ADD 1")
+        ),
+        r"\[accepted\].*ADD is 5, .*File exists at: add element inet TABLE claims",
+        open=True,
+        backends=NFT,
+    ),
+    Found(
         "12-names",
         "bandwidth: a long network name does not fit the ifb's alias",
         Shaping("a" * 64, "b" * 167, egress=(1_000_000, 100_000)),

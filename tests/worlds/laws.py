@@ -222,13 +222,7 @@ class Judge:
         if answer.code not in wanted:
             self.breach("accepted", f"ADD is {answer.code}, not {sorted(wanted)} ({rivals}): {answer.msg}")
         if answer.status:
-            for name, now, then in self._changes(before):
-                if now != then:
-                    self.breach(
-                        "undone",
-                        f"ADD was {answer.code} ({answer.msg}); {name}: new {sorted(now - then)}, gone {sorted(then - now)}",
-                    )
-            if answer.code not in wanted:
+            if not self._undone(before, answer) or answer.code not in wanted:
                 raise Stop
             return
         self.made[attachment.key] = self.seen.ours - before.ours
@@ -238,6 +232,13 @@ class Judge:
         self._check(attachment)
         self._again(attachment, answer)
         self._check_all(but=attachment)
+
+    def _undone(self, before: Look, answer: Answer) -> bool:
+        changes = [(name, now - then, then - now) for name, now, then in self._changes(before) if now != then]
+        for name, new, gone in changes:
+            why = f"ADD was {answer.code} ({answer.msg})"
+            self.breach("undone", f"{why}; {name}: new {sorted(new)}, gone {sorted(gone)}")
+        return not changes
 
     def _changes(self, before: Look) -> list[tuple[str, frozenset[str], frozenset[str]]]:
         """(part, now, then) without what may stay of a first use: the shared part."""

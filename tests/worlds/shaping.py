@@ -96,18 +96,16 @@ def examine_shaping(world: Shaping) -> list[Breach]:
 
 
 def _look() -> frozenset[str]:
-    lines = [f"queue {json.dumps(one, sort_keys=True)}" for one in json.loads(run("tc", "-j", "qdisc", "show") or "[]")]
-    links = json.loads(run("ip", "-j", "-d", "link", "show"))
-    for link in links:
-        lines.append(f"link {link['ifname']} {link.get('ifalias', '')}")
-        lines += [
-            f"filter {link['ifname']} {text}"
-            for text in run("tc", "filter", "show", "dev", link["ifname"], "ingress").splitlines()
-        ]
-        lines += [
-            f"filter {link['ifname']} {text}"
-            for text in run("tc", "filter", "show", "dev", link["ifname"]).splitlines()
-        ]
+    lines = []
+    for queue in json.loads(run("tc", "-j", "qdisc", "show") or "[]"):
+        queue.get("options", {}).pop("direct_packets_stat", None)  # a counter
+        lines.append(f"queue {json.dumps(queue, sort_keys=True)}")
+    for link in json.loads(run("ip", "-j", "-d", "link", "show")):
+        name = link["ifname"]
+        lines.append(f"link {name} {link.get('ifalias', '')}")
+        for where in ((), ("ingress",)):
+            text = run("tc", "filter", "show", "dev", name, *where)
+            lines += [f"filter {name} {line}" for line in text.splitlines()]
     return frozenset(lines)
 
 
