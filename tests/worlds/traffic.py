@@ -1,0 +1,352 @@
+"""Packets through a world's mappings: who is reached from where, and with which source address, from the settings alone.
+
+The node of `node.py` with a client on its bridge (192.0.2.9, 2001:db8:1::9, and 198.51.100.7 behind it), and each
+container on a veth of its own that the node routes to, so any address with any prefix length will do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import selectors
+import socket
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from look import run
+from node import Box, Node
+from sandbox import entered
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from worlds import Attachment, Mapping, World
+
+NODES = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8:1::1", "2001:db8:1::2")}
+CLIENT = {4: "192.0.2.9", 6: "2001:db8:1::9"}
+GATE = {4: "10.255.255.1", 6: "fd00:ffff::1"}
+BEYOND = "198.51.100.7"
+LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+PRIVATE = 7777
+"""A port that only 127.0.0.1 serves, on the node."""
+_PATIENCE_S, _SILENCE_S = 4.0, 0.3
+_OURS = {*NODES[4], *NODES[6], *GATE.values()}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One connection attempt: `caller` is `client`, `node` or a container ID."""
+
+    caller: str
+    address: str
+    port: int
+    protocol: str
+
+    def __str__(self) -> str:
+        return f"{self.caller} -> {self.address} port {self.port}/{self.protocol}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Who answers, `c1:80` (empty: nobody), and the source that it sees: `node`, `caller`; empty: it does not matter."""
+
+    who: str = ""
+    source: str = ""
+
+
+# --- what must happen ------------------------------------------------------------------------------------
+
+
+def expected(attachments: Iterable[Attachment], cell: Cell) -> Outcome | None:
+    """The outcome of a cell, from the settings of what is mapped; None where no setting promises one."""
+    family = 6 if ":" in cell.address else 4
+    there = list(attachments)
+    if cell.address == BEYOND:
+        return Outcome(f"client:{cell.port}", "node" if cell.caller == "node" else "caller")
+    source = source_of(there, cell)
+    found = _target(there, cell, family, source)
+    if found is None or cell.address == "::1":
+        return Outcome()
+    target, mapping = found
+    who = f"{target.container}:{mapping.container + cell.port - mapping.host}"
+    subnet = ipaddress.ip_network("/".join(map(str, target.addresses()[family])), strict=False)
+    if cell.address == LOOPBACK[4]:
+        if target.masq_all and not target.snat:
+            return None
+        return Outcome(who, "node") if target.snat else Outcome()
+    if cell.caller == target.container and not target.snat:
+        return None  # the kernel drops a packet from an address to itself
+    if target.masq_all:
+        return Outcome(who, "node" if target.snat else "")
+    hidden = target.snat and ipaddress.ip_address(source) in subnet
+    return Outcome(who, "node" if hidden or cell.caller == "node" else "caller")
+
+
+def source_of(attachments: Iterable[Attachment], cell: Cell) -> str:
+    """The address that the caller has in the cell's family."""
+    family = 6 if ":" in cell.address else 4
+    if cell.caller == "client":
+        return CLIENT[family]
+    if cell.caller == "node":
+        return NODES[family][0] if cell.address == BEYOND else cell.address
+    return next(a.addresses()[family][0] for a in attachments if a.container == cell.caller)
+
+
+def _target(there: list[Attachment], cell: Cell, family: int, source: str) -> tuple[Attachment, Mapping] | None:
+    """The attachment that a cell's packets are for: a mapping for just this address goes before one for all."""
+    found: list[tuple[bool, Attachment, Mapping]] = []
+    for attachment in there:
+        for its, mapping in attachment.served():
+            where = mapping.where(family)
+            fits = its == family and mapping.protocol.lower() == cell.protocol
+            if fits and mapping.host <= cell.port <= mapping.last and where in ("", cell.address):
+                found.append((not where, attachment, mapping))
+    if not found:
+        return None
+    _, attachment, mapping = min(found, key=lambda one: one[0])
+    nets = [ipaddress.ip_network(text) for text in attachment.sources if (":" in text) == (family == 6)]
+    if nets and not any(ipaddress.ip_address(source) in net for net in nets):
+        return None
+    return attachment, mapping
+
+
+def cells(attachments: tuple[Attachment, ...]) -> list[Cell]:
+    """Callers times destinations times the ends of every mapping, and the port after it."""
+    found = []
+    ends = {(m.protocol.lower(), p) for a in attachments for m in a.mappings for p in (m.host, m.last, m.last + 1)}
+    for caller in ("client", "node", *(a.container for a in attachments)):
+        has = {f for a in attachments if a.container == caller for f in a.addresses()} or {4, 6}
+        for protocol, port in sorted(ends):
+            if port > 65535:
+                continue
+            places = [address for family in sorted(has) for address in NODES[family]]
+            places += [LOOPBACK[f] for f in (4, 6)] if caller == "node" else []
+            places += [BEYOND] if caller != "client" and 4 in has and protocol == "tcp" else []
+            found += [Cell(caller, place, port, protocol) for place in places]
+    return found
+
+
+def served_ports(attachments: list[Attachment]) -> set[tuple[str, str, int]]:
+    """(place, protocol, port) that have to be served for the cells of these attachments."""
+    found = {
+        (a.container, m.protocol.lower(), m.container + offset)
+        for a in attachments
+        for m in a.mappings
+        for offset in {0, m.last - m.host}
+    }
+    beyond = {
+        p for a in attachments for m in a.mappings if m.protocol.lower() == "tcp" for p in (m.host, m.last, m.last + 1)
+    }
+    return found | {("client", "tcp", port) for port in beyond if port <= 65535}
+
+
+# --- the node --------------------------------------------------------------------------------------------
+
+
+class TrafficNode(Node):
+    """A node whose containers and whose client are joined to it."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            _set(name, "1")
+        for name in ("all", "default", "br0"):
+            _set(f"ipv4/conf/{name}/rp_filter", "0")
+        self.client = Box("client", "bind")
+        run("ip", "-batch", "-", stdin=_CLIENT_LINK)
+        with entered(self.client.fd):
+            _no_dad()
+            run("ip", "-batch", "-", stdin=_CLIENT_SIDE)
+        self.joined: dict[str, Attachment] = {}
+
+    def box(self, attachment: Attachment) -> Box:
+        box = super().box(attachment)
+        if attachment.container not in self.joined:
+            self.joined[attachment.container] = attachment
+            self._join(attachment, box)
+        return box
+
+    def _join(self, attachment: Attachment, box: Box) -> None:
+        link = f"v{len(self.joined)}"
+        lines = [f"link add {link} type veth peer name eth0 netns {os.path.basename(box.path)}", f"link set {link} up"]
+        inner = ["link set eth0 up"]
+        for family, (address, _) in attachment.addresses().items():
+            bits, plain = (32, "") if family == 4 else (128, " nodad")
+            lines += [f"addr add {GATE[family]}/{bits} dev {link}{plain}", f"route add {address}/{bits} dev {link}"]
+            inner += [f"addr add {address}/{bits} dev eth0{plain}"]
+            inner += [f"route add default via {GATE[family]} dev eth0 onlink"]
+        with entered(box.fd):
+            _no_dad()
+        run("ip", "-batch", "-", stdin="\n".join(lines) + "\n")
+        with entered(box.fd):
+            run("ip", "-batch", "-", stdin="\n".join(inner) + "\n")
+
+    @contextlib.contextmanager
+    def at(self, place: str) -> Iterator[None]:
+        """This process where a caller is."""
+        if place == "node":
+            yield
+        else:
+            with entered((self.client if place == "client" else self.boxes[place]).fd):
+                yield
+
+    def try_cells(self, wanted: dict[Cell, Outcome | None], ports: set[tuple[str, str, int]]) -> dict[Cell, Outcome]:
+        """What happens in each cell; `ports` are (place, protocol, port) to serve. `wanted` tells whom to wait for."""
+        with Exchange() as exchange:
+            for place, protocol, port in sorted(ports):
+                with self.at(place):
+                    exchange.serve(place, protocol, port)
+            for cell in wanted:
+                with self.at(cell.caller):
+                    exchange.call(cell)
+            exchange.run({cell for cell, outcome in wanted.items() if outcome is not None and outcome.who})
+            return exchange.outcomes
+
+    def misled(self, attachments: list[Attachment], *, strict: bool) -> list[str]:
+        """Every cell that does not end as expected, in words. strict: somebody drops the client's marked packets."""
+        wanted = {cell: expected(attachments, cell) for cell in cells(tuple(attachments))}
+        if strict:
+            hidden = (cell for cell, outcome in wanted.items() if outcome is not None and outcome.source != "caller")
+            wanted |= dict.fromkeys([cell for cell in hidden if cell.caller == "client"])
+        found = []
+        for cell, outcome in self.try_cells(wanted, served_ports(attachments)).items():
+            want, seen = wanted[cell], seen_as(outcome, source_of(attachments, cell))
+            if want is not None and (seen.who != want.who or (want.source and seen.source != want.source)):
+                found.append(f"{cell}: expected {want}, seen {seen}")
+        return found
+
+    def open_doors(self, attachments: list[Attachment]) -> list[str]:
+        """The containers that reach what is on the node's 127.0.0.1 alone, in words."""
+        callers = [a.container for a in attachments if 4 in a.addresses()]
+        return [
+            f"{name} with NET_ADMIN reaches what the node serves on 127.0.0.1"
+            for name in callers
+            if self.open_the_back_door(name)
+        ]
+
+    def open_the_back_door(self, container: str) -> bool:
+        """Whether a container with NET_ADMIN reaches what the node serves on 127.0.0.1 alone."""
+        with self.at("node"), Exchange() as exchange:
+            exchange.serve("node", "tcp", PRIVATE, LOOPBACK[4])
+            with self.at(container):
+                _set("ipv4/conf/eth0/route_localnet", "1")
+                run("ip", "addr", "del", "127.0.0.1/8", "dev", "lo")
+                source = self.joined[container].addresses()[4][0]
+                run("ip", "route", "add", "127.0.0.1", "via", GATE[4], "dev", "eth0", "onlink", "src", source)
+                cell = Cell(container, LOOPBACK[4], PRIVATE, "tcp")
+                exchange.call(cell)
+            exchange.run(set(), 0.5)
+            return bool(exchange.outcomes[cell].who)
+
+
+_CLIENT_LINK = """link add up0 type veth peer name eth0 netns client
+link set up0 master br0
+link set up0 up
+addr add 192.0.2.2/24 dev br0
+addr add 2001:db8:1::2/64 dev br0 nodad
+"""
+_CLIENT_SIDE = """link set eth0 up
+addr add 192.0.2.9/24 dev eth0
+addr add 2001:db8:1::9/64 dev eth0 nodad
+addr add 198.51.100.7/32 dev lo
+route add default via 192.0.2.1
+route add default via 2001:db8:1::1
+"""
+
+
+def _set(name: str, value: str) -> None:
+    with open(f"/proc/sys/net/{name}", "w", encoding="ascii") as file:
+        file.write(value)
+
+
+def _no_dad() -> None:
+    for name in ("all", "default"):
+        _set(f"ipv6/conf/{name}/accept_dad", "0")
+
+
+class Exchange:
+    """Servers and callers on one loop. A server answers with its place and the address that it sees."""
+
+    def __init__(self) -> None:
+        self.loop = selectors.DefaultSelector()
+        self.outcomes: dict[Cell, Outcome] = {}
+        self.open: list[socket.socket] = []
+
+    def __enter__(self) -> Exchange:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in self.open:
+            one.close()
+        self.loop.close()
+
+    def serve(self, place: str, protocol: str, port: int, address: str = "::") -> None:
+        """Listen, in the namespace this process is in."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        server = socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.setblocking(False)
+        server.bind((address, port))
+        if protocol == "tcp":
+            server.listen(256)
+        self.open.append(server)
+        self.loop.register(server, selectors.EVENT_READ, (f"serve {protocol}", f"{place}:{port}"))
+
+    def call(self, cell: Cell) -> None:
+        """Begin a call, in the namespace this process is in."""
+        family = socket.AF_INET6 if ":" in cell.address else socket.AF_INET
+        channel = socket.socket(family, socket.SOCK_STREAM if cell.protocol == "tcp" else socket.SOCK_DGRAM)
+        channel.setblocking(False)
+        self.open.append(channel)
+        self.outcomes[cell] = Outcome()
+        refused = channel.connect_ex((cell.address, cell.port))
+        if refused in (0, errno.EINPROGRESS):
+            with contextlib.suppress(OSError):
+                if cell.protocol == "udp":
+                    channel.send(b"?")
+            self.loop.register(channel, selectors.EVENT_READ, ("call", cell))
+
+    def run(self, awaited: set[Cell], silence_s: float = _SILENCE_S) -> None:
+        """Until all awaited have answered, and then until nothing has happened for a moment."""
+        calls = {cell for key in self.loop.get_map().values() for what, cell in [key.data] if what == "call"}
+        end = time.monotonic() + _PATIENCE_S
+        while calls and time.monotonic() < end:
+            events = self.loop.select(silence_s)
+            if not events and not awaited & calls:
+                return
+            for key, _ in events:
+                what, about = key.data
+                if what == "call":
+                    self.loop.unregister(key.fileobj)
+                    calls.discard(about)
+                    self._finish(key.fileobj, about)
+                else:
+                    self._answer(key.fileobj, what, about)
+
+    def _finish(self, channel: Any, cell: Cell) -> None:
+        try:
+            who, _, source = channel.recv(200).decode().partition(" ")
+        except OSError:
+            return
+        self.outcomes[cell] = Outcome(who, source.removeprefix("::ffff:"))
+
+    def _answer(self, server: Any, what: str, place: str) -> None:
+        with contextlib.suppress(OSError):
+            if what == "serve udp":
+                _, peer = server.recvfrom(100)
+                server.sendto(f"{place} {peer[0]}".encode(), peer)
+            else:
+                connection, peer = server.accept()
+                connection.sendall(f"{place} {peer[0]}".encode())
+                connection.close()
+
+
+def seen_as(outcome: Outcome, own: str) -> Outcome:
+    """An outcome with the source named for what it is."""
+    if not outcome.who or outcome.source == "":
+        return outcome
+    kind = "node" if outcome.source in _OURS else ("caller" if outcome.source == own else outcome.source)
+    return Outcome(outcome.who, kind)
