@@ -49,7 +49,6 @@ FOUND: tuple[Found, ...] = (
         "CHECK compares text: the order of a set, a merged or dropped prefix",
         World((Attachment(ips=("192.168.5.2/24",)),), ("ADD 0",)),
         r"\[checked\].*chain masq-\S+ has no rule: ",
-        open=True,
         backends=NFT,
     ),
     Found(
@@ -57,7 +56,6 @@ FOUND: tuple[Found, ...] = (
         "CHECK compares text: iptables spells ::a.b.c.d otherwise",
         World((Attachment(ips=("fd00::2/64",), mappings=(Mapping(ip="::192.0.2.1"),)),), ("ADD 0",), "iptables-nft"),
         r"\[(checked|repeated)\].*IPv6 iptables chain \S+ has no rule .*::[0-9a-f:]+",
-        open=True,
         backends=IPTABLES,
     ),
     Found(
@@ -79,7 +77,6 @@ FOUND: tuple[Found, ...] = (
         "route_localnet of all interfaces is enough",
         World((ONE,), ("ADD 0",), host=("settings-sealed", "localnet-all")),
         r"\[accepted\].*route_localnet.*Read-only",
-        open=True,
     ),
     Found(
         "4",
@@ -173,7 +170,6 @@ FOUND: tuple[Found, ...] = (
             "iptables-nft",
         ),
         r"\[packets\] at SEND: \S+ -> \S+ port \S+: expected Outcome\(who='', source=''\), seen Outcome\(who='c",
-        open=True,
         backends=IPTABLES,
     ),
     Found(
@@ -181,14 +177,12 @@ FOUND: tuple[Found, ...] = (
         "masqAll: localhost is dead",
         World((Attachment(ips=("10.99.0.2/8",), masq_all=True),), ("ADD 0", "SEND")),
         r"\[(packets|reference)\] .*node -> 127.0.0.1",
-        open=True,
     ),
     Found(
         "22",
         "others' UDP flows to another host are forgotten",
         World((Attachment(ips=("10.88.0.2/8",), mappings=(Mapping(protocol="udp"),)),), ("come flow", "ADD 0")),
         r"\[others\].* took \[('198.51.100.53 [^]]*\])+.* and brought \[\]",
-        open=True,
     ),
     Found(
         "24",
@@ -207,7 +201,6 @@ FOUND: tuple[Found, ...] = (
         "CHECK does not look at route_localnet",
         World((ONE,), ("ADD 0", "forget localnet")),
         r"\[noticed\].*route_localnet",
-        open=True,
     ),
     Found(
         "27",
@@ -248,7 +241,6 @@ FOUND: tuple[Found, ...] = (
         "bandwidth: a long network name does not fit the ifb's alias",
         Shaping("a" * 64, "b" * 167, egress=(1_000_000, 100_000)),
         r"\[accepted\].*Numerical result out of range",
-        open=True,
         backends=("bandwidth",),
         kind="shaping",
     ),
@@ -257,7 +249,6 @@ FOUND: tuple[Found, ...] = (
         "bandwidth: an ADD that failed at the ifb leaves its tbf on the veth",
         Shaping("a" * 64, "b" * 167, ingress=(1_000_000, 100_000), egress=(1_000_000, 100_000)),
         r"\[undone\] at ADD: .*(tbf|htb|bwp)",
-        open=True,
         backends=("bandwidth",),
         kind="shaping",
     ),
@@ -266,7 +257,6 @@ FOUND: tuple[Found, ...] = (
         "bandwidth: a rate beyond what the kernel takes is a host failure that names the interface by number",
         Shaping(ingress=(2**63, 1_000_000)),
         r"\[accepted\].*cannot shape interface .*Invalid argument",
-        open=True,
         backends=("bandwidth",),
         kind="shaping",
     ),
@@ -275,7 +265,6 @@ FOUND: tuple[Found, ...] = (
         "bandwidth: a burst that the kernel's structure does not hold is an internal error",
         Shaping(ingress=(1_000_000_000, 34_359_738_359), unshaped=("10.0.0.0/8",)),
         r"internal error in bandwidth ADD: error: 'i' format requires",
-        open=True,
         backends=("bandwidth",),
         kind="shaping",
     ),
