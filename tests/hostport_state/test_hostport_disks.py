@@ -93,7 +93,7 @@ def refused(node, what: str = "") -> str:
 
     from cnimeta.errors import StateUnusable
 
-    with pytest.raises(StateUnusable, match=what) as raised:
+    with pytest.raises(StateUnusable, match=what or None) as raised:
         node.again().hold(draft("late"), demand("80/tcp", ports="20000-20999"))
     assert raised.value.code == 104
     return raised.value.msg
