@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import _sqlite3
 import os
+import time
 
 from cnimeta.errors import CniError, StateUnusable, TryAgainLater, shown
 from cnimeta.store.folder import NotOurs, is_there, own_file, own_folder, unlink
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 FILE = "cnimeta.db"
 
 _ATTEMPTS = 5
+_POLL_S = 0.13
+"""So long SQLite waits by itself, asking every 1 to 25 ms. Later it would ask ten times a second only, and starve."""
 _SCANT_BYTES = 1024 * 1024
 _NOT_FOR_THIS, _UNTOUCHED, _GIVEN_UP = range(3)
 """The room set aside for a full disk: whether this piece of work may have it, and whether it has."""
@@ -168,7 +171,9 @@ class Database:
     def _served(self, work: Callable[[Connection], T]) -> T:
         """Run `work` on the open database; what stands in its way is put right where it can be, and it is run again."""
         failure: Exception | None = None
-        for _ in range(_ATTEMPTS):
+        deadline = time.monotonic() + self.timeout_s
+        attempts = 0
+        while attempts < _ATTEMPTS:
             try:
                 if failure is not None:
                     self._mend(failure)
@@ -178,7 +183,11 @@ class Database:
             except (_sqlite3.Error, MemoryError) as error:
                 if isinstance(error, _sqlite3.IntegrityError) and not is_damage(error):
                     raise
+                is_busy = code_of(error) in (BUSY, PROTOCOL)
+                if is_busy and time.monotonic() < deadline:
+                    continue
                 failure = error
+            attempts += 1
         raise self._unusable(failure)
 
     def _mend(self, failure: Exception) -> None:
@@ -235,7 +244,7 @@ class Database:
             self._create()
             self._inode = own_file(self.path)
         self._process = os.getpid()
-        self._connection = connection = connect(self.path, self.timeout_s)
+        self._connection = connection = connect(self.path, _POLL_S)
         self._version = judged(connection, self.contents.schema.version)
         if own_file(self.path) != self._inode:
             raise _Changed

@@ -1,7 +1,6 @@
-"""A process that uses the store on the real file system, as a plugin would: run by the crash and stress tests.
+"""Many processes that use the store on one folder at once, as plugins would: run by the race tests and benchmarks.
 
-driver.py FOLDER reserve|update|release CONTAINER    one command
-driver.py FOLDER stress PROCESSES PORTS_EACH RANGE   many processes at once; prints one JSON line of what happened
+driver.py FOLDER PROCESSES PORTS_EACH RANGE CHURN    prints one JSON document of what happened
 """
 
 from __future__ import annotations
@@ -13,17 +12,19 @@ import time
 
 from cnimeta.errors import CniError
 from cnimeta.host.clock import SystemClock, boot_id
-from cnimeta.host.files import PosixFiles
-from cnimeta.host.lock import NodeLock
+from cnimeta.store.database import Database
 from cnimeta_plugins.hostport_alloc.allocate.expose import Exposure
 from cnimeta_plugins.hostport_alloc.allocate.ranges import parse_range
-from cnimeta_plugins.hostport_alloc.state.record import Annotation, Record
+from cnimeta_plugins.hostport_alloc.state.contents import PortContents
+from cnimeta_plugins.hostport_alloc.state.record import Record
 from cnimeta_plugins.hostport_alloc.state.store import Demand, Store
 
 
 def open_store(folder: str, log=None) -> Store:
-    files = PosixFiles(exclusive=True)
-    return Store(folder, files, NodeLock(f"{folder}/lock", 60), SystemClock(), boot_id(), log or (lambda _: None))
+    """The next command's store."""
+    log = log or (lambda _: None)
+    contents = PortContents(lambda: (), SystemClock(), boot_id(), log)
+    return Store(Database(folder, contents, boot_id(), log, 60), SystemClock(), boot_id(), log)
 
 
 def demand(count: int = 1, ports: str = "20000-20999") -> Demand:
@@ -35,34 +36,33 @@ def key(container: str) -> tuple[str, str, str]:
     return "net", container, "eth0"
 
 
-def command(folder: str, verb: str, container: str) -> None:
-    store = open_store(folder)
-    if verb == "reserve":
-        store.reserve(Record(*key(container)), demand(2))
-    elif verb == "update":
-        record = store.load(key(container))
-        assert record is not None
-        store.update(record._replace(phase="mapped", annotation=Annotation("pending", {"a": 1})))
-    else:
-        store.release(key(container))
+def add(folder: str, container: str, count: int, ports: str, log) -> list[int]:
+    """As ADD: hold, settle."""
+    store = open_store(folder, log)
+    record = store.hold(Record(*key(container)), demand(count, ports)).record
+    store.settle(record._replace(phase="mapped"))
+    return [port.host_port for port in record.ports]
 
 
-def stress_child(folder: str, name: str, count: int, ports: str, start: float, churn: int) -> dict:
+def one_of_many(folder: str, name: str, count: int, ports: str, start: float, churn: int) -> dict:
     time.sleep(max(0.0, start - time.time()))
-    answer: dict = {"ports": [], "error": None}
+    log: list[str] = []
+    answer: dict = {"ports": [], "error": None, "log": log}
+    began = time.monotonic()
     try:
         for round_number in range(churn):
             container = f"{name}-{round_number}"
-            open_store(folder).reserve(Record(*key(container)), demand(count, ports))
-            open_store(folder).release(key(container), quarantine_s=0)
-        record = open_store(folder).reserve(Record(*key(name)), demand(count, ports)).record
-        answer["ports"] = [port.host_port for port in record.ports]
+            add(folder, container, count, ports, log.append)
+            open_store(folder, log.append).release(key(container), quarantine_s=0)
+        answer["ports"] = add(folder, name, count, ports, log.append)
     except CniError as error:
         answer["error"] = [error.code, error.msg]
+    answer["seconds"] = time.monotonic() - began
     return answer
 
 
-def stress(folder: str, processes: int, count: int, ports: str, churn: int) -> None:
+def race(folder: str, processes: int, count: int, ports: str, churn: int) -> list[dict]:
+    """What each process tells."""
     import filelock  # noqa: F401 - once here instead of in every child
 
     start = time.time() + 0.2 + processes * 0.004
@@ -70,7 +70,9 @@ def stress(folder: str, processes: int, count: int, ports: str, churn: int) -> N
     for number in range(processes):
         reader, writer = os.pipe()
         if os.fork() == 0:
-            os.write(writer, json.dumps(stress_child(folder, f"c{number}", count, ports, start, churn)).encode())
+            answer = json.dumps(one_of_many(folder, f"c{number}", count, ports, start, churn)).encode()
+            while answer:
+                answer = answer[os.write(writer, answer) :]
             os._exit(0)
         os.close(writer)
         pipes.append(reader)
@@ -80,11 +82,8 @@ def stress(folder: str, processes: int, count: int, ports: str, churn: int) -> N
             answers.append(json.loads(pipe.read()))
     for _ in range(processes):
         os.wait()
-    print(json.dumps(answers))
+    return answers
 
 
 if __name__ == "__main__":
-    if sys.argv[2] == "stress":
-        stress(sys.argv[1], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5], int(sys.argv[6]))
-    else:
-        command(*sys.argv[1:4])
+    print(json.dumps(race(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5]))))
