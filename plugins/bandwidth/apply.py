@@ -48,13 +48,13 @@ class Shaper:
 
     def restore(self, key: Key, device: Link) -> None:
         """Take the attachment's queues and filters off an interface, which may outlive the attachment."""
-        failures = Failures()
+        queues, failures = self.links.queues(device.ifindex), Failures()
         with failures:
-            if is_ours(root_of(self.links.queues(device.ifindex))):
+            if is_ours(root_of(queues)):
                 self.links.clear(device.ifindex)
         with failures:
             _, ifb = find_ifb(self.links, key)
-            self._close_entrance(device.ifindex, ifb.ifindex if ifb is not None else GONE)
+            self._close_entrance(device.ifindex, ifb.ifindex if ifb is not None else GONE, queues)
         failures.raise_any()
 
     def unshape(self, key: Key) -> None:
@@ -63,17 +63,6 @@ class Shaper:
             link = self.links.get(name=name)
             if link is not None and is_for(link, key):
                 self.links.remove(name)
-
-    def has_ifb(self, key: Key) -> bool:
-        """Whether the attachment has an ifb here, whatever the configuration says by now."""
-        return find_ifb(self.links, key)[1] is not None
-
-    def redirects_to_us(self, key: Key, device: Link) -> bool:
-        """Whether what arrives at an interface goes to this attachment's ifb, so that it is this attachment's too."""
-        _, ifb = find_ifb(self.links, key)
-        if ifb is None:
-            return False
-        return any(one.redirect == ifb.ifindex for one in self.links.ingress_filters(device.ifindex))
 
     def collect(self, network: str, valid: Collection[tuple[str, str]]) -> None:
         """Remove the network's ifbs that are not in `valid`, all of them that can be."""
@@ -103,7 +92,10 @@ class Shaper:
         ifb = None
         if plan.arriving is not None:
             ifb = self._make_ifb(name, found, device.mtu, alias(*key), undo)
-            self._set(found or ifb, plan.arriving, undo if found else _Undo())  # a new one goes as a whole
+            if found is None:
+                self._set(ifb, plan.arriving, _Undo(), [])  # it is new, and goes as a whole
+            else:
+                self._set(found, plan.arriving, undo, self.links.queues(found.ifindex))
             self._redirect(index, ifb.ifindex, queues, undo)
         elif any(queue.kind in ENTRANCES for queue in queues):
             for priority in _priorities(self.links.ingress_filters(index), found.ifindex if found else GONE):
@@ -120,10 +112,9 @@ class Shaper:
             undo.begin(lambda: self.links.add_ifb(name, found.mtu, found.alias))
         return self.links.add_ifb(name, mtu, text)
 
-    def _set(self, link: Link, shape: Shape | None, undo: _Undo, queues: list[Queue] | None = None) -> None:
+    def _set(self, link: Link, shape: Shape | None, undo: _Undo, queues: list[Queue]) -> None:
         """Put the shape in place of the interface's root queue; for no shape, take ours away."""
-        index = link.ifindex
-        root = root_of(self.links.queues(index) if queues is None else queues)
+        index, root = link.ifindex, root_of(queues)
         if shape is None and not is_ours(root):
             return
         found = self.links.classes(index) if root is not None and root.kind == "htb" else None
@@ -152,7 +143,7 @@ class Shaper:
     def _redirect(self, index: int, target: int, queues: list[Queue], undo: _Undo) -> None:
         """An ingress or clsact that is there stays, and so do its filters: eBPF network plugins have theirs there."""
         if not any(queue.kind in ENTRANCES for queue in queues):
-            undo.begin(lambda: self._close_entrance(index, target))
+            undo.begin(lambda: self._close_entrance(index, target, self.links.queues(index)))
             self.links.add_ingress(index)
             self.links.add_redirect(index, target, _PRIORITY)
             return
@@ -175,14 +166,16 @@ class Shaper:
         undo.begin(put_back)
         self.links.remove_filters(index, priority)
 
-    def _close_entrance(self, index: int, ifb: int) -> None:
+    def _close_entrance(self, index: int, ifb: int, queues: list[Queue]) -> None:
         """Remove what redirects to the ifb, and an ingress in which nothing is left."""
-        kinds = {queue.kind for queue in self.links.queues(index)}
+        kinds = {queue.kind for queue in queues}
         if kinds.isdisjoint(ENTRANCES):
             return
-        for priority in _priorities(self.links.ingress_filters(index), ifb):
+        filters = self.links.ingress_filters(index)
+        ours = _priorities(filters, ifb)
+        for priority in ours:
             self.links.remove_filters(index, priority)
-        if "ingress" in kinds and not self.links.ingress_filters(index):
+        if "ingress" in kinds and all(one.priority in ours for one in filters):
             self.links.remove_ingress(index)
 
 
@@ -219,13 +212,14 @@ def find_ifb(links: Links, key: Key) -> tuple[str, Link | None]:
 
     Upstream's name, unless another interface of the container has it.
     """
-    own = ifb_name(*key)
-    link = links.get(name=own)
-    if link is not None:
-        return own, link
-    name = ifb_name(*key[:2])
-    link = links.get(name=name)
-    return (name, link) if link is None or is_for(link, key) else (own, None)
+    name, own = ifb_name(*key[:2]), ifb_name(*key)
+    first = links.get(name=name)
+    if first is not None and first.alias == alias(*key):
+        return name, first
+    further = links.get(name=own)
+    if further is not None:
+        return own, further
+    return (name, first) if first is None or is_for(first, key) else (own, None)
 
 
 def is_for(link: Link, key: Key) -> bool:

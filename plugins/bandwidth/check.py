@@ -9,7 +9,7 @@ from cnimeta_plugins.bandwidth.plan import classes, plan_shaping
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cnimeta.host.links.values import Classes, Link
+    from cnimeta.host.links.values import Classes, Link, Queue
     from cnimeta.host.protocols import Links
     from cnimeta_plugins.bandwidth.config import Settings
     from cnimeta_plugins.bandwidth.plan import Key, Shape
@@ -23,7 +23,7 @@ def check(links: Links, key: Key, device: Link, settings: Settings, *, inside: b
     plan = plan_shaping(settings, device.mtu, ticks_per_us, inside=inside)
     queues = links.queues(device.ifindex)
     if plan.leaving is not None:
-        _compare(links, device, plan.leaving, ticks_per_us)
+        _compare(links, device, queues, plan.leaving, ticks_per_us)
     elif is_ours(root_of(queues)):
         raise CheckFailed(f"interface {device.name} is limited, and the configuration has no limit for it")
     name, ifb = find_ifb(links, key)
@@ -33,16 +33,16 @@ def check(links: Links, key: Key, device: Link, settings: Settings, *, inside: b
         return
     if ifb is None:
         raise CheckFailed(f"the interface {name} that limits what arrives at {device.name} is missing")
-    _compare(links, ifb, plan.arriving, ticks_per_us)
+    _compare(links, ifb, links.queues(ifb.ifindex), plan.arriving, ticks_per_us)
     if not any(queue.kind in ENTRANCES for queue in queues):
         raise CheckFailed(f"interface {device.name} has no ingress queueing discipline")
     if not any(one.redirect == ifb.ifindex for one in links.ingress_filters(device.ifindex)):
         raise CheckFailed(f"interface {device.name} has no filter that redirects to {name}")
 
 
-def _compare(links: Links, link: Link, shape: Shape, ticks_per_us: float) -> None:
+def _compare(links: Links, link: Link, queues: list[Queue], shape: Shape, ticks_per_us: float) -> None:
     wanted = "htb" if shape.subnets else "tbf"
-    root = root_of(links.queues(link.ifindex))
+    root = root_of(queues)
     if root is None or root.kind != wanted:
         raise CheckFailed(f"interface {link.name} has no {wanted} queueing discipline as its root")
     if shape.subnets:

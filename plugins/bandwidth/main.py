@@ -151,20 +151,24 @@ def _restore(shaper: Shaper, request: Request) -> None:
         limited, may_be_inside = settings.limited, settings.inside
     except CniError:
         limited = may_be_inside = True
+    from cnimeta_plugins.bandwidth.apply import find_ifb
+
     attachment, failures = request.attachment, Failures()
-    if not limited and not shaper.has_ifb(attachment.key):
+    if not limited and find_ifb(shaper.links, attachment.key)[1] is None:
         return
     inside = None
     with failures:
         inside = _inside(shaper.links, attachment)
     if inside is None:
-        for device in _ends_on_host(shaper, request):
-            with failures:
-                shaper.restore(attachment.key, device)
+        with failures:
+            for device in _ends_on_host(shaper.links, request):
+                with failures:
+                    shaper.restore(attachment.key, device)
     elif inside.peer:
-        host = shaper.links.get(index=inside.peer)
-        if host is not None and host.peer == inside.ifindex:
-            shaper.restore(attachment.key, host)
+        with failures:
+            host = shaper.links.get(index=inside.peer)
+            if host is not None and host.peer == inside.ifindex:
+                shaper.restore(attachment.key, host)
     elif may_be_inside:
         with shaper.links.within(attachment.netns) as links:
             there = type(shaper)(links, attachment.netns)
@@ -185,18 +189,23 @@ def _inside(links: Links, attachment: Attachment) -> Link | None:
         return None
 
 
-def _ends_on_host(shaper: Shaper, request: Request) -> Iterator[Link]:
+def _ends_on_host(links: Links, request: Request) -> Iterator[Link]:
     """Where prevResult says the host's end is, if what arrives there goes to this attachment's ifb.
 
     For when the namespace cannot tell: another container's veth may have got the name since.
     """
+    from cnimeta_plugins.bandwidth.apply import find_ifb
+
     try:
         result = request.conf.prev_result
     except CniError:
         return
-    for interface in result.interfaces if result is not None else ():
-        device = shaper.links.get(name=interface.name) if not interface.sandbox else None
-        if device is not None and shaper.redirects_to_us(request.attachment.key, device):
+    _, ifb = find_ifb(links, request.attachment.key)
+    if result is None or ifb is None:
+        return
+    for interface in result.interfaces:
+        device = links.get(name=interface.name) if not interface.sandbox else None
+        if device is not None and any(one.redirect == ifb.ifindex for one in links.ingress_filters(device.ifindex)):
             yield device
 
 

@@ -259,12 +259,10 @@ def test_all_is_as_before_when_a_call_of_the_real_process_fails(
     install(str(tmp_path), ["bandwidth"])
     environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_PATH": "/usr/lib/cni"}
     environ |= {"CNI_NETNS": pair.container.path, "PATH": os.environ["PATH"]}
-    given, before, number = json.dumps(pair.conf(**RATES)), state(pair), 0
+    given, before, number = json.dumps(pair.conf(**RATES)), state(pair), -(error == "EIO")
     while True:
         number += 2  # every other one: a process takes half a second
-        inject = (
-            f"inject={syscall}:error={error}:when={number - ['EIO', 'ENOMEM', 'ENOBUFS', 'EMFILE'].index(error) % 3}"
-        )
+        inject = f"inject={syscall}:error={error}:when={number}"
         strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={syscall}", "-e", inject]
         command = ["ip", "netns", "exec", pair.host.name, *strace, str(tmp_path / "bandwidth")]
         done = subprocess.run(command, input=given, env=environ, capture_output=True, text=True, check=False)

@@ -93,14 +93,11 @@ class RouteLinks:
         A new one gets its address from here, so that it need not be asked for, and its alias in the same call, as the
         kernel does not take one when making a link.
         """
-        found = self.get(name=name)
-        if found is None:
-            mac = ":".join(f"{octet:02x}" for octet in (0x02, *os.urandom(5)))
-            label = tc.set_link({"IFLA_IFNAME": name, "IFLA_IFALIAS": alias})
-            self._do("make", name, tc.make_ifb(name, mtu, mac), label)
-        else:
-            keys = {"IFLA_MTU": mtu, "IFLA_IFALIAS": alias}
-            self._do("set up", name, tc.set_link(keys, index=found.ifindex, up=True))
+        mac = ":".join(f"{octet:02x}" for octet in (0x02, *os.urandom(5)))
+        label = tc.set_link({"IFLA_IFNAME": name, "IFLA_IFALIAS": alias})
+        if self._do("make", name, tc.make_ifb(name, mtu, mac), label, ignore=(errno.EEXIST,)) == errno.EEXIST:
+            keys = {"IFLA_IFNAME": name, "IFLA_MTU": mtu, "IFLA_IFALIAS": alias}
+            self._do("set up", name, tc.set_link(keys, up=True))
         link = self.get(name=name)
         if link is None:
             raise IoFailure(f"interface {shown(name)} vanished while it was set up")
@@ -189,13 +186,15 @@ class RouteLinks:
         """Remove the arriving packets' filters of one priority; missing is fine."""
         self._do("clear ingress of", str(index), tc.no_filters(index, priority), ignore=_MISSING)
 
-    def _do(self, verb: str, what: str, *orders: Order, ignore: tuple[int, ...] = ()) -> None:
-        """In one call, so that a kill comes before or after all of them."""
+    def _do(self, verb: str, what: str, *orders: Order, ignore: tuple[int, ...] = ()) -> int:
+        """In one call, so that a kill comes before or after all of them. Returns an errno of `ignore`, or 0."""
         try:
             self._tell(ROUTE, orders)
         except OSError as error:
             if error.errno not in ignore:
                 raise refused(verb, what, error) from None
+            return error.errno or 0
+        return 0
 
     def _queue(self, index: int, *, parent: int = 0, handle: int = 0) -> list[Message]:
         """One queueing discipline, or none. A dump would list those of every interface of the node."""
