@@ -95,6 +95,7 @@ def test_a_launcher_is_looked_for_in_every_folder_when_there_are_several(place: 
     words = ["doctor", "--json", "--net-dir", str(place / "net.d")]
     assert main([*words, "--bin-dir", f"{place}/none:{place}/bin"]) == 0
     assert main([*words, "--bin-dir", f"{place}/none", "--bin-dir", f"{place}/bin"]) == 0
+    assert main([*words, "--bin-dir", ":"]) == 2
 
 
 def test_forwarding_is_judged_when_packets_cannot_pass(place: Path, routing: Namespace) -> None:

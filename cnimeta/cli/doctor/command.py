@@ -12,6 +12,7 @@ from cnimeta.cli.doctor.installation import plugins_and_launchers, required_pack
 from cnimeta.cli.doctor.networks import networks
 from cnimeta.cli.doctor.node import forwarding, mapping, settings, shaping
 from cnimeta.delegate.find import DEFAULT_BIN_DIR, split_path
+from cnimeta.errors import InvalidEnvironment
 from cnimeta.plugin import launcher
 from cnimeta.runtime.conf import DEFAULT_FOLDER
 
@@ -35,7 +36,10 @@ def add_commands(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings; 1 when one of them is `fail`."""
-    findings = list(examine(split_path(args.bin_dir or [DEFAULT_BIN_DIR]), args.net_dir))
+    bin_dirs = split_path(args.bin_dir or [DEFAULT_BIN_DIR])
+    if not bin_dirs:
+        raise InvalidEnvironment("--bin-dir names no folder")
+    findings = list(examine(bin_dirs, args.net_dir))
     if args.json:
         import json
 
