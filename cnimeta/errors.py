@@ -22,6 +22,11 @@ def shown(value: object, limit: int = 120) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 port`, `2 ports`, for messages."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 class CniError(Exception):
     """An error in the spec's form: a numeric code, a short message and optional details."""
 

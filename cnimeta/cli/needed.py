@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from cnimeta.cli.networks import called, file_names, loadable
-from cnimeta.errors import CniError
+from cnimeta.errors import CniError, counted
 from cnimeta.runtime.conf import load_file
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _containers(name: str, plugin: Plugin, confs: Sequence[NetConf]) -> Iterator
         return
     if ids:
         more = f" and {len(ids) - _NAMED_MAX} more" if len(ids) > _NAMED_MAX else ""
-        yield f"{name} by container{'s' * (len(ids) > 1)} {', '.join(ids[:_NAMED_MAX])}{more}"
+        yield f"{name} by {counted(len(ids), 'container')}: {', '.join(ids[:_NAMED_MAX])}{more}"
 
 
 def _uses(net_dir: str, plugins: dict[str, Plugin]) -> Iterator[tuple[str, NetConf]]:

@@ -11,7 +11,7 @@ DecodingFailure (6). All are CniErrors, so a plugin may simply let them pass.
 from __future__ import annotations
 
 from cnimeta.delegate.find import find
-from cnimeta.errors import CniError, DecodingFailure, DelegateFailed, InvalidNetworkConfig, shown
+from cnimeta.errors import CniError, DecodingFailure, DelegateFailed, InvalidNetworkConfig, counted, shown
 from cnimeta.spec.convert import parse_result
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import dumps, kind, loads_all
@@ -131,7 +131,7 @@ def _only_object(stdout: bytes, what: str) -> dict[str, JSON]:
     found = loads_all(stdout, what)
     if len(found) == 1 and isinstance(found[0], dict):
         return found[0]
-    said = "nothing" if not found else f"{len(found)} documents" if len(found) > 1 else kind(found[0])
+    said = "nothing" if not found else counted(len(found), "document") if len(found) > 1 else kind(found[0])
     raise DecodingFailure(f"{what} must be one JSON object, got {said}")
 
 

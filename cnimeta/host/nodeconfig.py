@@ -21,7 +21,16 @@ VARIABLE = "CNIMETA_CONFIG"
 
 
 def read_section(name: str, environ: Mapping[str, str]) -> Fields:
-    """One section, empty when it or the file is missing.
+    """One section, empty when it or the file is missing. Raises as `read_document`."""
+    document = read_document(environ)
+    section = document.raw.get(name, {})
+    if not isinstance(section, dict):
+        raise InvalidNetworkConfig(f"{document.path}: {name} must be a table")
+    return Fields(section, f"{document.path}: {name}")
+
+
+def read_document(environ: Mapping[str, str]) -> Fields:
+    """All of it, empty when the file is missing.
 
     Raises IoFailure (5) when the file cannot be read, InvalidNetworkConfig (7) when it is not TOML.
     """
@@ -30,15 +39,12 @@ def read_section(name: str, environ: Mapping[str, str]) -> Fields:
         with open(path, "rb") as file:
             data = file.read()
     except FileNotFoundError:
-        return Fields({}, f"{path}: {name}")
+        return Fields({}, path)
     except (OSError, ValueError) as error:
         raise IoFailure(f"cannot read {shown(path)}: {error}") from None
     import tomllib
 
     try:
-        section = tomllib.loads(data.decode("utf-8")).get(name, {})
+        return Fields(tomllib.loads(data.decode("utf-8")), path)
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
         raise InvalidNetworkConfig(f"{path} is not valid TOML: {error}") from None
-    if not isinstance(section, dict):
-        raise InvalidNetworkConfig(f"{path}: {name} must be a table")
-    return Fields(section, f"{path}: {name}")

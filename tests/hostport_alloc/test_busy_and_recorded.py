@@ -163,12 +163,30 @@ def test_release_takes_the_beginning_of_an_id_and_refuses_one_that_is_not_enough
     assert len(node.ports("abcdee0123456789")) == 1
 
 
-def test_rules_of_a_network_without_check_are_made_again_and_never_called_checked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rules_of_a_network_without_check_are_checked_when_the_mapper_has_it(tmp_path: Path) -> None:
+    """flannel's networks are of 0.3.1: the runtime asks no CHECK of them, an operator does."""
     node = Node()
     settings = conf(cniVersion="0.3.1")
     node.call("ADD", settings)
+    assert ports(node, tmp_path, "check", network=settings) == 0
+    assert node.executor.sent("CHECK", "portmap")[-1].conf["cniVersion"] == "0.4.0"
+    assert ports(node, tmp_path, "repair", network=settings) == 0
+    assert len(node.executor.sent("ADD", "portmap")) == 1
+    node.portmap.attachments.clear()
+    assert ports(node, tmp_path, "check", network=settings) == 1
+    assert ports(node, tmp_path, "repair", network=settings) == 0
+    assert node.executor.sent("ADD", "portmap")[-1].conf["cniVersion"] == "0.3.1"
+    assert ports(node, tmp_path, "check", network=settings) == 0
+
+
+def test_rules_of_a_mapper_without_check_are_made_again_and_never_called_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = Node()
+    node.portmap.versions = ("0.3.0", "0.3.1")
+    settings = conf(cniVersion="0.3.1")
+    node.call("ADD", settings)
+    assert ports(node, tmp_path, "check", network=settings) == 1
     node.portmap.attachments.clear()
     assert ports(node, tmp_path, "check", network=settings) == 1
     assert "cannot be checked" in capsys.readouterr().out

@@ -126,6 +126,14 @@ def test_status_is_good_when_ports_are_free() -> None:
     assert node.executor.dump() == "STATUS bridge\nSTATUS portmap\n"
 
 
+def test_one_port_is_called_one_port_when_a_range_has_no_more() -> None:
+    node = Node()
+    settings = conf(**GC, ranges={"default": "20000"})
+    node.call("ADD", settings)
+    with pytest.raises(CniError, match=r"\(20000, 1 port\) has no free tcp port"):
+        node.call("STATUS", settings)
+
+
 def test_status_is_50_when_a_range_is_exhausted() -> None:
     node = Node()
     settings = conf(**GC, ranges={"default": "20000-20001"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hostport_harness import Node, conf
 
 from cnimeta.errors import CniError
 from cnimeta.spec.netconf import NetConf
@@ -122,3 +123,25 @@ def test_portmap_gets_the_mappings_when_another_delegate_could_take_them() -> No
     capable = {"type": "cilium-cni", "capabilities": {"portMappings": True}}
     assert settings(delegates=[capable]).chain.mapper == 0
     assert settings(delegates=[capable, {"type": "portmap"}]).chain.mapper == 1
+
+
+def test_unknown_keys_are_warned_of_by_the_plugin_when_they_are_its_own() -> None:
+    node = Node()
+    delegates = [{"type": "bridge", "brdge": "theirs"}]
+    api = {"kubeconfig": "/k", "polcy": "required"}
+    node.call(
+        "ADD", conf(expos=["80/tcp"], kubernetes=api, delegates=delegates, portmap={"type": "portmap", "snatt": 1})
+    )
+    assert [line for line in node.log if "key" in line] == [
+        'hostport_alloc: $ has a key "expos" that nothing reads: did you mean expose?',
+        'hostport_alloc: $.kubernetes has a key "polcy" that nothing reads: did you mean policy?',
+    ]
+    node.log.clear()
+    inner = {"name": "inner", "plugins": [{"type": "bridge"}], "disableChek": True}
+    node.call("ADD", conf(delegates=None, delegate=inner), container_id="c2")
+    assert [line for line in node.log if "key" in line] == [
+        'hostport_alloc: $.delegate has a key "disableChek" that nothing reads: did you mean disableCheck?'
+    ]
+    node.log.clear()
+    node.call("ADD", conf(), container_id="c3")
+    assert node.log == []

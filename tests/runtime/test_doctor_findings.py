@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cnimeta.cli.doctor import Finding, examine
+from cnimeta.cli.doctor.command import examine
+from cnimeta.cli.doctor.finding import Finding
 from cnimeta.cli.install import install
 from cnimeta.cli.main import main
 from cnimeta.plugin import launcher
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from cnimeta.testing.netns import Namespace
 
 pytestmark = pytest.mark.kernel
 
@@ -23,7 +27,15 @@ PLUGINS = ["bandwidth", "hostport_alloc", "portmap"]
 
 def findings(folder: Path) -> dict[str, Finding]:
     """By what was looked at, with the test's folders."""
-    return {finding.what: finding for finding in examine(str(folder / "bin"), str(folder / "net.d"))}
+    return {finding.what: finding for finding in examine([str(folder / "bin")], str(folder / "net.d"))}
+
+
+@pytest.fixture
+def routing(make_netns: Callable[[str], Namespace]) -> Namespace:
+    """A node's own namespace, which passes packets on."""
+    namespace = make_netns("node")
+    namespace.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    return namespace
 
 
 @pytest.fixture
@@ -34,12 +46,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_nothing_fails_when_everything_is_installed(place: Path) -> None:
+def test_nothing_fails_when_everything_is_installed(place: Path, routing: Namespace) -> None:
     install(str(place / "bin"), PLUGINS)
     (place / "net.d" / "10.conflist").write_text(
         '{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "portmap"}]}'
     )
-    found = findings(place)
+    with routing.entered():
+        found = findings(place)
     assert {finding.state for finding in found.values()} == {"ok"}
     assert found["launcher bandwidth"].message == f"{place}/bin/bandwidth, 0.3.0 to 1.1.0"
     assert found["network 10.conflist"].message == "net, 1.0.0"
@@ -75,6 +88,32 @@ def test_a_launcher_that_is_not_fit_is_told_when_there_is_one(place: Path) -> No
     assert main(["doctor", "--bin-dir", str(place / "bin"), "--net-dir", str(place / "net.d")]) == 1
 
 
+def test_a_launcher_is_looked_for_in_every_folder_when_there_are_several(place: Path) -> None:
+    install(str(place / "bin"), PLUGINS)
+    found = {finding.what: finding for finding in examine([f"{place}/none", f"{place}/bin"], str(place / "net.d"))}
+    assert found["launcher portmap"].message.startswith(f"{place}/bin/portmap, ")
+    words = ["doctor", "--json", "--net-dir", str(place / "net.d")]
+    assert main([*words, "--bin-dir", f"{place}/none:{place}/bin"]) == 0
+    assert main([*words, "--bin-dir", f"{place}/none", "--bin-dir", f"{place}/bin"]) == 0
+    assert main([*words, "--bin-dir", ":"]) == 2
+
+
+def test_forwarding_is_judged_when_packets_cannot_pass(place: Path, routing: Namespace) -> None:
+    routing.run("sysctl", "-qw", "net.ipv4.ip_forward=0")
+    routing.run("nft", "add table ip filter")
+    routing.run("nft", "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }")
+    routing.run("nft", "add chain ip filter INPUT { type filter hook input priority 0; policy drop; }")
+    with routing.entered():
+        found = findings(place)
+    assert found["forwarding"].state == found["forward hook"].state == "warn"
+    assert "net.ipv4.ip_forward is 0" in found["forwarding"].message
+    assert found["forward hook"].message.startswith("chain ip filter FORWARD: the policy is drop")
+    routing.run("nft", "flush ruleset")
+    routing.run("ip6tables-legacy", "-P", "FORWARD", "DROP")
+    with routing.entered():
+        assert findings(place)["forward hook"].message.startswith("chain FORWARD of ip6tables-legacy: ")
+
+
 def test_foreign_and_missing_launchers_are_warnings_when_nothing_is_installed(place: Path) -> None:
     (place / "bin" / "portmap").write_text("#!/bin/sh\n")
     found = findings(place)
@@ -88,6 +127,8 @@ def test_foreign_and_missing_launchers_are_warnings_when_nothing_is_installed(pl
     [
         ('[portmap]\nbackend = "iptables"\n', "ok", "portmap on iptables"),
         ('[portmap]\nbackend = "ipchains"\n', "fail", "backend must be one of auto, nftables, iptables"),
+        ('[portmp]\nbackend = "iptables"\n', "warn", 'key "portmp" that nothing reads: did you mean portmap?'),
+        ('[portmap]\nbacknd = "iptables"\n', "warn", 'key "backnd" that nothing reads: did you mean backend?'),
         ("[portmap\n", "fail", "is not valid TOML"),
         ("portmap = 1\n", "fail", "portmap must be a table"),
     ],

@@ -196,6 +196,13 @@ def test_a_launcher_goes_when_its_plugin_went_before(tmp_path: Path) -> None:
     place.install("--no-build-isolation", str(copied(tmp_path / "cnimeta")), str(lay_out(tmp_path, "lone")))
     folder = place.launchers()
     place.uninstall("cni-lone")
-    done = run(str(tmp_path / "venv" / "bin" / "cnimeta"), "uninstall", "--bin-dir", str(folder))
+    done = run(
+        str(tmp_path / "venv" / "bin" / "cnimeta"),
+        "uninstall",
+        "--bin-dir",
+        str(folder),
+        "--net-dir",
+        str(tmp_path / "none"),
+    )
     assert f"{folder}/lone: removed" in done
     assert list(folder.iterdir()) == []

@@ -99,7 +99,7 @@ def test_portmap_stays_when_containers_are_on_its_record(node: Node) -> None:
     (node.bin / f"portmap{BACKUP_SUFFIX}").write_bytes(b"\x7fELF theirs")  # it would not know what ours made
     status, said = node.uninstall("--only", "portmap")
     assert (status, node.installed) == (1, NAMES)
-    assert "still needed: portmap by containers c0, c1, c2 and 1 more;" in said
+    assert "still needed: portmap by 4 containers: c0, c1, c2 and 1 more;" in said
     assert node.uninstall("--only", "hostport_alloc")[0] == 0
 
 
@@ -112,9 +112,9 @@ def test_hostport_alloc_stays_when_a_container_is_in_its_database(node: Node) ->
     call(plugin, "ADD", {**network, **entry, "prevResult": PREV}, path=str(node.bin))
     status, said = node.uninstall("--only", "hostport_alloc")
     assert status == 1
-    assert "hostport_alloc by container c1;" in said
+    assert "hostport_alloc by 1 container: c1;" in said
     call(plugin, "DEL", {**network, **entry}, path=str(node.bin))
-    assert "container c1" not in node.uninstall("--only", "hostport_alloc")[1]
+    assert "1 container" not in node.uninstall("--only", "hostport_alloc")[1]
     node.network({"type": "bridge"})
     assert node.uninstall("--only", "hostport_alloc")[0] == 0
 

@@ -150,3 +150,15 @@ def test_it_is_said_at_once_when_there_is_no_executable(tmp_path, capsys, make, 
     assert capsys.readouterr().err == f"cnimeta: {path} is {words}: nothing to test\n"
     with pytest.raises(IoFailure, match=words), sandbox(str(path), {}):
         pass
+
+
+@pytest.mark.parametrize("words", [["--bin-dir", "/a:/b", "--bin-dir", "c"], []])
+def test_the_plugin_finds_its_delegates_when_folders_are_given(tmp_path, capsys, words):
+    plugin, seen = tmp_path / "asks", tmp_path / "seen"
+    plugin.write_text(f"#!/bin/sh\necho $CNI_PATH >> {seen}\nexit 1\n")
+    plugin.chmod(0o755)
+    (tmp_path / "conf").write_text('{"type": "asks"}')
+    assert main(["conformance", str(plugin), "--conf", str(tmp_path / "conf"), *words]) == 1
+    assert "FAIL" in capsys.readouterr().out.upper()
+    said = {f"/a:/b:{os.path.abspath('c')}"} if words else {str(tmp_path)}
+    assert {line for line in seen.read_text().split() if line} == said

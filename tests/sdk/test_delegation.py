@@ -12,7 +12,7 @@ import pytest
 
 from cnimeta.cli.install import install
 from cnimeta.delegate.call import Delegates
-from cnimeta.delegate.find import find
+from cnimeta.delegate.find import find, split_path
 from cnimeta.delegate.inprocess import InProcessExec
 from cnimeta.delegate.spawn import ProcessExec
 from cnimeta.errors import CniError, DecodingFailure, DelegateFailed, InvalidNetworkConfig, TryAgainLater
@@ -332,3 +332,8 @@ def test_a_launcher_of_another_installation_runs_as_a_process(launchers):
     path = launchers / "portmap"
     path.write_text(path.read_text().replace(launcher.package_folder(), "/opt/other/cnimeta", 1))
     assert launcher.read_target(str(path)) is None
+
+
+def test_folders_are_a_list_when_they_are_divided_or_repeated():
+    assert split_path(["/a:/b", "", "/c", ":/d:"]) == ("/a", "/b", "/c", "/d")
+    assert split_path([]) == ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from cnimeta.errors import TryAgainLater, shown
+from cnimeta.errors import TryAgainLater, counted, shown
 from cnimeta.namedtuple import NamedTuple
 from cnimeta_plugins.hostport_alloc.allocate.ranges import PORT_MAX, ports_of
 
@@ -44,7 +44,7 @@ class Exhausted(TryAgainLater):
     def __init__(self, wanted: Exposure, found: PortRange, used: int, quarantined: int, blocked: int) -> None:
         what = f"{wanted.length} consecutive host ports are" if wanted.length > 1 else "host port is"
         super().__init__(
-            f"range {shown(found.name)} ({found.text}, {found.size} ports) is exhausted: no {what} free for"
+            f"range {shown(found.name)} ({found.text}, {counted(found.size, 'port')}) is exhausted: no {what} free for"
             f" {wanted.text}: {used} used, {quarantined} quarantined, {blocked} blocked by sockets, rules or"
             " reservations of the node; remove Pods or enlarge the range"
         )

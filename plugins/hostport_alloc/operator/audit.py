@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from cnimeta.errors import CniError
-from cnimeta.spec.version import at_least
+from cnimeta.errors import CniError, IncompatibleVersion
 from cnimeta_plugins.hostport_alloc.verbs import steps as calls
-from cnimeta_plugins.hostport_alloc.verbs.steps import CHECK_SINCE, mappings_of
+from cnimeta_plugins.hostport_alloc.verbs.steps import mappings_of, with_check
 from cnimeta_plugins.hostport_alloc.verbs.undo import decode_undo, delegates_of, is_reused
 
 if TYPE_CHECKING:
@@ -83,11 +82,8 @@ class Audit:
             for step in undo.steps:
                 if not step.maps:
                     continue
-                if not at_least(step.version, CHECK_SINCE):
-                    message = f"its rules cannot be checked: CNI {step.version} has no CHECK"
-                    yield Problem("rule", record.container_id, message)
-                    continue
                 try:
-                    calls.check(delegates, [step], mappings_of(record), undo.result)
+                    calls.check(delegates, [with_check(step)], mappings_of(record), undo.result)
                 except CniError as error:
-                    yield Problem("rule", record.container_id, str(error))
+                    unknown = "its rules cannot be checked: " * (error.code == IncompatibleVersion.code)
+                    yield Problem("rule", record.container_id, f"{unknown}{error}")

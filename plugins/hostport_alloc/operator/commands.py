@@ -6,7 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from cnimeta.errors import CniError, InvalidEnvironment, InvalidNetworkConfig, shown
+from cnimeta.errors import CniError, InvalidEnvironment, InvalidNetworkConfig, counted, shown
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.hostport_alloc.allocate.ranges import refuse_reserved
 from cnimeta_plugins.hostport_alloc.config import LOCK_TIMEOUT_S, read_settings, refuse_unreadable_credentials
@@ -183,13 +183,14 @@ def _json(args: argparse.Namespace) -> bool:
 
 def _list(args: argparse.Namespace, wiring: Wiring) -> int:
     from cnimeta_plugins.hostport_alloc.operator.listing import entries_of, listing
+    from cnimeta_plugins.hostport_alloc.operator.table import width
 
     _, store = _opened(args, wiring)
     found = entries_of(store, wiring.clock.now())
     if _json(args):
         print(json.dumps(found, indent=2))
     else:
-        sys.stdout.write(listing(found))
+        sys.stdout.write(listing(found, width()))
     return 0
 
 
@@ -214,7 +215,7 @@ def _check(args: argparse.Namespace, wiring: Wiring) -> int:
         print(json.dumps({"ok": not problems, "problems": [problem.body for problem in problems]}, indent=2))
     else:
         _print_problems(problems)
-        print("rules, records, bits and sockets agree" if not problems else _counted(len(problems), "problem"))
+        print("rules, records, bits and sockets agree" if not problems else counted(len(problems), "problem"))
     return 1 if problems else 0
 
 
@@ -236,7 +237,7 @@ def _repair(args: argparse.Namespace, wiring: Wiring) -> int:
     else:
         _print_problems(failed)
         print(
-            f"port mappings of {_counted(len(repaired), 'container')} are in place, {len(failed)} could not be repaired"
+            f"port mappings of {counted(len(repaired), 'container')} are in place, {len(failed)} could not be repaired"
         )
     return 1 if failed else 0
 
@@ -264,10 +265,6 @@ def _print_problems(problems: Sequence[Problem]) -> None:
         sys.stdout.write(table(("KIND", "CONTAINER", "PROBLEM"), rows))
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
 def _deliver(args: argparse.Namespace, wiring: Wiring) -> int:
     from cnimeta_plugins.hostport_alloc.pod.annotation import Deadline, deliver_pending
 
@@ -277,6 +274,6 @@ def _deliver(args: argparse.Namespace, wiring: Wiring) -> int:
     api = wiring.pods(settings.api.kubeconfig)
     done = deliver_pending(store, api, Deadline(wiring.clock, 60), _DELIVER_LIMIT, _log)
     left = len(store.pending(_DELIVER_LIMIT))
-    text = f"{_counted(done.written, 'annotation')} written, {done.dropped} of Pods that are gone, {left} still pending"
+    text = f"{counted(done.written, 'annotation')} written, {done.dropped} of Pods that are gone, {left} still pending"
     _say(_json(args), {**done._asdict(), "pending": left}, text)
     return 1 if left else 0

@@ -49,8 +49,8 @@ def _entries(record: Record, store: Store, now: float) -> list[Entry]:
     return [{**dict(zip(keys, port, strict=True)), **common} for port in ports]
 
 
-def listing(entries: Sequence[Entry]) -> str:
-    """The table for people."""
+def listing(entries: Sequence[Entry], most: int | None = None) -> str:
+    """The table for people, in lines of at most so many columns."""
     if not entries:
         return "no host ports are allocated\n"
     keys = ("hostPort", "protocol", "range", "containerPort", "pod")
@@ -65,7 +65,7 @@ def listing(entries: Sequence[Entry]) -> str:
         ]
         for entry in entries
     ]
-    return table(_HEADS, rows)
+    return table(_HEADS, rows, most)
 
 
 class RangeView(NamedTuple):

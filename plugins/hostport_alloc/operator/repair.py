@@ -7,12 +7,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from cnimeta.errors import CniError, InvalidNetworkConfig, TryAgainLater, shown
-from cnimeta.spec.version import at_least
+from cnimeta.errors import CniError, IncompatibleVersion, InvalidNetworkConfig, TryAgainLater, shown
 from cnimeta_plugins.hostport_alloc.config import PORTMAP_TYPE
 from cnimeta_plugins.hostport_alloc.operator.audit import Problem
 from cnimeta_plugins.hostport_alloc.verbs import steps as calls
-from cnimeta_plugins.hostport_alloc.verbs.steps import CHECK_SINCE, call_conf, mappings_of
+from cnimeta_plugins.hostport_alloc.verbs.steps import call_conf, mappings_of, with_check
 from cnimeta_plugins.hostport_alloc.verbs.undo import decode_undo, delegates_of, is_reused, lives, take_back
 
 if TYPE_CHECKING:
@@ -80,18 +79,20 @@ class Repair:
 
     def _map_again(self, delegates: Delegates, record: Record, undo: Undo, step: Step) -> None:
         mappings = mappings_of(record)
-        checked = at_least(step.version, CHECK_SINCE)
         try:
-            if checked:
-                calls.check(delegates, [step], mappings, undo.result)
-                return
+            calls.check(delegates, [with_check(step)], mappings, undo.result)
         except CniError:
             pass
+        else:
+            return
         # What is there may be half of it: DEL first, and the port is nobody else's meanwhile.
         take_back(self.wiring, delegates, [step], mappings, undo.result)
         delegates.add(call_conf(step, mappings, undo.result))
-        if checked:
-            calls.check(delegates, [step], mappings, undo.result)
+        try:
+            calls.check(delegates, [with_check(step)], mappings, undo.result)
+        except CniError as error:
+            if error.code != IncompatibleVersion.code:  # a mapper from before CHECK can only be believed
+                raise
 
     def _others(self, done: Sequence[str]) -> tuple[list[str], list[Problem]]:
         """The same for containers that portmap mapped on its own, without hostport_alloc."""

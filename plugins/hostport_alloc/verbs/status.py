@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnimeta.errors import CniError, PluginNotAvailable, shown
+from cnimeta.errors import CniError, PluginNotAvailable, counted, shown
 from cnimeta_plugins.hostport_alloc.allocate.ranges import refuse_reserved
 from cnimeta_plugins.hostport_alloc.config import read_settings, refuse_unreadable_credentials
 from cnimeta_plugins.hostport_alloc.verbs import steps as calls
@@ -33,8 +33,9 @@ def status(wiring: Wiring, request: Request) -> None:
     for found in settings.ranges:
         for protocol in _protocols(settings, found.name):
             if not found.ports & ~used.get(protocol, 0) & ~blocked.get(protocol, 0):
+                size = counted(found.size, "port")
                 raise PluginNotAvailable(
-                    f"range {shown(found.name)} ({found.text}, {found.size} ports) has no free {protocol} port left"
+                    f"range {shown(found.name)} ({found.text}, {size}) has no free {protocol} port left"
                 )
     calls.status(delegates, steps)
 

@@ -118,6 +118,13 @@ def call_conf(step: Step, mappings: Sequence[JSON], prev: Result | None) -> dict
     return conf
 
 
+def with_check(step: Step) -> Step:
+    """The step in a version that has CHECK, for who checks without a runtime: flannel's networks are of 0.3.1."""
+    if at_least(step.version, CHECK_SINCE):
+        return step
+    return step._replace(conf={**step.conf, "cniVersion": CHECK_SINCE})
+
+
 def check(delegates: Delegates, steps: Iterable[Step], mappings: Sequence[JSON], prev: Result | None) -> None:
     """CHECK in the order of ADD; steps of a version without CHECK are left out. Raises the first failure."""
     for step in steps:
