@@ -237,6 +237,30 @@ FOUND: tuple[Found, ...] = (
         backends=NFT,
     ),
     Found(
+        "new-claims",
+        "claims flushed by somebody and taken by another container: DEL leaves the first one's elements for ever",
+        World(
+            (ONE, Attachment("c2", ips=("10.88.0.3/8",), sources=("192.0.2.9",))), ("ADD 0", "flush claims4", "ADD 1")
+        ),
+        r"\[left\] at DEL \d: .*map (any|host|range|hostrange)[46]: |\[left\] at the end: kernel: \['inet \w+ map ",
+        open=True,
+        backends=NFT,
+    ),
+    Found(
+        "new-shared",
+        "the same attachment with other mappings: the shared claim of one for one host address stays for ever",
+        World(
+            (
+                Attachment(ips=("10.88.0.2/8",), mappings=(Mapping(ip="192.0.2.1"),)),
+                Attachment(ips=("10.88.0.2/8",), mappings=(Mapping(8081),)),
+            ),
+            ("ADD 0", "ADD 1"),
+        ),
+        r"\[left\] .*map claims[46]: \w+ \. \d+ comment \S+ : ::'",
+        open=True,
+        backends=NFT,
+    ),
+    Found(
         "12-names",
         "bandwidth: a long network name does not fit the ifb's alias",
         Shaping("a" * 64, "b" * 167, egress=(1_000_000, 100_000)),
