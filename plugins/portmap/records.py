@@ -55,6 +55,8 @@ class Record(NamedTuple):
     payload: Payload | None
     """None when it was not asked for."""
     conf: JSON = None
+    interfaces: tuple[str, ...] = ()
+    """Towards the container, where localhost has to pass: the present one first, then those of earlier ADDs."""
 
     # hostport_alloc's salvage reads these three; delete them when it asks the port mapper.
 
@@ -169,6 +171,10 @@ class Records:
             if record is not None:
                 yield record
 
+    def any(self) -> bool:
+        """Whether there is a record at all, one that cannot be understood included."""
+        return bool(self._names())
+
     def usable(self) -> None:
         """Raise StateUnusable unless records can be written."""
         probe = os.path.join(self.folder, f"probe-{os.getpid()}")
@@ -253,6 +259,7 @@ def encode(record: Record) -> bytes:
         "backend": record.backend,
         "payload": None if record.payload is None else record.payload.as_json(),
         "conf": record.conf,
+        "interfaces": record.interfaces,
     }
     text = dumps(body)
     return f'{{"version":{VERSION},"crc":{_checksum(VERSION, text)},"record":{text}}}\n'.encode()
@@ -300,6 +307,7 @@ def _read_2(body: Fields, read_payload: Callable[[str, JSON], Payload | None]) -
         backend,
         read_payload(backend, body.get("payload")),
         body.get("conf"),
+        tuple(body.texts("interfaces")),
     )
 
 

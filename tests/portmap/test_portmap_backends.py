@@ -251,6 +251,66 @@ def test_all_is_as_before_when_a_repeated_add_fails(node: Node) -> None:
     assert node.is_clean()
 
 
+@pytest.mark.parametrize("backend_before", ["the same", *sorted(OBSERVERS)])
+def test_all_is_as_before_when_a_setting_cannot_be_written(node: Node, backend_before: str) -> None:
+    now = node.backend
+    node.backend = now if backend_before == "the same" else backend_before
+    if backend_before != "the same":
+        node.add(tcp(8080), ips=BOTH, snat=False)
+    before = OBSERVERS[node.backend](node), dict(node.files.content)
+    node.sysctl.read_only = True
+    body = {"backend": now, **conf(tcp(8081), ips=BOTH)}
+    with pytest.raises(CniError) as caught:
+        Host.call(node, "ADD", body)
+    assert caught.value.code == 5
+    assert (OBSERVERS[node.backend](node), dict(node.files.content)) == before
+    assert sum(len(observe(node)) for observe in OBSERVERS.values()) == len(before[0])
+    node.add(tcp(8081), container_id="c2", ips=(f"{OTHER}/16",), snat=False)
+
+
+def test_no_setting_is_touched_when_the_first_add_fails(node: Node) -> None:
+    heal = faults(node)
+    assert node.refused("ADD", conf(tcp(8080))).code == 5
+    heal()
+    assert node.sysctl.values == {}
+    assert node.files.content == {}
+
+
+def test_settings_are_set_back_when_the_last_mapping_goes(node: Node) -> None:
+    node.add(tcp(8080))
+    node.add(tcp(8081), ips=(f"{OTHER}/16",), container_id="c2")
+    node.call("DEL", BARE)
+    assert node.sysctl.values[LOCALNET] == "1"
+    node.call("DEL", BARE, "c2")
+    assert set(node.sysctl.values.values()) == {"0"}
+    assert node.is_clean()
+
+
+def test_settings_of_others_stay_when_the_last_mapping_goes(node: Node) -> None:
+    node.sysctl.values[LOCALNET] = "1"
+    node.add(tcp(8080))
+    node.call("DEL", BARE)
+    assert node.sysctl.values == {LOCALNET: "1"}
+
+
+def test_both_families_are_put_back_when_the_second_is_refused() -> None:
+    node = Node("iptables")
+    node.add(tcp(8080), ips=BOTH)
+    before = node.state()
+    commits = 0
+
+    def refuse_the_second() -> None:
+        nonlocal commits
+        commits += 1
+        if commits in (2, 3):
+            raise IoFailure("made to fail")
+
+    node.iptables.on_commit = refuse_the_second
+    assert node.refused("ADD", conf(tcp(8081), ips=BOTH)).code == 5
+    node.iptables.on_commit = None
+    assert node.state() == before
+
+
 def test_add_fails_clean_when_the_disk_is_full(node: Node) -> None:
     node.files.fail_at(1, lasting=True)
     assert node.refused("ADD", conf(tcp(8080))).code == 104
@@ -341,7 +401,8 @@ def test_a_damaged_record_is_reported_and_made_anew_when_added(node: Node) -> No
     node.files.content[path] = spoiled(whole, "cut")
     node.add(tcp(8080))
     assert any("damaged" in line for line in node.lines)
-    assert node.files.content == {path: whole}
+    assert node.records() == [path]
+    assert node.files.content[path] == whole
     assert node.ports() == {8080: ADDRESS}
 
 
