@@ -8,8 +8,6 @@ An ADD that fails leaves everything as it was before, whichever step refused.
 
 from __future__ import annotations
 
-import os
-
 from cnimeta.errors import CniError, Failures, InvalidNetworkConfig, StateUnusable
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.portmap.config import DEFAULTS, NodeDefaults, read_data_dir, read_mappings, read_settings
@@ -21,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from cnimeta.host.protocols import Conntrack, Files, Sysctl
+    from cnimeta.host.protocols import Conntrack, Files, Namespaces, Sysctl
     from cnimeta.plugin.request import Attachment
     from cnimeta.spec.ip import Address, Cidr
     from cnimeta.spec.result import Result
@@ -44,15 +42,15 @@ class Mapper:
         *,
         boot_id: str,
         route: Callable[[Address], str],
+        namespaces: Namespaces,
         node: Callable[[], NodeDefaults] = NodeDefaults,
-        netns_exists: Callable[[str], bool] = os.path.exists,
     ) -> None:
         """`node` gives the node-wide defaults; `route(address)` the interface towards a container."""
         self.backends = backends
         self.conntrack = conntrack
         self.files = files
         self.log = log
-        self.life = Life(boot_id, netns_exists)
+        self.life = Life(boot_id, namespaces)
         self.localhost = Localhost(sysctl, route, files, boot_id)
         self.node = node
 
@@ -94,6 +92,7 @@ class Mapper:
             backend,
             payload=None,
             conf=dict(conf.raw),
+            netns_id=self.life.namespaces.identity(attachment.netns),
         )
 
     def _map(self, plan: Plan, record: Record, before: Record | None, records: Records, interface: str) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Protocol
 
-    from cnimeta.host.protocols import Files
+    from cnimeta.host.protocols import Files, Namespaces
     from cnimeta.spec.jsonio import JSON
 
     class Payload(Protocol):
@@ -57,6 +57,8 @@ class Record(NamedTuple):
     conf: JSON = None
     interfaces: tuple[str, ...] = ()
     """Towards the container, where localhost has to pass: the present one first, then those of earlier ADDs."""
+    netns_id: str = ""
+    """Which namespace `netns` led to at ADD, as `device:inode`."""
 
     # hostport_alloc's salvage reads these three; delete them when it asks the port mapper.
 
@@ -104,14 +106,14 @@ class Found(NamedTuple):
 
 
 class Life(NamedTuple):
-    """What tells whether a container can be alive: this boot, and which namespaces exist."""
+    """What tells whether a container can be alive: this boot, and which namespaces are known to be gone."""
 
     boot_id: str
-    netns_exists: Callable[[str], bool]
+    namespaces: Namespaces
 
     def is_dead(self, record: Record) -> bool:
-        """Whether the container cannot be alive: another boot, or its namespace is gone."""
-        return record.boot_id != self.boot_id or (bool(record.netns) and not self.netns_exists(record.netns))
+        """Whether the container cannot be alive: another boot, or its namespace is gone. Unknown is not dead."""
+        return record.boot_id != self.boot_id or self.namespaces.is_gone(record.netns, record.netns_id)
 
 
 def no_payload(_backend: str, _payload: JSON) -> None:
@@ -260,6 +262,7 @@ def encode(record: Record) -> bytes:
         "payload": None if record.payload is None else record.payload.as_json(),
         "conf": record.conf,
         "interfaces": record.interfaces,
+        "netnsID": record.netns_id,
     }
     text = dumps(body)
     return f'{{"version":{VERSION},"crc":{_checksum(VERSION, text)},"record":{text}}}\n'.encode()
@@ -308,6 +311,7 @@ def _read_2(body: Fields, read_payload: Callable[[str, JSON], Payload | None]) -
         read_payload(backend, body.get("payload")),
         body.get("conf"),
         tuple(body.texts("interfaces")),
+        body.text("netnsID"),
     )
 
 

@@ -204,13 +204,25 @@ def test_both_are_mapped_when_no_packet_can_be_for_both(
     assert sorted(one.container for one in node.mapped()) == [ADDRESS, OTHER]
 
 
-@pytest.mark.parametrize("death", ["reboot", "namespace gone"])
+@pytest.mark.parametrize("path", ["hidden", "never a namespace"])
+def test_a_port_is_refused_when_nobody_knows_whether_its_owner_lives(node: Node, path: str) -> None:
+    if path == "hidden":
+        node.add(tcp(8080))
+    node.namespaces.hidden.add("/run/netns/c1")
+    if path != "hidden":
+        node.add(tcp(8080))
+    assert node.refused("ADD", conf(tcp(8080), ips=(f"{OTHER}/16",)), "c2").code == 100
+
+
+@pytest.mark.parametrize("death", ["reboot", "namespace gone", "path used again"])
 def test_a_port_is_taken_over_when_its_owner_is_dead(node: Node, death: str) -> None:
     node.add(tcp(8080))
     if death == "reboot":
         node.boot = "boot-2"
+    elif death == "path used again":
+        node.namespaces.leads_to["/run/netns/c1"] = "4:another"
     else:
-        node.gone.add("/run/netns/c1")
+        node.namespaces.gone.add("/run/netns/c1")
     node.add(tcp(8080), ips=(f"{OTHER}/16",), container_id="c2")
     assert node.ports() == {8080: OTHER}
     node.call("DEL", conf(tcp(8080)))

@@ -124,7 +124,7 @@ def test_port_is_taken_over_when_its_owner_is_dead(death: str) -> None:
     if death == "reboot":
         host.boot = "boot-2"
     else:
-        host.gone.add("/run/netns/c1")
+        host.namespaces.gone.add("/run/netns/c1")
     host.call("ADD", conf(tcp(8080), ips=("10.88.0.3/16",)), container_id="c2")
     assert "any4 { tcp . 8080 : 10.88.0.3 . 80 }" in host.dump()
     host.call("DEL", conf(tcp(8080)))
