@@ -8,19 +8,20 @@ An ADD that fails leaves everything as it was before, whichever step refused.
 
 from __future__ import annotations
 
-from cnimeta.errors import CniError, Failures, InvalidNetworkConfig, StateUnusable
+from cnimeta.errors import CheckFailed, CniError, Failures, HostPortConflict, InvalidNetworkConfig, StateUnusable
+from cnimeta.plugin.request import Attachment
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.portmap.config import DEFAULTS, NodeDefaults, read_data_dir, read_mappings, read_settings
 from cnimeta_plugins.portmap.localhost import Localhost
 from cnimeta_plugins.portmap.plan import Owner, plan_mappings
 from cnimeta_plugins.portmap.records import Life, Others, Record, Records
+from cnimeta_plugins.portmap.sharing import same_container, served, waiting, without
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
     from cnimeta.host.protocols import Conntrack, Files, Namespaces, Sysctl
-    from cnimeta.plugin.request import Attachment
     from cnimeta.spec.ip import Address, Cidr
     from cnimeta.spec.result import Result
     from cnimeta_plugins.portmap.backends import Backends
@@ -70,7 +71,10 @@ class Mapper:
         interface = self.localhost.interface(plan)
         interfaces = dict.fromkeys((interface, *(before.interfaces if before is not None else ())))
         record = self._record(attachment, conf, plan, name)._replace(interfaces=tuple(filter(None, interfaces)))
-        self._map(plan, record, before, records, interface)
+        try:
+            self._map(plan, record, before, records, interface)
+        except HostPortConflict:
+            self._share(plan, record, before, records, interface)
         self._forget_flows(settings.mappings, [family.family for family in plan.families])
 
     def _record_before(self, records: Records, owner: Owner) -> Record | None:
@@ -116,6 +120,30 @@ class Mapper:
             self._undo(record._replace(payload=there), before, records)
             raise
 
+    def _share(self, plan: Plan, record: Record, before: Record | None, records: Records, interface: str) -> None:
+        """Map what no other attachment of this container has; the rest waits. For ADD's HostPortConflict, re-raised."""
+        holders = [one for one in records.every() if same_container(one, record) and not self.life.is_dead(one)]
+        held = [part for holder in holders for part in served(holder)]
+        left, waits = without(plan, held)
+        if not waits:
+            raise  # noqa: PLE0704 - it is of somebody else
+        for holder in holders:
+            records.follow(holder.owner, record.owner)
+            self.log(f"portmap: {holder.owner.text} has ports that {record.owner.text} asks for: these go on serving")
+        self._map(left, record._replace(waiting=waits), before, records, interface)
+
+    def _take_over(self, gone: Iterable[Record], records: Records) -> None:
+        """Map what waited for attachments that are gone. Only logged when it fails: their own DEL was done."""
+        for container_id in dict.fromkeys(record.owner.container_id for record in gone):
+            for record in records.take_followers(container_id):
+                try:
+                    if isinstance(record.conf, dict) and not self.life.is_dead(record):
+                        conf = NetConf(record.conf)
+                        attachment = Attachment(*record.owner, record.netns, {})
+                        self.add(attachment, conf, self.settings(conf), conf.require_prev_result())
+                except CniError as error:
+                    self.log(f"portmap: the ports of {record.owner.text} could not be taken over: {error.msg}")
+
     def _undo(self, record: Record, before: Record | None, records: Records) -> None:
         """As it was before an ADD that failed with the record's payload in place, None for none.
 
@@ -137,6 +165,7 @@ class Mapper:
         if isinstance(before.conf, dict):
             conf = NetConf(before.conf)
             plan = plan_mappings(before.owner, self.settings(conf), conf.require_prev_result())
+            plan = without(plan, waiting(before))[0]
             try:
                 self.backends[before.backend].add(plan, before.payload, there, self._others(records, before.owner))
             except CniError as error:
@@ -149,12 +178,23 @@ class Mapper:
         """Raise CheckFailed (code 101) unless the kernel holds what ADD would put there."""
         owner = Owner(*attachment.key)
         plan = plan_mappings(owner, settings, result)
-        record = self._records(settings.data_dir).find(owner).record
+        records = self._records(settings.data_dir)
+        record = records.find(owner).record
         if record is None:
             self.backends[self.backends.usable(settings.backends)].check(plan, None)
         else:
+            plan = self._unshared(plan, record, records)
             self.backends[record.backend].check(plan, record.payload)
         self.localhost.check(self.localhost.interface(plan))
+
+    def _unshared(self, plan: Plan, record: Record, records: Records) -> Plan:
+        """The plan without what another attachment of the container serves, which has to be there."""
+        if not record.waiting:
+            return plan
+        held = [part for one in records.every() if same_container(one, record) for part in served(one)]
+        if without(without(plan, held)[0], waiting(record))[1]:
+            raise CheckFailed(f"nobody serves the ports that {record.owner.text} shared: its other attachment is gone")
+        return without(plan, waiting(record))[0]
 
     # --- DEL -------------------------------------------------------------------------------------------------
 
@@ -177,6 +217,8 @@ class Mapper:
                 self._forget_flows(asked, (4, 6))
             if not recorded:
                 records.forget(owner)  # a damaged one, or what a killed ADD had begun to write
+        with failures:
+            self._take_over(recorded, records)
         interfaces = [name for record in recorded for name in record.interfaces]
         self.localhost.close(records, self._data_dir(conf), self.log, interfaces)
         failures.raise_any()
@@ -215,11 +257,16 @@ class Mapper:
         """Unmap the network's attachments that are not in `valid`: the recorded, and those only the kernel knows."""
         records = self._records(self._data_dir(conf))
         failures = Failures()
-        for record in list(records.every()):
-            owner = record.owner
-            if owner.network == conf.name and (owner.container_id, owner.ifname) not in valid:
-                with failures:
-                    self._unmap(record, records)
+        gone = [
+            record
+            for record in records.every()
+            if record.owner.network == conf.name and (record.owner.container_id, record.owner.ifname) not in valid
+        ]
+        for record in gone:
+            with failures:
+                self._unmap(record, records)
+        with failures:
+            self._take_over(gone, records)
         for backend in self.backends.holding():
             with failures:
                 backend.collect(conf.name, valid, self._others(records, None))

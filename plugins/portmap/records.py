@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 VERSION = 2
 _FOLDER = "portmap"
 _SUFFIX = ".json"
+_FOLLOWS = ".follows"
 
 
 class Record(NamedTuple):
@@ -59,6 +60,8 @@ class Record(NamedTuple):
     """Towards the container, where localhost has to pass: the present one first, then those of earlier ADDs."""
     netns_id: str = ""
     """Which namespace `netns` led to at ADD, as `device:inode`."""
+    waiting: tuple[PortMapping, ...] = ()
+    """What of `mappings` another attachment of the container has: see cnimeta_plugins.portmap.sharing."""
 
     # hostport_alloc's salvage reads these three; delete them when it asks the port mapper.
 
@@ -166,6 +169,27 @@ class Records:
                 if record is not None and record.owner.container_id == container_id:
                     yield record
 
+    def follow(self, holder: Owner, follower: Owner) -> None:
+        """Note that `follower` waits for what `holder` has."""
+        name = f"{_digest(holder.container_id)}-{_digest(file_name(follower))}{_FOLLOWS}"
+        try:
+            self._files.write(os.path.join(self.folder, name), file_name(follower).encode())
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def take_followers(self, container_id: str) -> list[Record]:
+        """The records that wait for what a container had; they are not noted any more."""
+        found = []
+        try:
+            for name in self._files.names(self.folder):
+                if name.endswith(_FOLLOWS) and name.startswith(_digest(container_id)):
+                    path = os.path.join(self.folder, name)
+                    found.append(self._find((self._files.read(path) or b"").decode("ascii", "replace")).record)
+                    self._files.remove(path)
+        except OSError as error:
+            raise self._unusable(error) from None
+        return [record for record in found if record is not None and record.waiting]
+
     def every(self) -> Iterator[Record]:
         """All that can be understood."""
         for name in self._names():
@@ -263,6 +287,7 @@ def encode(record: Record) -> bytes:
         "conf": record.conf,
         "interfaces": record.interfaces,
         "netnsID": record.netns_id,
+        "waiting": [_mapping_json(mapping) for mapping in record.waiting],
     }
     text = dumps(body)
     return f'{{"version":{VERSION},"crc":{_checksum(VERSION, text)},"record":{text}}}\n'.encode()
@@ -312,6 +337,7 @@ def _read_2(body: Fields, read_payload: Callable[[str, JSON], Payload | None]) -
         body.get("conf"),
         tuple(body.texts("interfaces")),
         body.text("netnsID"),
+        tuple(read_mapping(entry) for entry in body.objects("waiting")),
     )
 
 

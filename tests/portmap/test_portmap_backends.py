@@ -474,6 +474,59 @@ def test_two_interfaces_are_kept_apart_when_either_is_deleted_first(node: Node, 
     assert node.is_clean()
 
 
+SECOND = {**conf(tcp(8080, 90), UDP, ips=("10.99.0.2/24",)), "name": "second"}
+SECOND["prevResult"]["interfaces"][1]["name"] = "eth1"
+
+
+@pytest.mark.parametrize("container_id", ["c1", "another ID in the same namespace"])
+def test_the_first_mapping_serves_and_the_second_takes_over_when_a_container_is_on_two_networks(
+    node: Node, container_id: str
+) -> None:
+    container_id = container_id.replace(" ", "-")
+    node.namespaces.leads_to[f"/run/netns/{container_id}"] = node.namespaces.identity("/run/netns/c1")
+    node.add(tcp(8080))
+    for _ in range(2):
+        node.call("ADD", SECOND, container_id, "eth1")
+        assert node.ports() == {8080: ADDRESS, 5353: "10.99.0.2"}
+        node.call("CHECK", conf(tcp(8080)))
+        node.call("CHECK", SECOND, container_id, "eth1")
+    node.call("DEL", BARE)
+    assert node.ports() == {8080: "10.99.0.2", 5353: "10.99.0.2"}
+    node.call("CHECK", SECOND, container_id, "eth1")
+    node.call("DEL", {**BARE, "name": "second"}, container_id, "eth1")
+    assert node.is_clean()
+
+
+def test_the_first_mapping_stays_when_the_second_network_of_the_container_goes(node: Node) -> None:
+    node.add(tcp(8080))
+    node.call("ADD", SECOND, "c1", "eth1")
+    node.call("DEL", {**BARE, "name": "second"}, "c1", "eth1")
+    assert node.ports() == {8080: ADDRESS}
+    node.call("CHECK", conf(tcp(8080)))
+    assert node.refused("ADD", {**SECOND, "name": "third"}, "c2", "eth1").code == 100
+    node.call("DEL", BARE)
+    assert node.is_clean()
+
+
+def test_the_free_part_of_a_range_is_mapped_when_the_container_has_the_rest(node: Node) -> None:
+    node.add(tcp(8002, 22))
+    second = {**SECOND, "runtimeConfig": {"portMappings": [tcp(8000, 80, endPort=8004)]}}
+    node.call("ADD", second, "c1", "eth1")
+    assert {one.port: one.container_port for one in node.mapped()} == {8000: 80, 8001: 81, 8002: 22, 8003: 83, 8004: 84}
+    node.call("CHECK", second, "c1", "eth1")
+    node.call("GC", gc())
+    assert {one.port: one.container_port for one in node.mapped()} == {8000 + n: 80 + n for n in range(5)}
+    node.call("CHECK", second, "c1", "eth1")
+
+
+def test_check_fails_when_nobody_serves_what_a_container_shared(node: Node) -> None:
+    node.add(tcp(8080))
+    node.call("ADD", SECOND, "c1", "eth1")
+    path = next(path for path in node.records() if b'"network":"net"' in node.files.content[path])
+    del node.files.content[path]
+    assert node.refused("CHECK", SECOND, "c1", "eth1").code == 101
+
+
 def test_a_renamed_network_is_found_when_deleted_under_its_new_name(node: Node) -> None:
     node.add(tcp(8080))
     node.call("DEL", {**conf(tcp(8080)), "name": "renamed"})
