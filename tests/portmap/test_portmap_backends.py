@@ -12,6 +12,7 @@ from portmap_kit import OBSERVERS, Host, Mapped, conf, tcp
 
 from cnimeta.errors import CniError, IoFailure
 from cnimeta.spec.netconf import NetConf
+from cnimeta.testing import call
 from cnimeta.testing.files import Killed
 from cnimeta.testing.netfilter import Flow
 from cnimeta_plugins.portmap.backends import BACKENDS
@@ -446,6 +447,12 @@ def test_a_record_of_a_later_version_refuses_add_and_is_tolerated_when_deleted(n
     assert "later version" in error.msg
     assert node.state() == before
     node.call("DEL", conf())
+    assert node.is_clean()
+
+
+def test_everything_is_gone_when_the_namespace_has_become_the_nodes_own(node: Node) -> None:
+    node.add(tcp(8080), ips=BOTH)
+    call(node.plugin(), "DEL", conf(tcp(8080)), netns="/proc/self/ns/net")
     assert node.is_clean()
 
 
