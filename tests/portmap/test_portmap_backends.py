@@ -721,6 +721,20 @@ def test_auto_takes_iptables_when_nft_cannot_be_used() -> None:
     assert node.refused("STATUS", {**BARE, "backend": "auto"}).code == 50
 
 
+def test_auto_takes_iptables_when_the_kernel_refuses_nft() -> None:
+    node = Node("iptables")
+    node.nft.refusing = True
+    node.call("STATUS", {**BARE, "backend": "auto"})
+    node.call("ADD", conf(tcp(8080), backend="auto"))
+    assert node.ports() == {8080: ADDRESS}
+    node.call("CHECK", conf(tcp(8080), backend="auto"))
+    node.call("DEL", conf(tcp(8080), backend="auto"))
+    assert node.is_clean()
+    assert node.refused("STATUS", {**BARE, "backend": "nftables"}).code == 50
+    node.disable("iptables")
+    assert node.refused("STATUS", {**BARE, "backend": "auto"}).code == 50
+
+
 def test_auto_takes_nftables_when_both_can_be_used() -> None:
     node = Node("nftables")
     node.call("ADD", conf(tcp(8080), backend="auto"))

@@ -264,9 +264,16 @@ class NftBackend:
                 )
 
     def ready(self) -> None:
-        """Raise IoFailure (code 5) when nft is not installed."""
+        """Raise IoFailure (code 5) when nft is not installed, or the kernel would not take the base."""
         if not self.nft.available():
-            raise IoFailure("nftables cannot be used: nft is not installed, or the kernel has no nf_tables")
+            raise IoFailure("nftables cannot be used: nft is not installed")
+        if self.nft.has_chain(BASE_CHAIN):
+            return
+        try:
+            self.nft.dry_run(base_changes())
+        except Refusal as refusal:
+            if refusal.kind != "exists":  # another command has built it since
+                raise IoFailure(f"nftables cannot be used: {refusal.msg}") from None
 
     def payload(self, value: JSON) -> Elements:
         """Read a payload."""
