@@ -7,6 +7,7 @@ import errno
 import os
 
 from cnimeta.errors import IoFailure, shown
+from cnimeta.host.namespaces import namespace_id as namespace_id
 from cnimeta.host.values import NoNamespace
 
 TYPE_CHECKING = False
@@ -91,15 +92,3 @@ def _come_back(home: int) -> None:
 
 def _unable(path: str, error: OSError) -> IoFailure:
     return IoFailure(f"cannot enter the network namespace {shown(path)}: {error.strerror or error}")
-
-
-def namespace_id(path: str) -> str:
-    """Which network namespace `path` leads to, as `device:inode`; empty when it leads to none, or cannot be told.
-
-    Paths come and go and are used again (/proc/PID/ns/net after the PID was); this tells one namespace from another.
-    """
-    try:
-        found, own = os.stat(path), os.stat(_OWN)
-    except (OSError, ValueError):
-        return ""
-    return f"{found.st_dev}:{found.st_ino}" if found.st_dev == own.st_dev else ""

@@ -236,6 +236,18 @@ class Conntrack(Protocol):
         ...
 
 
+class Namespaces(Protocol):
+    """The network namespaces of containers."""
+
+    def identity(self, path: str) -> str:
+        """Which namespace `path` leads to, as `device:inode`; empty when it leads to none, or cannot be told."""
+        ...
+
+    def is_gone(self, path: str, identity: str) -> bool:
+        """Whether the namespace that `path` led to is known to be gone. What cannot be told is not gone."""
+        ...
+
+
 class Sysctl(Protocol):
     """Kernel settings of this network namespace."""
 

@@ -183,22 +183,26 @@ def _request(verb: Verb, conf: NetConf, environ: Mapping[str, str], log: Callabl
     target = None
     if verb.of_attachment:
         netns = environ.get("CNI_NETNS", "")
-        _refuse_own_netns(netns, environ)
+        if _is_own_netns(netns, environ):
+            if verb.name != "DEL":
+                raise InvalidNetns(f"CNI_NETNS {shown(netns)} is the plugin's own network namespace")
+            # The container's path leads here since its PID was used again: it is gone, and DEL goes on without it.
+            log(f"{verb.name} goes on without CNI_NETNS {shown(netns)}: it is the plugin's own network namespace")
+            netns, environ = "", {**environ, "CNI_NETNS": ""}
         args = cniargs.parse(environ.get("CNI_ARGS", ""), strict=verb.name != "DEL")
         target = Attachment(conf.name, environ["CNI_CONTAINERID"], environ["CNI_IFNAME"], netns, args)
     return Request(verb.name, conf, target, dict(environ), log)
 
 
-def _refuse_own_netns(netns: str, environ: Mapping[str, str]) -> None:
+def _is_own_netns(netns: str, environ: Mapping[str, str]) -> bool:
     """The reference makes this check after ADD has acted, and then prints a second document; here it comes first."""
     if not netns or environ.get("CNI_NETNS_OVERRIDE", "").lower() in ("1", "true"):
-        return
+        return False
     try:
         given, own = os.stat(netns), os.stat(_OWN_NETNS)
     except (OSError, ValueError):
-        return  # a namespace that cannot be reached is for the plugin to judge; on DEL it may just be gone
-    if (given.st_dev, given.st_ino) == (own.st_dev, own.st_ino):
-        raise InvalidNetns(f"CNI_NETNS {shown(netns)} is the plugin's own network namespace")
+        return False  # a namespace that cannot be reached is for the plugin to judge; on DEL it may just be gone
+    return (given.st_dev, given.st_ino) == (own.st_dev, own.st_ino)
 
 
 def _version_info(plugin: Plugin, stdin: bytes) -> dict[str, JSON]:

@@ -16,8 +16,12 @@ KUBERNETES = ("K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID", "K8S_POD_INFRA
 
 
 def parse(text: str, *, strict: bool = True) -> dict[str, str]:
-    """Read CNI_ARGS. A pair without `=` is InvalidEnvironment (code 4), or skipped when not `strict` (for DEL)."""
+    """Read CNI_ARGS; it may end in `;`.
+
+    A pair without `=` is InvalidEnvironment (code 4), or skipped when not `strict` (for DEL).
+    """
     pairs: dict[str, str] = {}
+    text = text.removesuffix(";")
     for pair in text.split(";") if text else ():
         key, equals, value = pair.partition("=")
         if not equals or not key:

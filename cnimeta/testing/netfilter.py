@@ -24,12 +24,13 @@ HOST = "the host"
 class FakeNft:
     """One nftables table in memory. `before_apply` is called ahead of each transaction, to inject faults.
 
-    Without `usable` the host has no nftables.
+    Without `usable` the host has no nft; with `refusing` its kernel says no to everything.
     """
 
     def __init__(self) -> None:
         self._state = _State()
         self.usable = True
+        self.refusing = False
         self.transactions: list[tuple[Change, ...]] = []
         self.before_apply: Callable[[], None] = lambda: None
 
@@ -79,6 +80,8 @@ class FakeNft:
         return "\n".join(sorted(lines))
 
     def _tried(self, changes: Sequence[Change]) -> _State:
+        if self.refusing:
+            raise Refusal("other", 0, "Operation not supported")
         state = self._state.copy()
         for index, change in enumerate(changes):
             kind = state.make(change)

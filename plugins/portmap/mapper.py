@@ -1,34 +1,33 @@
 """Mapping and unmapping an attachment: the order of the steps, which survives a kill. What they do is the backend's.
 
 ADD    record (what is about to be in the kernel) -> rules -> route_localnet -> stale UDP flows
-DEL    rules -> stale UDP flows -> record; then what other programs and earlier settings left
+DEL    rules -> stale UDP flows -> record; then what other programs and earlier settings left; route_localnet
+
+An ADD that fails leaves everything as it was before, whichever step refused.
 """
 
 from __future__ import annotations
 
-import os
-
-from cnimeta.errors import CheckFailed, CniError, Failures, InvalidNetworkConfig, StateUnusable
+from cnimeta.errors import CheckFailed, CniError, Failures, HostPortConflict, InvalidNetworkConfig, StateUnusable
+from cnimeta.plugin.request import Attachment
+from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.portmap.config import DEFAULTS, NodeDefaults, read_data_dir, read_mappings, read_settings
+from cnimeta_plugins.portmap.localhost import Localhost
 from cnimeta_plugins.portmap.plan import Owner, plan_mappings
 from cnimeta_plugins.portmap.records import Life, Others, Record, Records
+from cnimeta_plugins.portmap.sharing import same_container, served, waiting, without
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from cnimeta.host.protocols import Conntrack, Files, Sysctl
-    from cnimeta.plugin.request import Attachment
+    from cnimeta.host.protocols import Conntrack, Files, Namespaces, Sysctl
     from cnimeta.spec.ip import Address, Cidr
-    from cnimeta.spec.netconf import NetConf
     from cnimeta.spec.result import Result
     from cnimeta_plugins.portmap.backends import Backends
     from cnimeta_plugins.portmap.config import PortMapping, Settings
     from cnimeta_plugins.portmap.plan import Plan
     from cnimeta_plugins.portmap.records import Payload
-
-
-_ROUTE_LOCALNET = "net/ipv4/conf/%s/route_localnet"
 
 
 class Mapper:
@@ -44,17 +43,16 @@ class Mapper:
         *,
         boot_id: str,
         route: Callable[[Address], str],
+        namespaces: Namespaces,
         node: Callable[[], NodeDefaults] = NodeDefaults,
-        netns_exists: Callable[[str], bool] = os.path.exists,
     ) -> None:
         """`node` gives the node-wide defaults; `route(address)` the interface towards a container."""
         self.backends = backends
         self.conntrack = conntrack
-        self.sysctl = sysctl
         self.files = files
         self.log = log
-        self.life = Life(boot_id, netns_exists)
-        self.route = route
+        self.life = Life(boot_id, namespaces)
+        self.localhost = Localhost(sysctl, route, files, boot_id)
         self.node = node
 
     def settings(self, conf: NetConf) -> Settings:
@@ -70,11 +68,13 @@ class Mapper:
         records = self._records(settings.data_dir)
         before = self._record_before(records, owner)
         name = self.backends.usable(settings.backends)
-        if before is not None and before.backend != name:  # the configuration has changed since
-            self.backends[before.backend].remove(owner, before.payload)
-            before = None
-        self._map(plan, self._record(attachment, conf, plan, name), before, records)
-        self._route_localnet(plan)
+        interface = self.localhost.interface(plan)
+        interfaces = dict.fromkeys((interface, *(before.interfaces if before is not None else ())))
+        record = self._record(attachment, conf, plan, name)._replace(interfaces=tuple(filter(None, interfaces)))
+        try:
+            self._map(plan, record, before, records, interface)
+        except HostPortConflict:
+            self._share(plan, record, before, records, interface)
         self._forget_flows(settings.mappings, [family.family for family in plan.families])
 
     def _record_before(self, records: Records, owner: Owner) -> Record | None:
@@ -96,36 +96,105 @@ class Mapper:
             backend,
             payload=None,
             conf=dict(conf.raw),
+            netns_id=self.life.namespaces.identity(attachment.netns),
         )
 
-    def _map(self, plan: Plan, record: Record, before: Record | None, records: Records) -> None:
-        """The record first, with old and new until the rules are in; as it was when they are refused."""
+    def _map(self, plan: Plan, record: Record, before: Record | None, records: Records, interface: str) -> None:
+        """The record first, with old and new until the rules are in."""
         backend, others = self.backends[record.backend], self._others(records, plan.owner)
-        old = None if before is None else before.payload
-        new: Payload = backend.plan(plan, old, others)
-        both = new if old is None else backend.both(old, new)
-        records.store(record._replace(payload=both))
+        there = None
         try:
+            same = before if before is not None and before.backend == record.backend else None
+            if before is not None and same is None:  # the configuration has changed since
+                self.backends[before.backend].remove(before.owner, before.payload)
+            old = None if same is None else same.payload
+            new: Payload = backend.plan(plan, old, others)
+            both = new if old is None else backend.both(old, new)
+            records.store(record._replace(payload=both))
             backend.add(plan, new, old, others)
-        except CniError:
+            there = new
+            self.localhost.open(interface, plan.settings.data_dir)
+            if both != new:
+                records.store(record._replace(payload=new))
+        except (CniError, OSError):
+            self._undo(record._replace(payload=there), before, records)
+            raise
+
+    def _share(self, plan: Plan, record: Record, before: Record | None, records: Records, interface: str) -> None:
+        """Map what no other attachment of this container has; the rest waits. For ADD's HostPortConflict, re-raised."""
+        holders = [one for one in records.every() if same_container(one, record) and not self.life.is_dead(one)]
+        held = [part for holder in holders for part in served(holder)]
+        left, waits = without(plan, held)
+        if not waits:
+            raise  # noqa: PLE0704 - it is of somebody else
+        for holder in holders:
+            records.follow(holder.owner, record.owner)
+            self.log(f"portmap: {holder.owner.text} has ports that {record.owner.text} asks for: these go on serving")
+        self._map(left, record._replace(waiting=waits), before, records, interface)
+
+    def _take_over(self, gone: Iterable[Record], records: Records) -> None:
+        """Map what waited for attachments that are gone. Only logged when it fails: their own DEL was done."""
+        for container_id in dict.fromkeys(record.owner.container_id for record in gone):
+            for record in records.take_followers(container_id):
+                try:
+                    if isinstance(record.conf, dict) and not self.life.is_dead(record):
+                        conf = NetConf(record.conf)
+                        attachment = Attachment(*record.owner, record.netns, {})
+                        self.add(attachment, conf, self.settings(conf), conf.require_prev_result())
+                except CniError as error:
+                    self.log(f"portmap: the ports of {record.owner.text} could not be taken over: {error.msg}")
+
+    def _undo(self, record: Record, before: Record | None, records: Records) -> None:
+        """As it was before an ADD that failed with the record's payload in place, None for none.
+
+        What cannot be undone is logged; the record keeps telling of it.
+        """
+        try:
+            if record.payload is not None and (before is None or before.backend != record.backend):
+                self.backends[record.backend].remove(record.owner, record.payload)
+                record = record._replace(payload=None)
             if before is None:
                 records.forget(record.owner)
             else:
-                records.store(before)
-            raise
-        if both != new:
-            records.store(record._replace(payload=new))
+                self._put_back(before, record.payload, records)
+        except (CniError, OSError) as error:
+            self.log(f"portmap: not everything is as before for {record.owner.text}: {error}")
+
+    def _put_back(self, before: Record, there: Payload | None, records: Records) -> None:
+        """The rules of a record in place of what is there, which changes nothing where they are; then the record."""
+        if isinstance(before.conf, dict):
+            conf = NetConf(before.conf)
+            plan = plan_mappings(before.owner, self.settings(conf), conf.require_prev_result())
+            plan = without(plan, waiting(before))[0]
+            try:
+                self.backends[before.backend].add(plan, before.payload, there, self._others(records, before.owner))
+            except CniError as error:
+                if there is not None:
+                    raise
+                self.log(f"portmap: the rules of {before.owner.text} may not be whole: {error.msg}")
+        records.store(before)
 
     def check(self, attachment: Attachment, settings: Settings, result: Result) -> None:
         """Raise CheckFailed (code 101) unless the kernel holds what ADD would put there."""
         owner = Owner(*attachment.key)
         plan = plan_mappings(owner, settings, result)
-        record = self._records(settings.data_dir).find(owner).record
+        records = self._records(settings.data_dir)
+        record = records.find(owner).record
         if record is None:
             self.backends[self.backends.usable(settings.backends)].check(plan, None)
         else:
+            plan = self._unshared(plan, record, records)
             self.backends[record.backend].check(plan, record.payload)
-        self._check_route_localnet(plan)
+        self.localhost.check(self.localhost.interface(plan))
+
+    def _unshared(self, plan: Plan, record: Record, records: Records) -> Plan:
+        """The plan without what another attachment of the container serves, which has to be there."""
+        if not record.waiting:
+            return plan
+        held = [part for one in records.every() if same_container(one, record) for part in served(one)]
+        if without(without(plan, held)[0], waiting(record))[1]:
+            raise CheckFailed(f"nobody serves the ports that {record.owner.text} shared: its other attachment is gone")
+        return without(plan, waiting(record))[0]
 
     # --- DEL -------------------------------------------------------------------------------------------------
 
@@ -148,6 +217,10 @@ class Mapper:
                 self._forget_flows(asked, (4, 6))
             if not recorded:
                 records.forget(owner)  # a damaged one, or what a killed ADD had begun to write
+        with failures:
+            self._take_over(recorded, records)
+        interfaces = [name for record in recorded for name in record.interfaces]
+        self.localhost.close(records, self._data_dir(conf), self.log, interfaces)
         failures.raise_any()
 
     def _unmap(self, record: Record, records: Records) -> None:
@@ -184,14 +257,20 @@ class Mapper:
         """Unmap the network's attachments that are not in `valid`: the recorded, and those only the kernel knows."""
         records = self._records(self._data_dir(conf))
         failures = Failures()
-        for record in list(records.every()):
-            owner = record.owner
-            if owner.network == conf.name and (owner.container_id, owner.ifname) not in valid:
-                with failures:
-                    self._unmap(record, records)
+        gone = [
+            record
+            for record in records.every()
+            if record.owner.network == conf.name and (record.owner.container_id, record.owner.ifname) not in valid
+        ]
+        for record in gone:
+            with failures:
+                self._unmap(record, records)
+        with failures:
+            self._take_over(gone, records)
         for backend in self.backends.holding():
             with failures:
                 backend.collect(conf.name, valid, self._others(records, None))
+        self.localhost.close(records, self._data_dir(conf), self.log, ())
         failures.raise_any()
 
     def ready(self, conf: NetConf) -> None:
@@ -201,28 +280,6 @@ class Mapper:
         self.backends[self.backends.usable(settings.backends)].ready()
 
     # --- parts -----------------------------------------------------------------------------------------------
-
-    def _route_localnet(self, plan: Plan) -> None:
-        """Let packets with a 127.0.0.0/8 address leave towards the container, for `localhost:hostPort`.
-
-        The kernel takes the setting of the interface or that of all, whichever is on.
-        """
-        for interface in self._localhost_interfaces(plan):
-            if self.sysctl.read(_ROUTE_LOCALNET % "all") != "1":
-                self.sysctl.ensure(_ROUTE_LOCALNET % interface, "1")
-
-    def _check_route_localnet(self, plan: Plan) -> None:
-        for interface in self._localhost_interfaces(plan):
-            names = (_ROUTE_LOCALNET % "all", _ROUTE_LOCALNET % interface)
-            if all(self.sysctl.read(name) != "1" for name in names):
-                raise CheckFailed(f"{names[1]} was set back: 127.0.0.1 does not lead to the container any more")
-
-    def _localhost_interfaces(self, plan: Plan) -> list[str]:
-        """The interfaces towards the container that localhost needs."""
-        if not plan.settings.snat:
-            return []
-        found = [self.route(family.container.address) for family in plan.families if family.family == 4]
-        return [name for name in found if name]
 
     def _forget_flows(
         self, mappings: Iterable[PortMapping], families: Iterable[int], containers: Iterable[Cidr] | None = None

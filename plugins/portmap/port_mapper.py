@@ -16,7 +16,7 @@ from cnimeta.spec.fields import Fields
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.portmap.backends import BACKENDS, Backends
 from cnimeta_plugins.portmap.config import AUTO, DEFAULTS
-from cnimeta_plugins.portmap.records import Life, Records
+from cnimeta_plugins.portmap.records import Records
 from cnimeta_plugins.portmap.wiring import host_mapper, node_defaults
 
 TYPE_CHECKING = False
@@ -74,7 +74,7 @@ class PortmapPorts:
 
         Records of an earlier boot, or whose namespace is gone, are left for DEL and GC.
         """
-        life = Life(boot_id(), os.path.exists)
+        life = self._mapper(os.environ, log).life
         found = []
         for record in list(Records(data_dir, PosixFiles(), log).every()):
             network, container_id, ifname = record.owner

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Protocol
 
-    from cnimeta.host.protocols import Files
+    from cnimeta.host.protocols import Files, Namespaces
     from cnimeta.spec.jsonio import JSON
 
     class Payload(Protocol):
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 VERSION = 2
 _FOLDER = "portmap"
 _SUFFIX = ".json"
+_FOLLOWS = ".follows"
 
 
 class Record(NamedTuple):
@@ -55,6 +56,12 @@ class Record(NamedTuple):
     payload: Payload | None
     """None when it was not asked for."""
     conf: JSON = None
+    interfaces: tuple[str, ...] = ()
+    """Towards the container, where localhost has to pass: the present one first, then those of earlier ADDs."""
+    netns_id: str = ""
+    """Which namespace `netns` led to at ADD, as `device:inode`."""
+    waiting: tuple[PortMapping, ...] = ()
+    """What of `mappings` another attachment of the container has: see cnimeta_plugins.portmap.sharing."""
 
     # hostport_alloc's salvage reads these three; delete them when it asks the port mapper.
 
@@ -102,14 +109,14 @@ class Found(NamedTuple):
 
 
 class Life(NamedTuple):
-    """What tells whether a container can be alive: this boot, and which namespaces exist."""
+    """What tells whether a container can be alive: this boot, and which namespaces are known to be gone."""
 
     boot_id: str
-    netns_exists: Callable[[str], bool]
+    namespaces: Namespaces
 
     def is_dead(self, record: Record) -> bool:
-        """Whether the container cannot be alive: another boot, or its namespace is gone."""
-        return record.boot_id != self.boot_id or (bool(record.netns) and not self.netns_exists(record.netns))
+        """Whether the container cannot be alive: another boot, or its namespace is gone. Unknown is not dead."""
+        return record.boot_id != self.boot_id or self.namespaces.is_gone(record.netns, record.netns_id)
 
 
 def no_payload(_backend: str, _payload: JSON) -> None:
@@ -162,12 +169,37 @@ class Records:
                 if record is not None and record.owner.container_id == container_id:
                     yield record
 
+    def follow(self, holder: Owner, follower: Owner) -> None:
+        """Note that `follower` waits for what `holder` has."""
+        name = f"{_digest(holder.container_id)}-{_digest(file_name(follower))}{_FOLLOWS}"
+        try:
+            self._files.write(os.path.join(self.folder, name), file_name(follower).encode())
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def take_followers(self, container_id: str) -> list[Record]:
+        """The records that wait for what a container had; they are not noted any more."""
+        found = []
+        try:
+            for name in self._files.names(self.folder):
+                if name.endswith(_FOLLOWS) and name.startswith(_digest(container_id)):
+                    path = os.path.join(self.folder, name)
+                    found.append(self._find((self._files.read(path) or b"").decode("ascii", "replace")).record)
+                    self._files.remove(path)
+        except OSError as error:
+            raise self._unusable(error) from None
+        return [record for record in found if record is not None and record.waiting]
+
     def every(self) -> Iterator[Record]:
         """All that can be understood."""
         for name in self._names():
             record = self._find(name).record
             if record is not None:
                 yield record
+
+    def any(self) -> bool:
+        """Whether there is a record at all, one that cannot be understood included."""
+        return bool(self._names())
 
     def usable(self) -> None:
         """Raise StateUnusable unless records can be written."""
@@ -253,6 +285,9 @@ def encode(record: Record) -> bytes:
         "backend": record.backend,
         "payload": None if record.payload is None else record.payload.as_json(),
         "conf": record.conf,
+        "interfaces": record.interfaces,
+        "netnsID": record.netns_id,
+        "waiting": [_mapping_json(mapping) for mapping in record.waiting],
     }
     text = dumps(body)
     return f'{{"version":{VERSION},"crc":{_checksum(VERSION, text)},"record":{text}}}\n'.encode()
@@ -300,6 +335,9 @@ def _read_2(body: Fields, read_payload: Callable[[str, JSON], Payload | None]) -
         backend,
         read_payload(backend, body.get("payload")),
         body.get("conf"),
+        tuple(body.texts("interfaces")),
+        body.text("netnsID"),
+        tuple(read_mapping(entry) for entry in body.objects("waiting")),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cnimeta.host.clock import boot_id
 from cnimeta.host.files import PosixFiles
+from cnimeta.host.namespaces import HostNamespaces
 from cnimeta.host.nodeconfig import read_section
 from cnimeta.host.sysctl import ProcSysctl
 from cnimeta_plugins.portmap.backends import Backends
@@ -30,6 +31,7 @@ def host_mapper(environ: Mapping[str, str], log: Callable[[str], None]) -> Mappe
         log,
         boot_id=boot_id(),
         route=_route,
+        namespaces=HostNamespaces(),
         node=lambda: node_defaults(environ, backends.names),
     )
 

@@ -67,6 +67,13 @@ def test_version_is_refused_when_it_has_no_interfaces(links: FakeLinks, version:
     assert caught.value.code == 1
 
 
+def test_everything_is_gone_when_the_namespace_has_become_the_nodes_own(links: FakeLinks) -> None:
+    plugin = Bandwidth(links)
+    call(plugin, "ADD", conf(**RATES))
+    call(plugin, "DEL", conf(**RATES), netns="/proc/self/ns/net")
+    assert ifb_name("net", "c1") not in links.dump()
+
+
 def test_nothing_changes_when_added_twice(links: FakeLinks) -> None:
     plugin = Bandwidth(links)
     first = call(plugin, "ADD", conf(**RATES))

@@ -309,3 +309,11 @@ def test_next_command_restores_everything_when_add_is_killed(at: int) -> None:
     assert node.store.problems() == []
     node.call("ADD", settings, container_id="c2")
     assert node.ports("c2") == [20000]
+
+
+def test_everything_is_gone_when_the_namespace_has_become_the_nodes_own() -> None:
+    node = Node()
+    node.call("ADD", conf())
+    node.call("DEL", conf(), netns="/proc/self/ns/net")
+    assert node.ports() == []
+    assert {sent.environ["CNI_NETNS"] for sent in node.executor.sent("DEL", "bridge")} <= {"", "/run/netns/c1"}

@@ -9,6 +9,7 @@ from cnimeta.errors import IoFailure
 from cnimeta.testing import call
 from cnimeta.testing.files import MemoryFiles
 from cnimeta.testing.iptables import FakeIptables
+from cnimeta.testing.namespaces import FakeNamespaces
 from cnimeta.testing.netfilter import FakeConntrack, FakeNft, FakeSysctl
 from cnimeta_plugins.portmap.backends import Backends, Source
 from cnimeta_plugins.portmap.iptables.backend import IptablesBackend
@@ -39,7 +40,7 @@ class Host:
         self.sysctl = FakeSysctl()
         self.files = MemoryFiles()
         self.boot = "boot-1"
-        self.gone: set[str] = set()
+        self.namespaces = FakeNamespaces()
         self.lines: list[str] = []
 
     def sources(self) -> dict[str, Source]:
@@ -67,7 +68,7 @@ class Host:
                 self.lines.append,
                 boot_id=self.boot,
                 route=lambda address: f"to-{address.text}",
-                netns_exists=lambda path: path not in self.gone,
+                namespaces=self.namespaces,
             )
         )
 

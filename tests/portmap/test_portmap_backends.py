@@ -12,6 +12,7 @@ from portmap_kit import OBSERVERS, Host, Mapped, conf, tcp
 
 from cnimeta.errors import CniError, IoFailure
 from cnimeta.spec.netconf import NetConf
+from cnimeta.testing import call
 from cnimeta.testing.files import Killed
 from cnimeta.testing.netfilter import Flow
 from cnimeta_plugins.portmap.backends import BACKENDS
@@ -204,13 +205,25 @@ def test_both_are_mapped_when_no_packet_can_be_for_both(
     assert sorted(one.container for one in node.mapped()) == [ADDRESS, OTHER]
 
 
-@pytest.mark.parametrize("death", ["reboot", "namespace gone"])
+@pytest.mark.parametrize("path", ["hidden", "never a namespace"])
+def test_a_port_is_refused_when_nobody_knows_whether_its_owner_lives(node: Node, path: str) -> None:
+    if path == "hidden":
+        node.add(tcp(8080))
+    node.namespaces.hidden.add("/run/netns/c1")
+    if path != "hidden":
+        node.add(tcp(8080))
+    assert node.refused("ADD", conf(tcp(8080), ips=(f"{OTHER}/16",)), "c2").code == 100
+
+
+@pytest.mark.parametrize("death", ["reboot", "namespace gone", "path used again"])
 def test_a_port_is_taken_over_when_its_owner_is_dead(node: Node, death: str) -> None:
     node.add(tcp(8080))
     if death == "reboot":
         node.boot = "boot-2"
+    elif death == "path used again":
+        node.namespaces.leads_to["/run/netns/c1"] = "4:another"
     else:
-        node.gone.add("/run/netns/c1")
+        node.namespaces.gone.add("/run/netns/c1")
     node.add(tcp(8080), ips=(f"{OTHER}/16",), container_id="c2")
     assert node.ports() == {8080: OTHER}
     node.call("DEL", conf(tcp(8080)))
@@ -249,6 +262,66 @@ def test_all_is_as_before_when_a_repeated_add_fails(node: Node) -> None:
     assert node.state() == before
     node.call("DEL", conf())
     assert node.is_clean()
+
+
+@pytest.mark.parametrize("backend_before", ["the same", *sorted(OBSERVERS)])
+def test_all_is_as_before_when_a_setting_cannot_be_written(node: Node, backend_before: str) -> None:
+    now = node.backend
+    node.backend = now if backend_before == "the same" else backend_before
+    if backend_before != "the same":
+        node.add(tcp(8080), ips=BOTH, snat=False)
+    before = OBSERVERS[node.backend](node), dict(node.files.content)
+    node.sysctl.read_only = True
+    body = {"backend": now, **conf(tcp(8081), ips=BOTH)}
+    with pytest.raises(CniError) as caught:
+        Host.call(node, "ADD", body)
+    assert caught.value.code == 5
+    assert (OBSERVERS[node.backend](node), dict(node.files.content)) == before
+    assert sum(len(observe(node)) for observe in OBSERVERS.values()) == len(before[0])
+    node.add(tcp(8081), container_id="c2", ips=(f"{OTHER}/16",), snat=False)
+
+
+def test_no_setting_is_touched_when_the_first_add_fails(node: Node) -> None:
+    heal = faults(node)
+    assert node.refused("ADD", conf(tcp(8080))).code == 5
+    heal()
+    assert node.sysctl.values == {}
+    assert node.files.content == {}
+
+
+def test_settings_are_set_back_when_the_last_mapping_goes(node: Node) -> None:
+    node.add(tcp(8080))
+    node.add(tcp(8081), ips=(f"{OTHER}/16",), container_id="c2")
+    node.call("DEL", BARE)
+    assert node.sysctl.values[LOCALNET] == "1"
+    node.call("DEL", BARE, "c2")
+    assert set(node.sysctl.values.values()) == {"0"}
+    assert node.is_clean()
+
+
+def test_settings_of_others_stay_when_the_last_mapping_goes(node: Node) -> None:
+    node.sysctl.values[LOCALNET] = "1"
+    node.add(tcp(8080))
+    node.call("DEL", BARE)
+    assert node.sysctl.values == {LOCALNET: "1"}
+
+
+def test_both_families_are_put_back_when_the_second_is_refused() -> None:
+    node = Node("iptables")
+    node.add(tcp(8080), ips=BOTH)
+    before = node.state()
+    commits = 0
+
+    def refuse_the_second() -> None:
+        nonlocal commits
+        commits += 1
+        if commits in (2, 3):
+            raise IoFailure("made to fail")
+
+    node.iptables.on_commit = refuse_the_second
+    assert node.refused("ADD", conf(tcp(8081), ips=BOTH)).code == 5
+    node.iptables.on_commit = None
+    assert node.state() == before
 
 
 def test_add_fails_clean_when_the_disk_is_full(node: Node) -> None:
@@ -341,7 +414,8 @@ def test_a_damaged_record_is_reported_and_made_anew_when_added(node: Node) -> No
     node.files.content[path] = spoiled(whole, "cut")
     node.add(tcp(8080))
     assert any("damaged" in line for line in node.lines)
-    assert node.files.content == {path: whole}
+    assert node.records() == [path]
+    assert node.files.content[path] == whole
     assert node.ports() == {8080: ADDRESS}
 
 
@@ -376,6 +450,12 @@ def test_a_record_of_a_later_version_refuses_add_and_is_tolerated_when_deleted(n
     assert node.is_clean()
 
 
+def test_everything_is_gone_when_the_namespace_has_become_the_nodes_own(node: Node) -> None:
+    node.add(tcp(8080), ips=BOTH)
+    call(node.plugin(), "DEL", conf(tcp(8080)), netns="/proc/self/ns/net")
+    assert node.is_clean()
+
+
 def test_other_networks_stay_when_one_is_deleted(node: Node) -> None:
     node.add(tcp(8080))
     other = {**conf(tcp(9090), ips=("10.99.0.2/16",)), "name": "other"}
@@ -399,6 +479,59 @@ def test_two_interfaces_are_kept_apart_when_either_is_deleted_first(node: Node, 
     node.call("CHECK", bodies[left], "c1", left)
     node.call("DEL", BARE, "c1", left)
     assert node.is_clean()
+
+
+SECOND = {**conf(tcp(8080, 90), UDP, ips=("10.99.0.2/24",)), "name": "second"}
+SECOND["prevResult"]["interfaces"][1]["name"] = "eth1"
+
+
+@pytest.mark.parametrize("container_id", ["c1", "another ID in the same namespace"])
+def test_the_first_mapping_serves_and_the_second_takes_over_when_a_container_is_on_two_networks(
+    node: Node, container_id: str
+) -> None:
+    container_id = container_id.replace(" ", "-")
+    node.namespaces.leads_to[f"/run/netns/{container_id}"] = node.namespaces.identity("/run/netns/c1")
+    node.add(tcp(8080))
+    for _ in range(2):
+        node.call("ADD", SECOND, container_id, "eth1")
+        assert node.ports() == {8080: ADDRESS, 5353: "10.99.0.2"}
+        node.call("CHECK", conf(tcp(8080)))
+        node.call("CHECK", SECOND, container_id, "eth1")
+    node.call("DEL", BARE)
+    assert node.ports() == {8080: "10.99.0.2", 5353: "10.99.0.2"}
+    node.call("CHECK", SECOND, container_id, "eth1")
+    node.call("DEL", {**BARE, "name": "second"}, container_id, "eth1")
+    assert node.is_clean()
+
+
+def test_the_first_mapping_stays_when_the_second_network_of_the_container_goes(node: Node) -> None:
+    node.add(tcp(8080))
+    node.call("ADD", SECOND, "c1", "eth1")
+    node.call("DEL", {**BARE, "name": "second"}, "c1", "eth1")
+    assert node.ports() == {8080: ADDRESS}
+    node.call("CHECK", conf(tcp(8080)))
+    assert node.refused("ADD", {**SECOND, "name": "third"}, "c2", "eth1").code == 100
+    node.call("DEL", BARE)
+    assert node.is_clean()
+
+
+def test_the_free_part_of_a_range_is_mapped_when_the_container_has_the_rest(node: Node) -> None:
+    node.add(tcp(8002, 22))
+    second = {**SECOND, "runtimeConfig": {"portMappings": [tcp(8000, 80, endPort=8004)]}}
+    node.call("ADD", second, "c1", "eth1")
+    assert {one.port: one.container_port for one in node.mapped()} == {8000: 80, 8001: 81, 8002: 22, 8003: 83, 8004: 84}
+    node.call("CHECK", second, "c1", "eth1")
+    node.call("GC", gc())
+    assert {one.port: one.container_port for one in node.mapped()} == {8000 + n: 80 + n for n in range(5)}
+    node.call("CHECK", second, "c1", "eth1")
+
+
+def test_check_fails_when_nobody_serves_what_a_container_shared(node: Node) -> None:
+    node.add(tcp(8080))
+    node.call("ADD", SECOND, "c1", "eth1")
+    path = next(path for path in node.records() if b'"network":"net"' in node.files.content[path])
+    del node.files.content[path]
+    assert node.refused("CHECK", SECOND, "c1", "eth1").code == 101
 
 
 def test_a_renamed_network_is_found_when_deleted_under_its_new_name(node: Node) -> None:
@@ -584,6 +717,20 @@ def test_auto_takes_iptables_when_nft_cannot_be_used() -> None:
     node.call("STATUS", {**BARE, "backend": "auto"})
     node.call("ADD", conf(tcp(8080), backend="auto"))
     assert node.ports() == {8080: ADDRESS}
+    node.disable("iptables")
+    assert node.refused("STATUS", {**BARE, "backend": "auto"}).code == 50
+
+
+def test_auto_takes_iptables_when_the_kernel_refuses_nft() -> None:
+    node = Node("iptables")
+    node.nft.refusing = True
+    node.call("STATUS", {**BARE, "backend": "auto"})
+    node.call("ADD", conf(tcp(8080), backend="auto"))
+    assert node.ports() == {8080: ADDRESS}
+    node.call("CHECK", conf(tcp(8080), backend="auto"))
+    node.call("DEL", conf(tcp(8080), backend="auto"))
+    assert node.is_clean()
+    assert node.refused("STATUS", {**BARE, "backend": "nftables"}).code == 50
     node.disable("iptables")
     assert node.refused("STATUS", {**BARE, "backend": "auto"}).code == 50
 

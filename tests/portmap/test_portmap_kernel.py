@@ -20,6 +20,7 @@ from cnimeta.spec.jsonio import dumps
 from cnimeta.testing import call
 from cnimeta_plugins.portmap.main import Portmap
 from cnimeta_plugins.portmap.nftables.rules import TABLE
+from cnimeta_plugins.portmap.wiring import host_mapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,6 +81,20 @@ def test_dead_owners_go_when_their_ports_are_asked_for(host: Host) -> None:
     host.boot = "boot-2"
     host.call("ADD", conf(*[tcp(8000 + number) for number in range(6)]), container_id="new")
     assert {key for name, key, _ in elements(host) if name == "addresses4"} == {"10.88.0.2"}
+
+
+def test_auto_takes_iptables_when_nft_is_there_and_the_kernel_refuses_it(
+    make_netns: Callable[[str], Namespace], tmp_path: Path
+) -> None:
+    (tmp_path / "bin").mkdir()
+    nft = tmp_path / "bin" / "nft"
+    nft.write_text("#!/bin/sh\necho '/dev/stdin:1:1-9: Error: Operation not supported' >&2\nexit 1\n")
+    nft.chmod(0o755)
+    body = conf(tcp(8080), dataDir=str(tmp_path / "state"))
+    with make_netns("auto").entered():
+        path = f"{tmp_path}/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        for verb in ("STATUS", "ADD", "CHECK", "DEL"):
+            call(Portmap(lambda request: host_mapper({"PATH": path}, request.log)), verb, body)
 
 
 def test_conditions_come_and_go_when_the_container_does(host: Host) -> None:
@@ -410,6 +425,9 @@ def test_reference_plugins_rules_go_when_ours_deletes(net: Net, portmap: str, tm
 
 
 def test_one_process_is_started_when_a_port_is_mapped(net: Net, portmap: str, tmp_path: Path) -> None:
+    # The first on a node also asks the kernel whether it takes the base.
+    first = conf(tcp(8081), ips=("10.88.0.9/16",), dataDir=str(tmp_path / "state"))
+    assert start(net, portmap, "ADD", "c9", first).wait(30) == 0
     trace = tmp_path / "trace"
     wrapper = tmp_path / "traced"
     wrapper.write_text(f"#!/bin/sh\nexec strace -f -e trace=execve -o {trace} {portmap}\n")

@@ -124,7 +124,7 @@ def test_port_is_taken_over_when_its_owner_is_dead(death: str) -> None:
     if death == "reboot":
         host.boot = "boot-2"
     else:
-        host.gone.add("/run/netns/c1")
+        host.namespaces.gone.add("/run/netns/c1")
     host.call("ADD", conf(tcp(8080), ips=("10.88.0.3/16",)), container_id="c2")
     assert "any4 { tcp . 8080 : 10.88.0.3 . 80 }" in host.dump()
     host.call("DEL", conf(tcp(8080)))
@@ -138,6 +138,31 @@ def test_one_address_and_every_address_conflict_when_two_containers_ask(first: s
     host.call("ADD", conf(tcp(8080, hostIP=first)))
     error = refusal(host, "ADD", conf(tcp(8080, hostIP=second), ips=("10.88.0.3/16",)), container_id="c2")
     assert error.code == 100
+
+
+def test_an_address_is_refused_naming_its_owner_when_a_live_container_has_it() -> None:
+    host = Host()
+    host.call("ADD", conf(tcp(8080)))
+    before = host.nft.dump()
+    error = refusal(host, "ADD", conf(tcp(8081)), container_id="c2")
+    assert error.code == 100
+    assert "the container's address 10.88.0.2 is that of container c1" in error.msg
+    assert "host port" not in error.msg
+    assert host.nft.dump() == before
+    host.call("CHECK", conf(tcp(8080)))
+
+
+@pytest.mark.parametrize("death", ["gone", "renamed"])
+def test_an_address_is_taken_over_when_its_owner_is_dead_or_the_same_interface(death: str) -> None:
+    host = Host()
+    host.call("ADD", conf(tcp(8080)))
+    if death == "gone":
+        host.namespaces.gone.add("/run/netns/c1")
+        host.call("ADD", conf(tcp(8081)), container_id="c2")
+    else:
+        host.call("ADD", {**conf(tcp(8081)), "name": "renamed"})
+    assert "any4 { tcp . 8081 : 10.88.0.2 . 80 }" in host.dump()
+    assert sum(line.startswith("addresses4") for line in host.dump()) == 1
 
 
 def test_two_addresses_do_not_conflict_when_the_port_is_the_same() -> None:
@@ -180,7 +205,7 @@ def test_mappings_are_found_by_their_claims_when_the_record_is_lost() -> None:
 def test_damaged_record_is_reported_and_mappings_go_when_deleted() -> None:
     host = Host()
     host.call("ADD", conf(tcp(8080)))
-    (path,) = host.files.content
+    (path,) = (name for name in host.files.content if name.endswith(".json"))
     host.files.content[path] = b'{"version":1,'
     host.call("DEL", conf())
     assert host.dump() == []

@@ -34,7 +34,6 @@ class Node(Host):
         super().__init__()
         self.data_dir = str(folder)
         self.boot = boot_id()
-        (folder / "ns").mkdir()
 
     def mapper(self, _environ: Mapping[str, str], log: Callable[[str], None]) -> Mapper:
         return Mapper(
@@ -45,12 +44,11 @@ class Node(Host):
             log,
             boot_id=self.boot,
             route=lambda _: "",
+            namespaces=self.namespaces,
         )
 
     def call(self, verb: str, body: dict[str, Any], container_id: str = "c1", **more: Any) -> Any:
         namespace = f"{self.data_dir}/ns/{container_id}"
-        with open(namespace, "w", encoding="ascii"):
-            pass
         plugin = Portmap(lambda request: self.mapper(request.environ, request.log))
         return call(
             plugin, verb, {**body, "dataDir": self.data_dir}, container_id=container_id, netns=namespace, **more
@@ -133,7 +131,7 @@ def test_mappings_are_put_back_when_the_rules_were_flushed(node: Node, backend: 
     for name, body in bodies.items():
         node.call("ADD", body, name)
     node.flush()
-    os.unlink(f"{node.data_dir}/ns/c3")
+    node.namespaces.gone.add(f"{node.data_dir}/ns/c3")
     repaired = node.ports().repair(node.data_dir, node.lines.append, ["c2"])
     assert sorted(repaired) == [Repaired("c0", "eth0", "net"), Repaired("c1", "eth0", "net")]
     for name in ("c0", "c1"):

@@ -157,12 +157,24 @@ def test_a_missing_version_means_0_1_0():
     assert '"0.1.0"' in msg
 
 
-@pytest.mark.parametrize("verb", ["ADD", "CHECK", "DEL"])
+@pytest.mark.parametrize("verb", ["ADD", "CHECK"])
 def test_the_own_namespace_is_code_8_before_anything_acts(verb):
     plugin = FakeDelegate("fake", result=address_result("10.1.0.2/24"))
     code, msg = error_of(serve(verb, conf(), plugin, CNI_NETNS="/proc/self/ns/net"))
     assert (code, msg) == (8, 'CNI_NETNS "/proc/self/ns/net" is the plugin\'s own network namespace')
     assert plugin.requests == []
+
+
+def test_del_goes_on_without_the_namespace_when_it_is_the_own():
+    plugin = FakeDelegate("fake", result=address_result("10.1.0.2/24"))
+    assert serve("DEL", conf(), plugin, CNI_NETNS="/proc/self/ns/net").status == 0
+    (request,) = plugin.requests
+    assert (request.attachment.netns, request.environ["CNI_NETNS"]) == ("", "")
+
+
+@pytest.mark.parametrize("args", ["A=1;", "A=1;B=2;", ";", ""])
+def test_args_may_end_in_a_semicolon(args):
+    assert serve("ADD", conf(), CNI_ARGS=args).status == 0
 
 
 @pytest.mark.parametrize("value", ["1", "true", "TRUE"])

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from cnimeta_plugins.portmap.plan import Owner, Plan
     from cnimeta_plugins.portmap.records import Others, Record
 
+_ADDRESSES = ("addresses", "snat")
 _ATTEMPTS = 4  # another command may build the base, or a tool flush it, between a look and the transaction
 
 
@@ -95,8 +96,7 @@ class NftBackend:
     def _displaced(self, owner: Owner, wanted: Element, others: Others) -> list[Change]:
         """Changes that remove the dead holder of the key that is wanted. Raises HostPortConflict for a live one."""
         holder, held = _holder(others, wanted)
-        if holder is not None and (others.is_dead(holder) or wanted.map.startswith(("addresses", "snat"))):
-            # An address belongs to one container at a time: whoever had it before is gone.
+        if holder is not None and (others.is_dead(holder) or _is_renamed(holder.owner, owner, wanted)):
             return self._removal(held)
         if holder is None:
             removal = self._removal(self._held_by(owner)) or self._abandoned(wanted)
@@ -264,9 +264,16 @@ class NftBackend:
                 )
 
     def ready(self) -> None:
-        """Raise IoFailure (code 5) when nft is not installed."""
+        """Raise IoFailure (code 5) when nft is not installed, or the kernel would not take the base."""
         if not self.nft.available():
-            raise IoFailure("nftables cannot be used: nft is not installed, or the kernel has no nf_tables")
+            raise IoFailure("nftables cannot be used: nft is not installed")
+        if self.nft.has_chain(BASE_CHAIN):
+            return
+        try:
+            self.nft.dry_run(base_changes())
+        except Refusal as refusal:
+            if refusal.kind != "exists":  # another command has built it since
+                raise IoFailure(f"nftables cannot be used: {refusal.msg}") from None
 
     def payload(self, value: JSON) -> Elements:
         """Read a payload."""
@@ -284,13 +291,23 @@ def _holder(others: Others, wanted: Element) -> tuple[Record | None, Elements]:
     return None, Elements()
 
 
+def _is_renamed(holder: Owner, owner: Owner, wanted: Element) -> bool:
+    """Whether the holder of an address is the same interface under an earlier name of the network."""
+    return wanted.map.startswith(_ADDRESSES) and holder[1:] == owner[1:]
+
+
 def _conflict(wanted: Element, holder: Record | None, comment: str) -> HostPortConflict:
+    whose = holder.owner.text if holder is not None else (comment or "another container")
+    if wanted.map.startswith(_ADDRESSES):
+        return HostPortConflict(
+            f"the container's address {wanted.key} is that of {whose} too, which is alive as far as can be told: nobody"
+            " could tell the two apart; give one another address, or delete that attachment first"
+        )
     protocol, _, port = wanted.key.rpartition(" . ")
     where, _, protocol = protocol.rpartition(" . ")
     place = f"{port}/{protocol}" + (f" on {where}" if where else "")
     if wanted.value == SHARED:
         place += " (every address)"
-    whose = holder.owner.text if holder is not None else (comment or "another container")
     return HostPortConflict(f"host port {place} is already mapped for {whose}: choose another hostPort")
 
 
