@@ -19,7 +19,7 @@ from cnimeta_plugins.hostport_alloc.allocate.picks import (
     os_random,
     runs,
 )
-from cnimeta_plugins.hostport_alloc.allocate.ranges import parse_range, ports_of, refuse_overlap
+from cnimeta_plugins.hostport_alloc.allocate.ranges import parse_range, ports_of, refuse_reserved
 
 pytestmark = pytest.mark.unit
 
@@ -224,5 +224,5 @@ def test_range_text_is_refused_when_it_is_wrong(text):
 def test_overlap_is_refused_when_a_span_touches_reserved_ports():
     found = parse_range("default", "20000-20010,30000", "$")
     with pytest.raises(InvalidNetworkConfig, match="the NodePort range"):
-        refuse_overlap(found, "$.ranges.default", [("the NodePort range", 30000, 32767)])
-    refuse_overlap(found, "$.ranges.default", [("the NodePort range", 30001, 32767)])
+        refuse_reserved([found], [("the NodePort range", 30000, 32767)])
+    refuse_reserved([found], [("the NodePort range", 30001, 32767)])
