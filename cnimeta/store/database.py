@@ -21,7 +21,7 @@ import os
 import time
 
 from cnimeta.errors import CniError, StateUnusable, TryAgainLater, shown
-from cnimeta.store.folder import NotOurs, is_there, own_file, own_folder, unlink
+from cnimeta.store.folder import NotOurs, hindrance, is_full, is_there, own_file, own_folder
 from cnimeta.store.locks import OwnLock
 from cnimeta.store.making import DAMAGED, LOG_SUFFIX, Maker
 from cnimeta.store.sequence import Sequence
@@ -60,7 +60,6 @@ FILE = "cnimeta.db"
 _ATTEMPTS = 5
 _POLL_S = 0.13
 """So long SQLite waits by itself, asking every 1 to 25 ms. Later it would ask ten times a second only, and starve."""
-_SCANT_BYTES = 1024 * 1024
 _NOT_FOR_THIS, _UNTOUCHED, _GIVEN_UP = range(3)
 """The room set aside for a full disk: whether this piece of work may have it, and whether it has."""
 
@@ -287,6 +286,8 @@ class Database:
     def __del__(self) -> None:
         """Close it, unless it is of the process that this one was forked from."""
         self._forget()
+        if self._copy is not None:
+            self._copy.close()
 
     # --- making a database, and another one in place of a damaged one ----------------------------------
 
@@ -315,14 +316,10 @@ class Database:
 
     def _give_up_reserve(self) -> bool:
         """Make room on a full disk; False when there is none to be made, or the disk is not full."""
-        try:
-            if self._reserve != _UNTOUCHED or self._room() > _SCANT_BYTES or not is_there(self._maker.reserve):
-                return False
-            unlink(self._maker.reserve)
-        except OSError:
-            return False
-        self._reserve = _GIVEN_UP
-        return True
+        if self._reserve == _UNTOUCHED and is_full(self.folder) and self._maker.drop_reserve():
+            self._reserve = _GIVEN_UP
+            return True
+        return False
 
     def _set_aside_again(self) -> None:
         """Put the log away, and set aside what that leaves before somebody else takes it."""
@@ -333,11 +330,6 @@ class Database:
             pass
         self._forget()
         self._maker.keep_reserve(0)
-
-    def _room(self) -> int:
-        """Free bytes."""
-        found = os.statvfs(self.folder)
-        return found.f_bavail * found.f_frsize
 
     def _copied(self, why: str) -> Connection | None:
         """The database in memory, for a disk that takes no writes; None when it cannot be read."""
@@ -378,20 +370,11 @@ class Database:
         if isinstance(failure, OSError):
             where, why = failure.filename or where, failure.strerror or why
         elif code_of(failure or Damage()):
-            why += self._hindrance()
+            why += hindrance(self.folder)
         return StateUnusable(
             f"state: {where}: {why}; check dataDir {shown(self.folder)}: it must be a folder of root's on a writable"
             " file system with free space"
         )
-
-    def _hindrance(self) -> str:
-        """What SQLite's own words may leave open."""
-        try:
-            if os.statvfs(self.folder).f_flag & os.ST_RDONLY:
-                return " (the file system is read-only)"
-            return " (the file system is full)" if self._room() < _SCANT_BYTES else ""
-        except OSError:
-            return ""
 
 
 def _keep_writers_out(connection: Connection) -> None:

@@ -12,6 +12,7 @@ import stat
 from cnimeta.errors import StateUnusable, shown
 
 _OTHERS_WRITE = 0o022
+_SCANT_BYTES = 1024 * 1024
 _UNMAPPED = 65534
 """The owner that the kernel shows in a user namespace for users that it does not have there, root among them."""
 
@@ -70,6 +71,25 @@ def is_there(path: str) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def is_full(folder: str) -> bool:
+    """Whether the disk is, or nearly."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < _SCANT_BYTES
+
+
+def hindrance(folder: str) -> str:
+    """What an error of SQLite's may leave open, for a message."""
+    try:
+        if os.statvfs(folder).f_flag & os.ST_RDONLY:
+            return " (the file system is read-only)"
+    except OSError:
+        return ""
+    return " (the file system is full)" if is_full(folder) else ""
 
 
 def unlink(path: str) -> None:

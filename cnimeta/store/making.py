@@ -159,12 +159,13 @@ class Maker:
         except (OSError, ValueError):
             self.drop_reserve()
 
-    def drop_reserve(self) -> None:
-        """Give the room up."""
+    def drop_reserve(self) -> bool:
+        """Give the room up; False when there is none, or the disk takes no change at all."""
         try:
-            unlink(self.reserve)
+            os.unlink(self.reserve)
         except OSError:
-            pass  # it was for a full disk; this one takes no change at all
+            return False
+        return True
 
 
 def _last_of(old: Connection | None) -> int:

@@ -64,7 +64,9 @@ def struck(command: Callable[[], dict], call: Call, what: str) -> Outcome:
     return run(command, f"trace={call.name}", "/dev/null", f"inject={call.name}:{what}:when={call.number}")
 
 
-def run(command: Callable[[], dict], trace: str, output: str, inject: str = "") -> Outcome:
+def run(
+    command: Callable[[], dict], trace: str, output: str, inject: str = "", *, hexadecimal: bool = False
+) -> Outcome:
     """Run a command in a fork under strace."""
     gate_read, gate = os.pipe()
     answer_read, answer = os.pipe()
@@ -73,7 +75,8 @@ def run(command: Callable[[], dict], trace: str, output: str, inject: str = "") 
         _serve(command, gate_read, answer)
     os.close(gate_read)
     os.close(answer)
-    options = ["-qqq", "-y", "-s", "0", "-o", output, "-e", trace, *(["-e", inject] if inject else [])]
+    shape = ("-xx", "-s", "1000000") if hexadecimal else ("-s", "0")
+    options = ["-qqq", "-y", *shape, "-o", output, "-e", trace, *(["-e", inject] if inject else [])]
     with subprocess.Popen(["strace", *options, "-p", str(child)], stderr=subprocess.DEVNULL):
         deadline = time.monotonic() + _LIMIT_S
         try:

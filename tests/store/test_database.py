@@ -340,7 +340,7 @@ else:
 database._connection.execute("COMMIT")
 print(sorted(place.database().read(everything)))
 """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.stderr) == ("['open', 'parent']", "")
 
 

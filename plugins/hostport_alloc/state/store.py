@@ -308,12 +308,10 @@ class Store:
         """The records of a network whose (container ID, ifname) is not in `keep`. Reads no others."""
 
         def work(connection: Connection) -> list[Record]:
-            found = connection.execute(
-                "SELECT id, container_id, ifname FROM attachments WHERE network=?", (network,)
-            ).fetchall()
-            gone = [number for number, *names in found if (names[0], names[1]) not in keep]
-            chosen = [row for number in gone for row in rows.select(connection, "id=?", number)]
-            return [self._record(row) for row in chosen]
+            found = connection.execute("SELECT container_id, ifname FROM attachments WHERE network=?", (network,))
+            gone = [names for names in found if names not in keep]
+            chosen = [rows.find(connection, (network, *names)) for names in gone]
+            return [self._record(row) for row in chosen if row is not None]
 
         return self._database.read(work, tolerant=True)
 

@@ -1,0 +1,224 @@
+"""hostport_alloc's state: what a command costs with few and very many records, and how long it keeps others out.
+
+python bench/state.py [FOLDER]     # FOLDER: on the file system to judge it on; default /var/tmp
+"""
+
+from __future__ import annotations
+
+import _sqlite3
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import TYPE_CHECKING
+
+from run import Row
+
+from cnimeta.host.clock import SystemClock, boot_id
+from cnimeta.store.database import Database
+from cnimeta_plugins.hostport_alloc.allocate.expose import Exposure
+from cnimeta_plugins.hostport_alloc.allocate.picks import Port
+from cnimeta_plugins.hostport_alloc.allocate.ranges import parse_range
+from cnimeta_plugins.hostport_alloc.state import rows
+from cnimeta_plugins.hostport_alloc.state.contents import PortContents
+from cnimeta_plugins.hostport_alloc.state.record import Pod, Record
+from cnimeta_plugins.hostport_alloc.state.store import Demand, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+TITLE = "hostport_alloc: state"
+NOTE = """
+The database with 10 and with 60,000 attachments of a port each, on a disk. Commands: 300 of each kind by one process
+that has the database open, and 40 by processes that open it, do one thing and close it, the way a plugin does (the
+start of Python left out). Write lock: from the moment it is had to the commit. The rows with very many records have
+our figure with 10 records as the reference.
+"""
+FEW, MANY, ROUNDS, PROCESSES = 10, 60_000, 300, 40
+UNDO = {"steps": [{"conf": {"type": "bridge", "ipam": {"type": "host-local", "pad": "x" * 700}}, "maps": False}]}
+DEMAND = Demand(
+    (Exposure("default", 80, ("tcp",)), Exposure("default", 53, ("tcp", "udp"))),
+    {"default": parse_range("default", "1024-65535", "$")},
+    {},
+    lambda *_: True,
+)
+
+
+class Timed(Database):
+    """Notes how long the write lock is held, in milliseconds."""
+
+    held_ms: list[float]
+
+    def _in_transaction(self, connection: _sqlite3.Connection, work: Callable[[_sqlite3.Connection], object]) -> object:
+        began: list[float] = []
+
+        def timed(connection: _sqlite3.Connection) -> object:
+            began.append(time.perf_counter())
+            return work(connection)
+
+        connection.execute("PRAGMA wal_autocheckpoint=0").fetchall()  # that is after the lock, and timed apart
+        found = super()._in_transaction(connection, timed)
+        self.held_ms.append((time.perf_counter() - began[-1]) * 1000)
+        return found
+
+
+def opened(folder: str) -> tuple[Store, Timed]:
+    """The state in a folder."""
+    clock, boot = SystemClock(), boot_id()
+    database = Timed(folder, PortContents(lambda: (), clock, boot, print), boot, print)
+    database.held_ms = []
+    return Store(database, clock, boot, print), database
+
+
+def populate(folder: str, count: int) -> None:
+    """Records of other containers."""
+    _, database = opened(folder)
+
+    def work(connection: _sqlite3.Connection) -> None:
+        for number in range(count):
+            ports = (Port(80, "tcp", 2000 + number, "default"),)
+            key = "net", f"{number:064x}", "eth0"
+            rows.insert(
+                connection,
+                Record(*key, "", "4:7", boot_id(), "t", 1.0, "mapped", Pod("ns", f"p{number}"), ports, undo=UNDO),
+            )
+        rows.renew_bits(connection)
+
+    database.write(work)
+
+
+def milliseconds(run: Callable[[], object]) -> float:
+    """How long it takes."""
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) * 1000
+
+
+def commands(folder: str) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Per command, ascending: the whole of it, and the write lock."""
+    store, database = opened(folder)
+    whole: dict[str, list[float]] = {"hold": [], "settle": [], "release": []}
+    lock: dict[str, list[float]] = {"hold": [], "settle": [], "release": []}
+    for number in range(ROUNDS):
+        draft = Record("net", f"new{number}", "eth0", pod=Pod("ns", f"new{number}"), undo=UNDO)
+        found: list[Record] = []
+
+        def hold(draft: Record = draft, found: list[Record] = found) -> None:
+            found.append(store.hold(draft, DEMAND).record)
+
+        def settle(found: list[Record] = found) -> None:
+            store.settle(found[0]._replace(phase="mapped"))
+
+        def release(draft: Record = draft) -> None:
+            store.release(draft.key)
+
+        for verb, run in (("hold", hold), ("settle", settle), ("release", release)):
+            whole[verb].append(milliseconds(run))
+            lock[verb].append(database.held_ms[-1])
+    return {verb: sorted(times) for verb, times in whole.items()}, {verb: sorted(times) for verb, times in lock.items()}
+
+
+def alone(folder: str) -> list[float]:
+    """Processes that open the database, hold and settle, and close it."""
+    times = []
+    for number in range(PROCESSES):
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            start = time.perf_counter()
+            store, database = opened(folder)
+            record = store.hold(Record("net", f"alone{number}", "eth0", undo=UNDO), DEMAND).record
+            store.settle(record._replace(phase="mapped"))
+            del store, database
+            os.write(writer, repr((time.perf_counter() - start) * 1000).encode())
+            os._exit(0)
+        times.append(float(os.read(reader, 100)))
+        os.close(reader)
+        os.close(writer)
+        os.wait()
+    return sorted(times)
+
+
+def syncs(folder: str) -> float:
+    """How often such a process waits for the disk."""
+    program = f"import sys; sys.path[:0] = {sys.path!r}; import state; state.PROCESSES = 1; state.alone({folder!r})"
+    done = subprocess.run(
+        ["strace", "-f", "-qq", "-e", "trace=fsync,fdatasync", sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(done.stderr.count("sync("))
+
+
+def looking(folder: str, count: int) -> Iterator[tuple[str, float]]:
+    """Commands that read much."""
+    store, database = opened(folder)
+    keep = {(f"{number:064x}", "eth0") for number in range(10, count)}
+    yield "list every record", min(milliseconds(lambda: list(store.records())) for _ in range(3))
+    yield "find 10 records to collect", min(milliseconds(lambda: store.unlisted("net", keep)) for _ in range(5))
+    yield "check everything", milliseconds(store.problems)
+    database._connection.execute("UPDATE bitmaps SET crc=0")  # noqa: SLF001
+    yield (
+        "make all anew after damage",
+        milliseconds(lambda: store.load(("net", "x", "y")) or store.try_writing() or store.occupancy()),
+    )
+
+
+def import_ms() -> float:
+    """The C module of the database, beside an interpreter without it."""
+    times = []
+    for statement in ("pass", "import _sqlite3"):
+        found = [
+            milliseconds(lambda: subprocess.run([sys.executable, "-I", "-S", "-c", statement], check=True))  # noqa: B023
+            for _ in range(30)
+        ]
+        times.append(statistics.median(found))
+    return times[1] - times[0]
+
+
+def measure(base: str = "/var/tmp") -> list[Row]:
+    """All of it."""
+    place = tempfile.mkdtemp(prefix="cnimeta-bench-", dir=base)
+    found: list[Row] = []
+    try:
+        for count in (FEW, MANY):
+            populate(f"{place}/{count}", count)
+        few, many = (commands(f"{place}/{count}") for count in (FEW, MANY))
+        for verb, label in (("hold", "hold three ports"), ("settle", "settle"), ("release", "free ports")):
+            for percent in (50, 99):
+                at = ROUNDS * percent // 100
+                for which, what in ((0, label), (1, f"write lock to {label}")):
+                    small, large = few[which][verb][at], many[which][verb][at]
+                    found.append(Row(f"{what}, {FEW} records, p{percent}", small, None, "ms"))
+                    found.append(Row(f"{what}, {MANY:,} records, p{percent}, beside {FEW}", large, small, "ms"))
+        lone = [alone(f"{place}/{count}") for count in (FEW, MANY)]
+        label = "open, hold, settle and close in a process of its own"
+        found.append(Row(f"{label}, {FEW} records", statistics.median(lone[0]), None, "ms"))
+        found.append(
+            Row(
+                f"{label}, {MANY:,} records, beside {FEW}", statistics.median(lone[1]), statistics.median(lone[0]), "ms"
+            )
+        )
+        found.append(Row("the same: waits for the disk (fsync)", syncs(f"{place}/{FEW}"), None, "times"))
+        found.append(Row("import of the database's module", import_ms(), None, "ms"))
+        found += [
+            Row(f"{what}, {MANY:,} records", spent, None, "ms") for what, spent in looking(f"{place}/{MANY}", MANY)
+        ]
+    finally:
+        shutil.rmtree(place)
+    return found
+
+
+def main() -> int:
+    """Print the rows."""
+    for row in measure(*sys.argv[1:2]):
+        reference = "" if row.reference is None else f"{row.reference:12,.2f}"
+        print(f"{row.what:80} {row.ours:10,.2f} {reference} {row.unit}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
