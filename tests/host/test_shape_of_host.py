@@ -31,7 +31,7 @@ REVIEWED = {
     ("links/removal.py", "send_from_orphan"): "fork: without a process, the caller sends the request",
     ("links/removal.py", "_announced"): "an announcement that is not had is asked for by the caller",
     ("links/kernel.py", "RouteLinks.remove"): "raised, unless the interface is gone",
-    ("netns.py", "_come_back"): "ends the process",
+    ("netns.py", "Entered.__exit__"): "ends the process",
     ("iptables/legacy.py", "LegacyIptables._commit"): "the program does what python-iptables could not",
     ("iptables/legacy.py", "_be_child"): "its exit status tells",
     ("iptables/legacy.py", "import_iptc.find_library"): "a library that is not where it mostly is gets looked for",

@@ -5,7 +5,6 @@ Looking up, listing and removing links, all that DEL and GC do, is done without 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 
@@ -22,7 +21,7 @@ from cnimeta.host.reading import read_file, told
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from cnimeta.host.links.values import Classes, Classifier, Queue
     from cnimeta.host.netlink import Ask, Message, Order, Tell
@@ -73,11 +72,9 @@ class RouteLinks:
         with entered(netns):
             return link_named(ifname, self._ask)
 
-    @contextlib.contextmanager
-    def within(self, netns: str) -> Iterator[RouteLinks]:
+    def within(self, netns: str) -> _Within:
         """The links of the namespace at `netns`, for a block that runs there. Raises as `in_container`."""
-        with entered(netns):
-            yield self
+        return _Within(self, netns)
 
     def get(self, *, index: int = 0, name: str = "") -> Link | None:
         """An interface here by index or name, None when there is none."""
@@ -207,3 +204,18 @@ class RouteLinks:
 
     def _read(self, what: str, kind: int, flags: int, body: bytes) -> list[Message]:
         return told(what, lambda: self._ask(ROUTE, kind, flags, body), _MISSING) or []
+
+
+class _Within:
+    """The same links for a `with` block: they are those of the namespace that asks."""
+
+    def __init__(self, links: RouteLinks, netns: str) -> None:
+        self._links = links
+        self._place = entered(netns)
+
+    def __enter__(self) -> RouteLinks:
+        self._place.__enter__()
+        return self._links
+
+    def __exit__(self, *error: object) -> None:
+        self._place.__exit__(*error)
