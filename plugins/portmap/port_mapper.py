@@ -88,7 +88,9 @@ class PortmapPorts:
             conf = NetConf(dict(raw))
             mapper = self._mapper(os.environ, log)
             attachment = Attachment(*record.owner, record.netns, {})
-            mapper.add(attachment, conf, mapper.settings(conf), conf.require_prev_result())
+            settings, result = mapper.settings(conf), conf.require_prev_result()
+            mapper.add(attachment, conf, settings, result)
+            mapper.check(attachment, settings, result)
         except CniError as error:
             return str(error)
         return ""
