@@ -34,7 +34,7 @@ NESTED = 0x8000
 ERROR = 2
 _DONE, _DUMP_INTERRUPTED = 3, 0x10
 _RECEIVE_BYTES = 1 << 18
-_NFT_GETCHAIN, _NFT_GETTABLE = (10 << 8) | 4, (10 << 8) | 1
+_NFT_GETCHAIN, _NFT_GETTABLE, _NFT_GETRULE = (10 << 8) | 4, (10 << 8) | 1, (10 << 8) | 7
 _NFPROTO = {"inet": 1, "ip": 2, "ip6": 10}
 
 
@@ -154,6 +154,26 @@ def nft_chain_exists(family: str, table: str, chain: str, ask: Ask = ask) -> boo
     body += attribute(1, table.encode() + b"\0") + attribute(3, chain.encode() + b"\0")
     what = f"the nftables chain {family} {table} {chain}"
     return told(what, lambda: ask(NETFILTER, _NFT_GETCHAIN, 0, body), _NFT_ABSENT) is not None
+
+
+def nft_chain_uses(family: str, table: str, ask: Ask = ask) -> dict[str, int]:
+    """Each chain of a table and the kernel's count of its uses: its rules, and what leads to it. IoFailure (code 5)."""
+    body = struct.pack("=BBH", _NFPROTO[family], 0, 0) + attribute(1, table.encode() + b"\0")
+    what = f"the chains of the nftables table {family} {table}"
+    found = {}
+    for message in told(what, lambda: ask(NETFILTER, _NFT_GETCHAIN, DUMP, body), _NFT_ABSENT) or ():
+        parts = attributes(message.body[4:])
+        if message.body[0] == _NFPROTO[family] and parts.get(1) == table.encode() + b"\0":
+            found[parts[3][:-1].decode("utf-8", "replace")] = struct.unpack(">I", parts[6])[0]
+    return found
+
+
+def nft_rule_count(family: str, table: str, chain: str, ask: Ask = ask) -> int:
+    """How many rules a chain has, none when there is no such chain. IoFailure (code 5)."""
+    body = struct.pack("=BBH", _NFPROTO[family], 0, 0)
+    body += attribute(1, table.encode() + b"\0") + attribute(2, chain.encode() + b"\0")
+    what = f"the rules of the nftables chain {family} {table} {chain}"
+    return len(told(what, lambda: ask(NETFILTER, _NFT_GETRULE, DUMP, body), _NFT_ABSENT) or ())
 
 
 def nft_table_exists(family: str, table: str, ask: Ask = ask) -> bool:

@@ -213,6 +213,14 @@ class Nft(Protocol):
         """Whether the table has this chain."""
         ...
 
+    def chain_uses(self) -> dict[str, int]:
+        """How many rules each chain of the table has, plus those and the elements that lead to it."""
+        ...
+
+    def rule_count(self, chain: str) -> int:
+        """How many rules a chain has, none when there is no such chain."""
+        ...
+
     def rules(self, chain: str) -> list[Rule]:
         """A chain's rules with their handles, none when there is no such chain. IoFailure (code 5)."""
         ...

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
             """
             ...
 
+        def check(self, data_dir: str, log: Callable[[str], None], skip: Collection[str]) -> Sequence[Repaired]:
+            """Look whether all is there of every live attachment, but those of the containers in `skip`."""
+            ...
+
         def repair(self, data_dir: str, log: Callable[[str], None], skip: Collection[str]) -> Sequence[Repaired]:
             """Put back what is missing of every live attachment, but those of the containers in `skip`."""
             ...

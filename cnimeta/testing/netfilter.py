@@ -52,6 +52,14 @@ class FakeNft:
         """Whether the table has this chain."""
         return name in self._state.chains
 
+    def chain_uses(self) -> dict[str, int]:
+        """The rules of each chain, and what leads to it."""
+        return {name: len(rules) + self._state.leading_to(name) for name, rules in self._state.chains.items()}
+
+    def rule_count(self, chain: str) -> int:
+        """How many rules a chain has."""
+        return len(self.rules(chain))
+
     def rules(self, chain: str) -> list[Rule]:
         """A chain's rules."""
         return list(self._state.chains.get(chain, ()))
@@ -107,6 +115,13 @@ class _State:
         other.maps = {name: dict(elements) for name, elements in self.maps.items()}
         return other
 
+    def leading_to(self, chain: str) -> int:
+        """How many rules and elements lead to a chain."""
+        ends = (f" jump {chain}", f" goto {chain}")
+        texts = [rule.text for rules in self.chains.values() for rule in rules]
+        texts += [one.value for elements in self.maps.values() for one in elements.values()]
+        return sum(f" {text}".endswith(ends) for text in texts)
+
     def make(self, change: Change) -> str:
         """Make one change; the kind of its refusal, empty for none."""
         item = change.item
@@ -131,10 +146,12 @@ class _State:
             return "exists" if there and verb == "create" else ""
         if not there:
             return "missing"
-        if verb == "delete":
-            del self.chains[chain.name]
-        else:
+        if verb == "flush":
             self.chains[chain.name].clear()
+        elif self.chains[chain.name] or self.leading_to(chain.name):
+            return "other"  # it is in use
+        else:
+            del self.chains[chain.name]
         return ""
 
     def _rule(self, verb: str, rule: Rule) -> str:

@@ -63,6 +63,10 @@ class Backend(Protocol[P]):
         """Take out what there is without a record of attachments (container ID, ifname) of a network not in `valid`."""
         ...
 
+    def tidy(self) -> None:
+        """Take out what is shared and nobody needs any more."""
+        ...
+
     def listed(self) -> Iterable[MappedPort]:
         """Every mapped port that tells its whole attachment by itself."""
         ...

@@ -122,6 +122,9 @@ class MemoryBackend:
             if owner.network == network and (owner.container_id, owner.ifname) not in valid and owner not in recorded:
                 del self.held[owner]
 
+    def tidy(self) -> None:
+        """Nothing is shared."""
+
     def listed(self) -> Iterator[MappedPort]:
         """Every port; one that is mapped in both families once."""
         for owner, ports in self.held.items():

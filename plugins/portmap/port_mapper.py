@@ -69,29 +69,47 @@ class PortmapPorts:
             found += [port for port in sorted(set(backend.listed())) if port[:3] not in recorded]
         return found
 
-    def repair(self, data_dir: str, log: Callable[[str], None], skip: Collection[str] = ()) -> list[Repaired]:
-        """ADD again from the record, which changes nothing where all is in place.
+    def check(self, data_dir: str, log: Callable[[str], None], skip: Collection[str] = ()) -> list[Repaired]:
+        """CHECK from the record."""
+        return self._each(data_dir, log, skip, self._check)
 
-        Records of an earlier boot, or whose namespace is gone, are left for DEL and GC.
-        """
-        life = self._mapper(os.environ, log).life
+    def repair(self, data_dir: str, log: Callable[[str], None], skip: Collection[str] = ()) -> list[Repaired]:
+        """ADD again from the record, which changes nothing where all is in place; then CHECK."""
+        found = self._each(data_dir, log, skip, self._add_again)
+        for backend in self._backends(os.environ.get("PATH", "")).holding():
+            try:
+                backend.tidy()
+            except CniError as error:
+                log(f"portmap: {error.msg}")
+        return found
+
+    def _each(
+        self,
+        data_dir: str,
+        log: Callable[[str], None],
+        skip: Collection[str],
+        work: Callable[[Mapper, Attachment, NetConf], None],
+    ) -> list[Repaired]:
+        """Do `work` for every record; those of an earlier boot, or whose namespace is gone, are left for DEL and GC."""
+        mapper = self._mapper(os.environ, log)
         found = []
         for record in list(Records(data_dir, PosixFiles(), log).every()):
             network, container_id, ifname = record.owner
-            if container_id not in skip and not life.is_dead(record) and isinstance(record.conf, dict):
-                found.append(Repaired(container_id, ifname, network, self._add_again(record, record.conf, log)))
+            if container_id not in skip and not mapper.life.is_dead(record) and isinstance(record.conf, dict):
+                error = ""
+                try:
+                    work(mapper, Attachment(*record.owner, record.netns, {}), NetConf(dict(record.conf)))
+                except CniError as failure:
+                    error = str(failure)
+                found.append(Repaired(container_id, ifname, network, error))
         return found
 
-    def _add_again(self, record: Record, raw: dict[str, JSON], log: Callable[[str], None]) -> str:
-        """Why it could not be done; empty when it was."""
-        try:
-            conf = NetConf(dict(raw))
-            mapper = self._mapper(os.environ, log)
-            attachment = Attachment(*record.owner, record.netns, {})
-            mapper.add(attachment, conf, mapper.settings(conf), conf.require_prev_result())
-        except CniError as error:
-            return str(error)
-        return ""
+    def _check(self, mapper: Mapper, attachment: Attachment, conf: NetConf) -> None:
+        mapper.check(attachment, mapper.settings(conf), conf.require_prev_result())
+
+    def _add_again(self, mapper: Mapper, attachment: Attachment, conf: NetConf) -> None:
+        mapper.add(attachment, conf, mapper.settings(conf), conf.require_prev_result())
+        self._check(mapper, attachment, conf)
 
 
 def _ports_of(record: Record) -> Iterator[MappedPort]:

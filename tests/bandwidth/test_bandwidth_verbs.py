@@ -74,6 +74,13 @@ def test_everything_is_gone_when_the_namespace_has_become_the_nodes_own(links: F
     assert ifb_name("net", "c1") not in links.dump()
 
 
+def test_no_empty_brackets_are_shown_when_the_result_names_no_host_interface(links: FakeLinks) -> None:
+    body = conf(**RATES)
+    del body["prevResult"]["interfaces"][0]
+    with pytest.raises(CniError, match=r"found in host ns$"):
+        call(Bandwidth(links), "ADD", body)
+
+
 def test_nothing_changes_when_added_twice(links: FakeLinks) -> None:
     plugin = Bandwidth(links)
     first = call(plugin, "ADD", conf(**RATES))

@@ -25,6 +25,8 @@ PURE = VALUES | {"cnimeta.host.digest", "cnimeta.host.links.htb"}
 """Modules of cnimeta.host that reach nothing: no kernel, no file, no process."""
 
 REVIEWED = {
+    ("namespaces.py", "HostNamespaces.is_gone"): "what cannot be told is not gone",
+    ("namespaces.py", "namespace_id"): "empty: it cannot be told, which callers tell from another namespace",
     ("netlink.py", "tell"): "kept, and raised when every answer is there",
     ("process.py", "_ends_by"): "pidfd_open: without it the process is polled",
     ("files.py", "replace_file"): "unlink of what is unfinished, on the way of another error",

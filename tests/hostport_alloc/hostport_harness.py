@@ -45,6 +45,9 @@ class FakeMapper:
     def mappings(self, data_dir: str, log: Callable[[str], None]) -> list[MappedPort]:
         return list(self.recorded)
 
+    def check(self, data_dir: str, log: Callable[[str], None], skip: Collection[str]) -> list[Repaired]:
+        return [one for one in self.others if one.container_id not in skip]
+
     def repair(self, data_dir: str, log: Callable[[str], None], skip: Collection[str]) -> list[Repaired]:
         return [one for one in self.others if one.container_id not in skip]
 

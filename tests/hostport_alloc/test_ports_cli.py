@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hostport_harness import DATA_DIR, POD_ARGS, Node, conf
 
+from cnimeta.ports.mapper import Repaired
 from cnimeta.testing.kube import Fault
 from cnimeta_plugins.hostport_alloc.operator.commands import add_commands
 from cnimeta_plugins.hostport_alloc.operator.table import age, drawing
@@ -137,6 +138,13 @@ def test_check_finds_missing_rules_and_repair_puts_them_back(node: Node, shell: 
         {"address": "10.1.0.2/24", "interface": 0}
     ]
     assert shell("check")[0] == 0
+
+
+def test_check_finds_what_is_gone_of_portmaps_own_mappings(node: Node, shell: Shell) -> None:
+    node.call("ADD", conf())
+    node.mapper.others = [Repaired("other", "eth0", "net", "its rules are gone"), Repaired("c1", "eth0", "pods", "no")]
+    (problem,) = shell.json("check")["problems"]
+    assert problem == {"kind": "rule", "containerID": "other", "message": "its rules are gone"}
 
 
 def test_check_finds_a_process_that_took_a_port(node: Node, shell: Shell) -> None:

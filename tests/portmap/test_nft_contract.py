@@ -55,6 +55,7 @@ def refused(nft: Nft, *changes: Change) -> tuple[str, int]:
 
 def test_nothing_is_there_when_nothing_was_made(nft: Nft) -> None:
     assert not nft.has_chain("main")
+    assert nft.chain_uses() == {}
     assert nft.rules("main") == []
     assert nft.elements("ports") == []
 
@@ -150,6 +151,25 @@ def test_a_chain_goes_with_its_rules_when_flushed_and_deleted(table: Nft) -> Non
     assert table.has_chain("side")
     assert table.rules("side") == []
     table.apply([Change("delete", Chain("side"))])
+    assert not table.has_chain("side")
+
+
+def test_uses_count_rules_and_what_leads_to_a_chain(table: Nft) -> None:
+    assert table.chain_uses() == {"main": 0, "side": 0}
+    verdict = Element("verdicts", "10.0.0.2", "goto side")
+    table.apply([Change("add", Rule("side", "return")), Change("add", Rule("main", "ct status dnat jump side"))])
+    table.apply([Change("add", verdict)])
+    assert table.chain_uses() == {"main": 1, "side": 3}
+    assert [table.rule_count(chain) for chain in ("main", "side", "none")] == [1, 1, 0]
+    table.apply([Change("delete", verdict), Change("flush", Chain("main"))])
+    assert table.chain_uses() == {"main": 0, "side": 1}
+
+
+def test_a_chain_stays_when_something_leads_to_it(table: Nft) -> None:
+    verdict = Element("verdicts", "10.0.0.2", "goto side")
+    table.apply([Change("add", verdict)])
+    assert refused(table, Change("delete", Chain("side"))) == ("other", 0)
+    table.apply([Change("delete", verdict), Change("flush", Chain("side")), Change("delete", Chain("side"))])
     assert not table.has_chain("side")
 
 

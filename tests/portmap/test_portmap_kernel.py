@@ -15,7 +15,7 @@ from portmap_kit import Host, conf, tcp
 from cnimeta.cli.install import install
 from cnimeta.errors import CniError
 from cnimeta.host.nftables.program import NftProgram
-from cnimeta.host.nftables.values import Change, Element
+from cnimeta.host.nftables.values import Chain, Change, Element
 from cnimeta.spec.jsonio import dumps
 from cnimeta.testing import call
 from cnimeta_plugins.portmap.main import Portmap
@@ -106,6 +106,47 @@ def test_conditions_come_and_go_when_the_container_does(host: Host) -> None:
     host.call("DEL", body)
     assert host.nft.rules("conditional") == []
     assert elements(host) == set()
+
+
+@pytest.mark.parametrize(
+    "chain", ["prerouting", "output", "hostports", "postrouting", "masquerading", "guard", "masq-10.88.0.0/16"]
+)
+def test_the_next_add_heals_when_a_chain_was_flushed(host: Host, chain: str) -> None:
+    host.call("ADD", conf(tcp(8080)))
+    host.call("ADD", conf(tcp(8082), ips=("10.88.0.4/16",), conditionsV4=["ip saddr 192.0.2.0/24"]), container_id="c3")
+    before = [rule._replace(handle="") for rule in host.nft.rules(chain)]
+    host.nft.apply([Change("flush", Chain(chain))])
+    with pytest.raises(CniError) as caught:
+        host.call("CHECK", conf(tcp(8080)))
+    assert caught.value.code == 101
+    host.call("ADD", conf(tcp(8081), ips=("10.88.0.3/16",)), container_id="c2")
+    assert [rule._replace(handle="") for rule in host.nft.rules(chain)] == before
+    host.call("CHECK", conf(tcp(8080)))
+    host.call(
+        "CHECK", conf(tcp(8082), ips=("10.88.0.4/16",), conditionsV4=["ip saddr 192.0.2.0/24"]), container_id="c3"
+    )
+
+
+def test_a_subnets_chain_goes_when_its_last_container_does(host: Host) -> None:
+    chain = "masq-10.88.0.0/16"
+    host.call("ADD", conf(tcp(8080)))
+    host.call("ADD", conf(tcp(8081), ips=("10.88.0.3/16", "fd00::3/128")), container_id="c2")
+    base = set(host.nft.chain_uses())
+    host.call("DEL", conf(), container_id="c1")
+    assert set(host.nft.chain_uses()) == base
+    host.call("ADD", conf(tcp(8081), ips=("10.99.0.3/24", "fd00::3/128")), container_id="c2")
+    assert chain not in host.nft.chain_uses()
+    for number in range(5):
+        host.call("ADD", conf(tcp(8081), ips=(f"10.99.0.{number}/32",)), container_id="c2")
+    host.call("DEL", conf(), container_id="c2")
+    assert {name for name in host.nft.chain_uses() if name.startswith("masq-")} == set()
+
+
+def test_old_subnets_chains_go_when_collected(host: Host) -> None:
+    host.call("ADD", conf(tcp(8080)))
+    host.nft.apply([Change("add", Chain("masq-10.1.0.0/16")), Change("add", Chain("masq-all"))])
+    host.call("GC", {**conf(), "cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]})
+    assert {name for name in host.nft.chain_uses() if name.startswith("masq-")} == {"masq-10.88.0.0/16"}
 
 
 def test_check_tells_what_is_missing_when_an_element_was_taken(host: Host) -> None:
@@ -308,6 +349,35 @@ def test_conditions_are_the_containers_own_when_two_are_mapped(net: Net) -> None
     with serving(net.c1, 80), serving(net.c2, 80):
         assert ask(net.client, NODE, 8080) == "refused"
         assert ask(net.client, NODE, 8081) == CLIENT
+
+
+@pytest.mark.parametrize("snat", [True, False])
+def test_no_mark_is_on_any_packet_and_others_marks_mean_nothing(net: Net, snat: bool) -> None:
+    net.call("ADD", tcp(8080), snat=snat)
+    counted = "table inet probe { chain f { type filter hook forward priority 0; meta mark != 0 counter; }; }"
+    marking = "table inet other { chain p { type filter hook prerouting priority -300; ip saddr 10.88.0.3 meta mark set"
+    net.node.run("nft", counted)
+    with serving(net.c1, 80), serving(net.client, 9090):
+        assert ask(net.client, NODE, 8080) == CLIENT
+        assert ask(net.c2, NODE, 8080, timeout=0.5) in (("10.88.0.1",) if snat else ("silence", "10.88.0.3"))
+        assert "packets 0" in net.node.run("nft", "list", "table", "inet", "probe").stdout
+        net.node.run("nft", f"{marking} 0x1000; }}; }}")
+        assert ask(net.c2, BEYOND, 9090) == "10.88.0.3"
+
+
+@pytest.mark.parametrize("backend", ["nftables"])
+def test_loopback_services_stay_the_hosts_own_when_localhost_is_mapped(net: Net, backend: str) -> None:
+    net.call("ADD", tcp(8080), tcp(7070, hostIP="127.0.0.1"), backend=backend)
+    net.c2.run("sysctl", "-qw", "net.ipv4.conf.eth0.route_localnet=1")
+    net.c2.run("ip", "route", "del", "local", "127.0.0.0/8", "table", "local")
+    net.c2.run("ip", "route", "del", "local", "127.0.0.1", "table", "local")
+    net.c2.run("ip", "route", "add", "127.0.0.1", "via", "10.88.0.1", "src", "10.88.0.3")
+    with serving(net.node, 5000), serving(net.c1, 80):
+        assert ask(net.node, "127.0.0.1", 5000) == "127.0.0.1"
+        assert ask(net.node, "127.0.0.1", 8080) == "10.88.0.1"
+        assert ask(net.node, "127.0.0.1", 7070) == "10.88.0.1"
+        for port in (5000, 8080, 7070):
+            assert ask(net.c2, "127.0.0.1", port, timeout=0.5) == "silence"
 
 
 def test_source_is_hidden_when_everything_is_masqueraded(net: Net) -> None:

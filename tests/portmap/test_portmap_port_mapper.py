@@ -180,6 +180,20 @@ def test_only_what_delete_needs_is_left_when_options_may_be_refused(keys: dict[s
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("backend", ["nftables", "iptables", "memory"])
+def test_what_is_gone_is_told_and_put_back_when_checked_and_repaired(node: Node, backend: str) -> None:
+    for number in (1, 2):
+        node.call("ADD", conf(tcp(8080 + number), ips=(f"10.88.0.{number}/16",), backend=backend), f"c{number}")
+    look = lambda *skip: [bool(one.error) for one in node.ports().check(node.data_dir, node.lines.append, skip)]  # noqa: E731
+    assert look() == [False, False]
+    node.flush()
+    assert look() == [True, True]
+    assert look("c1") == [True]
+    assert [one.error for one in node.ports().repair(node.data_dir, node.lines.append)] == ["", ""]
+    assert look() == [False, False]
+
+
+@pytest.mark.unit
 def test_portmaps_own_refusals_are_among_them_when_a_key_is_wrong(node: Node) -> None:
     refusals = Portmap().port_mapper().refusals
     for keys in ({"snat": "no"}, {"backend": "ipvs"}, {"runtimeConfig": []}):

@@ -160,6 +160,15 @@ def test_a_range_is_one_rule_when_it_is_shifted_or_not(container_port, address, 
     assert wanted.rules == (f"-p tcp -m tcp --dport 8000:8010 -j DNAT --to-destination {destination}",)
 
 
+def test_one_address_goes_before_every_address_when_both_have_a_port():
+    both = [mapping("tcp", 8080, 8080, 80), mapping("tcp", 8080, 8080, 90, "192.0.2.1")]
+    rules = rules_of("n", "c", "10.0.0.2/24", both, Settings(snat=False)).rules
+    assert [rule.rpartition(":")[2] for rule in rules] == ["90", "80"]
+    apart = [both[0]._replace(first=1, last=1), both[1]]
+    rules = rules_of("n", "c", "10.0.0.2/24", apart, Settings(snat=False)).rules
+    assert [rule.rpartition(":")[2] for rule in rules] == ["80", "90"]
+
+
 @pytest.mark.parametrize(("extra", "end"), [(0, 'cc"'), (1, "c..")])
 def test_comment_is_what_the_kernel_keeps_of_upstreams_when_it_is_longer_than_255(extra, end):
     container_id = "c" * (255 - len('dnat name: "n" id: ""') + extra)

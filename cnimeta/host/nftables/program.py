@@ -7,7 +7,7 @@ does not.
 from __future__ import annotations
 
 from cnimeta.errors import IoFailure
-from cnimeta.host.netlink import nft_chain_exists
+from cnimeta.host.netlink import nft_chain_exists, nft_chain_uses, nft_rule_count
 from cnimeta.host.nftables.values import Element, Refusal, Rule
 from cnimeta.host.process import find_program, run_program
 from cnimeta.spec.ip import parse_ip
@@ -46,6 +46,14 @@ class NftProgram:
     def has_chain(self, name: str) -> bool:
         """Whether the table has this chain; one netlink request, no process."""
         return nft_chain_exists("inet", self.table, name)
+
+    def chain_uses(self) -> dict[str, int]:
+        """How many rules each chain of the table has, plus those and the elements that lead to it; no process."""
+        return nft_chain_uses("inet", self.table)
+
+    def rule_count(self, chain: str) -> int:
+        """How many rules a chain has, none when there is no such chain; one netlink request."""
+        return nft_rule_count("inet", self.table, chain)
 
     def rules(self, chain: str) -> list[Rule]:
         """The rules of a chain with their handles, none when there is no such chain."""

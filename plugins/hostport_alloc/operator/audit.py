@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from cnimeta.errors import CniError, IncompatibleVersion
+from cnimeta_plugins.hostport_alloc.config import PORTMAP_TYPE
 from cnimeta_plugins.hostport_alloc.verbs import steps as calls
 from cnimeta_plugins.hostport_alloc.verbs.steps import mappings_of, with_check
 from cnimeta_plugins.hostport_alloc.verbs.undo import decode_undo, delegates_of, is_reused
@@ -49,11 +50,12 @@ class Audit:
 
     def problems(self) -> Iterator[Problem]:
         """Everything that does not agree."""
-        for text in self.store.problems():
+        there = self.store.exists()  # looking makes none
+        for text in self.store.problems() if there else ():
             yield Problem("state", "", text)
         in_use = set(self.wiring.sockets.in_use())
         held: dict[tuple[str, str, str], frozenset[tuple[str, int]]] = {}
-        for record in self.store.records():
+        for record in self.store.records() if there else ():
             held[record.key] = record.held
             yield from self._of_record(record)
             for protocol, port in sorted(record.held & in_use):
@@ -66,6 +68,14 @@ class Audit:
             if (mapping.protocol, mapping.host_port) not in held.get(key, ()):
                 message = f"host port {mapping.host_port}/{mapping.protocol} is mapped and has no record"
                 yield Problem("rule", mapping.container_id, message)
+        yield from self._of_others({container_id for _, container_id, _ in held})
+
+    def _of_others(self, known: set[str]) -> Iterator[Problem]:
+        """What is gone of the mappings that portmap made on its own, without hostport_alloc."""
+        mapper = self.wiring.mapper(PORTMAP_TYPE)
+        for found in mapper.check(self.data_dir, self.log, known) if mapper is not None else ():
+            if found.error:
+                yield Problem("rule", found.container_id, found.error)
 
     def _of_record(self, record: Record) -> Iterator[Problem]:
         undo = decode_undo(record.undo)

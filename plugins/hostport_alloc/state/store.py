@@ -290,10 +290,14 @@ class Store:
 
     # --- looking ---------------------------------------------------------------------------------------
 
+    def exists(self) -> bool:
+        """Whether there is a database, or a sign that there was one. Whatever reads makes one when there is none."""
+        return self._database.exists()
+
     def records(self) -> Iterator[Record]:
         """Every record, this boot's and earlier ones; unreadable ones as `salvaged`. Read in chunks."""
         after = 0
-        while self._database.exists():
+        while True:
             chunk = self._database.read(lambda connection: self._chunk(connection, after), tolerant=True)  # noqa: B023
             yield from (record for _, record in chunk)
             if len(chunk) < _CHUNK:
@@ -332,7 +336,7 @@ class Store:
         def work(connection: Connection) -> Occupancy:
             return Occupancy(rows.current_bits(connection), rows.quarantined(connection, self._clock.boottime()))
 
-        return self._database.read(work) if self._database.exists() else Occupancy({}, ())
+        return self._database.read(work)
 
     def try_writing(self) -> None:
         """Raise what ADD would, when nothing can be written: permissions alone do not tell."""
@@ -340,8 +344,6 @@ class Store:
 
     def problems(self) -> list[str]:
         """What is wrong with the database and where its parts disagree, in words. Reads all of it, changes nothing."""
-        if not self._database.exists():
-            return []  # looking makes none
         return self._database.problems() or self._database.read(self._looked_through)
 
     def _looked_through(self, connection: Connection) -> list[str]:

@@ -211,6 +211,9 @@ class IptablesBackend:
                 _remove(tables, family, entries, stale)
         failures.raise_any()
 
+    def tidy(self) -> None:
+        """Nothing: other networks and upstream's plugin use the shared chains."""
+
     def listed(self) -> Iterable[MappedPort]:
         """None: upstream's rules do not name the interface."""
         return ()

@@ -21,7 +21,7 @@ from cnimeta_plugins.portmap.iptables.names import DNAT_CHAIN, MASQ_CHAIN, SETMA
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from cnimeta_plugins.portmap.config import PortMapping, Settings
     from cnimeta_plugins.portmap.plan import FamilyPlan, Owner, Plan
@@ -107,9 +107,17 @@ def container_rules(plan: Plan, family: FamilyPlan, chain: str) -> ContainerRule
         for ports in port_lists(mapping for mapping in mappings if mapping.protocol == protocol)
     ]
     rules: list[str] = []
-    for mapping in family.mappings:
+    for mapping in _narrowest_first(family.mappings):
         rules += _mapping_rules(mapping, family, plan.settings)
     return ContainerRules(chain, tuple(entries), tuple(rules))
+
+
+def _narrowest_first(mappings: Sequence[PortMapping]) -> Sequence[PortMapping]:
+    """The first rule wins, so one address goes before every address; in upstream's order when no port is in both."""
+    wide = {(one.protocol, port) for one in mappings if one.is_wildcard for port in one.host_ports}
+    if any((one.protocol, port) in wide for one in mappings if not one.is_wildcard for port in one.host_ports):
+        return sorted(mappings, key=lambda one: one.is_wildcard)
+    return mappings
 
 
 def port_lists(mappings: Iterable[PortMapping]) -> list[str]:

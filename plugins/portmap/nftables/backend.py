@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from cnimeta.errors import CheckFailed, Failures, HostPortConflict, IoFailure
 from cnimeta.host.nftables.values import Chain, Change, Element, Refusal
+from cnimeta_plugins.portmap.nftables.base import base_changes, base_rules, healing_changes
 from cnimeta_plugins.portmap.nftables.rules import (
     BASE_CHAIN,
     CONDITIONAL,
     SHARED,
     Elements,
     add_changes,
-    base_changes,
-    base_rules,
     conditional_chains,
     content_changes,
+    idle_chains,
+    masquerading_uses,
     owner_id,
     plan_elements,
     presence_changes,
@@ -67,6 +68,7 @@ class NftBackend:
             changes = self._add_script(plan, payload, stale)
             try:
                 self.nft.apply(changes)
+                self._tidy(before)
                 return
             except Refusal as error:
                 refusal = error
@@ -87,11 +89,11 @@ class NftBackend:
         return [*self._chains_out(self.both(before, wanted).conditions), *remove_changes(gone)]
 
     def _add_script(self, plan: Plan, payload: Elements, stale: Sequence[Change]) -> list[Change]:
-        subnets = subnet_chains(plan)
-        if not self.nft.has_chain(BASE_CHAIN):
+        subnets, uses = subnet_chains(plan), self.nft.chain_uses()
+        if BASE_CHAIN not in uses:
             return [*base_changes(), *add_changes(plan, payload, subnets)]
-        missing = [subnet for subnet in subnets if not self.nft.has_chain(subnet.chain)]
-        return [*stale, *add_changes(plan, payload, missing)]
+        missing = [subnet for subnet in subnets if self.nft.rule_count(subnet.chain) < len(subnet.rules)]
+        return [*healing_changes(uses), *stale, *add_changes(plan, payload, missing)]
 
     def _displaced(self, owner: Owner, wanted: Element, others: Others) -> list[Change]:
         """Changes that remove the dead holder of the key that is wanted. Raises HostPortConflict for a live one."""
@@ -131,8 +133,9 @@ class NftBackend:
         changes = self._removal(payload)
         if not changes:
             return
+        idle = idle_chains(self.nft.chain_uses(), masquerading_uses(payload.groups))
         try:
-            self.nft.apply(changes)
+            self._apply_with(changes, idle)
         except Refusal as refusal:
             if refusal.kind == "other":
                 raise
@@ -140,6 +143,32 @@ class NftBackend:
                 self._apply_if_there(remove_changes([group]))
             self._apply_if_there(self._chains_out(payload.conditions))
         self._drop_shared(payload.groups)
+
+    def _apply_with(self, changes: Sequence[Change], more: Sequence[Change]) -> None:
+        """All of it; without `more` when that is refused: somebody needs an idle chain again."""
+        try:
+            self.nft.apply([*changes, *more])
+        except Refusal as refusal:
+            if not more or refusal.index in range(len(changes)):
+                raise
+            self.nft.apply(changes)
+
+    def _tidy(self, before: Elements | None) -> None:
+        """Remove the shared chains that an earlier form of the attachment needed, if nobody does any more."""
+        gone = masquerading_uses(before.groups) if before is not None else {}
+        if gone:
+            self._apply_if_idle(idle_chains(self.nft.chain_uses(), dict.fromkeys(gone, 0)))
+
+    def tidy(self) -> None:
+        """Remove every shared chain that nobody needs."""
+        self._apply_if_idle(idle_chains(self.nft.chain_uses()))
+
+    def _apply_if_idle(self, changes: Sequence[Change]) -> None:
+        for at in range(0, len(changes), 2):  # each by itself: an ADD may need one again
+            try:
+                self.nft.apply(changes[at : at + 2])
+            except Refusal:
+                continue
 
     def _removal(self, held: Elements) -> list[Change]:
         return [*self._chains_out(held.conditions), *remove_changes(held.groups)]
@@ -212,6 +241,8 @@ class NftBackend:
         for number in sorted(stale):
             with failures:
                 self._remove(held_by(self.nft, number))
+        with failures:
+            self.tidy()
         failures.raise_any()
 
     def listed(self) -> Iterator[MappedPort]:

@@ -3,10 +3,15 @@
 Every plain mapping is one element of a hash map, so a packet's look-up, an ADD and a DEL cost the same whatever is
 mapped already. Table `inet cnimeta_hostports`:
 
-    prerouting, output -> hostports       for packets to an address of this host (fib), never for others' addresses
-    hostports          -> translate       with a mark on the packet while it is there; it stays when translated
-    translate             conditional rules, then the maps: host4/6 (one host address) before any4/6, then ranges
-    postrouting        -> masquerading    for marked packets only: snat4/6, by container address, says what to do
+    prerouting, output -> hostports   for packets to an address of this host (fib), never for others' addresses; what
+                                      arrives for 127.0.0.0/8 is not looked up
+    hostports                         conditional rules, then the maps, the narrowest first: host4/6, hostrange4/6
+                                      (one host address), any4/6, range4/6
+    postrouting -> masquerading       for translated connections only (conntrack tells): snat4/6, by container address,
+                                      says what to do
+    guard                             drops what arrives for 127.0.0.0/8 untranslated: route_localnet lets it in
+
+No packet is marked: marks are everybody's, and others save them.
 
 | map             | key                              | value                       |
 |-----------------|----------------------------------|-----------------------------|
@@ -28,16 +33,15 @@ from __future__ import annotations
 
 from cnimeta.errors import CniError
 from cnimeta.host.digest import sha512_hex
-from cnimeta.host.nftables.values import Chain, Change, Element, Hook, Map, Rule, Table
+from cnimeta.host.nftables.values import Chain, Change, Element, Rule
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.fields import Fields
-from cnimeta.spec.ip import Address, parse_ip
+from cnimeta.spec.ip import Address, Cidr, parse_ip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from cnimeta.spec.ip import Cidr
     from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.portmap.config import PortMapping
     from cnimeta_plugins.portmap.plan import FamilyPlan, Plan
@@ -48,19 +52,13 @@ TABLE = "cnimeta_hostports"
 BASE_CHAIN = "hostports"
 CONDITIONAL = "conditional"
 MASQ_ALL = "masq-all"
+_MASQ_ALL_RULES = ("masquerade",)
 SHARED = "::"
 LOOPBACK = "127.0.0.1"
 """As upstream: a client that took another 127.0.0.0/8 address for its own is not served, on any backend."""
-_MARK = 0x1000
-"""Not 0x2000: upstream's iptables chains masquerade everything that carries it."""
 _COMMENT_MAX = 127
-_ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
-_OWNER = "ipv6_addr"
-_HOOKS = {
-    "prerouting": Hook("nat", "prerouting", "dstnat"),
-    "output": Hook("nat", "output", "-100"),
-    "postrouting": Hook("nat", "postrouting", "srcnat"),
-}
+ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
+_SUBNET = "masq-"
 
 
 class Group(NamedTuple):
@@ -97,7 +95,7 @@ class Condition(NamedTuple):
 
 
 class Subnet(NamedTuple):
-    """The chain that masquerades for the containers of one subnet; they share it, and it is kept."""
+    """The chain that masquerades for the containers of one subnet; they share it, and the last takes it along."""
 
     chain: str
     rules: tuple[str, ...]
@@ -151,10 +149,10 @@ def plan_elements(plan: Plan) -> Elements:
 def subnet_chains(plan: Plan) -> tuple[Subnet, ...]:
     """The shared chains that the elements lead to."""
     settings = plan.settings
-    if settings.masq_all:
-        return (Subnet(MASQ_ALL, ("masquerade",)),)
     if not settings.snat:
         return ()
+    if settings.masq_all:
+        return (Subnet(MASQ_ALL, _MASQ_ALL_RULES),)
     return tuple(Subnet(_subnet_chain(one.container), _subnet_rules(one.container)) for one in plan.families)
 
 
@@ -208,19 +206,18 @@ def _interval(mapping: PortMapping, plan: FamilyPlan) -> Element:
 def _address_group(family: FamilyPlan, owner: str, plan: Plan) -> Group:
     number, address = family.family, family.container.address.text
     claim = Element(f"addresses{number}", address, owner)
-    if plan.settings.masq_all:
-        return Group(claim, (Element(f"snat{number}", address, f"goto {MASQ_ALL}"),))
-    if plan.settings.snat:
-        return Group(claim, (Element(f"snat{number}", address, f"goto {_subnet_chain(family.container)}"),))
-    return Group(claim)
+    if not plan.settings.snat:
+        return Group(claim)
+    chain = MASQ_ALL if plan.settings.masq_all else _subnet_chain(family.container)
+    return Group(claim, (Element(f"snat{number}", address, f"goto {chain}"),))
 
 
 def _subnet_chain(container: Cidr) -> str:
     """`masq-10.88.0.0/16`; in hexadecimal for IPv6, as a chain's name has no colons."""
     network = container.network
     if container.address.family == 4:
-        return f"masq-{network.text}"
-    return f"masq-{network.address.packed.hex()}/{network.prefix}"
+        return f"{_SUBNET}{network.text}"
+    return f"{_SUBNET}{network.address.packed.hex()}/{network.prefix}"
 
 
 def _subnet_rules(container: Cidr) -> tuple[str, ...]:
@@ -234,9 +231,45 @@ def _subnet_rules(container: Cidr) -> tuple[str, ...]:
     return (f"ip6 saddr {network} masquerade",)
 
 
+def subnet_named(chain: str) -> Subnet | None:
+    """The shared chain of this name; None for a name that none has."""
+    if chain == MASQ_ALL:
+        return Subnet(chain, _MASQ_ALL_RULES)
+    head, _, prefix = chain.removeprefix(_SUBNET).partition("/")
+    try:
+        address = parse_ip(head) if "." in head else Address(6, bytes.fromhex(head))
+        return Subnet(chain, _subnet_rules(Cidr(address, int(prefix)))) if chain.startswith(_SUBNET) else None
+    except ValueError:
+        return None
+
+
+def idle_chains(uses: Mapping[str, int], gone: Mapping[str, int] | None = None) -> list[Change]:
+    """Changes that remove shared chains which nobody needs: of the kernel's `uses` only their own rules are left.
+
+    With `gone`, those of these chains alone, when so many uses of each go at the same time.
+    """
+    changes = []
+    for chain in sorted(uses if gone is None else gone):
+        subnet = subnet_named(chain)
+        if subnet is not None and chain in uses and uses[chain] - (gone or {}).get(chain, 0) <= len(subnet.rules):
+            changes += [Change("flush", Chain(chain)), Change("delete", Chain(chain))]
+    return changes
+
+
+def masquerading_uses(groups: Iterable[Group]) -> dict[str, int]:
+    """How many elements of the groups lead to each shared chain."""
+    found: dict[str, int] = {}
+    for group in groups:
+        for element in group.elements:
+            if element.value.startswith("goto "):
+                chain = element.value.removeprefix("goto ")
+                found[chain] = found.get(chain, 0) + 1
+    return found
+
+
 def conditional_chain_names(owner: str) -> tuple[str, ...]:
     """The names that an owner's conditional chains have, if it has any."""
-    return tuple(_conditional_chain(family, owner) for family in _ADDRESS)
+    return tuple(_conditional_chain(family, owner) for family in ADDRESS)
 
 
 def _conditional_chain(family: int, owner: str) -> str:
@@ -262,58 +295,12 @@ def _condition(plan: FamilyPlan, owner: str) -> Condition:
 # --- changes ---------------------------------------------------------------------------------------------
 
 
-def base_changes() -> list[Change]:
-    """The table with its chains and maps. It fails with EEXIST at the first chain when it is there already."""
-    return [
-        Change("add", Table(TABLE)),
-        Change("create", Chain(BASE_CHAIN)),
-        *(Change("add", one) for one in base_maps()),
-        *(Change("add", Chain(name, hook)) for name, hook in _HOOKS.items()),
-        *(Change("add", Chain(name)) for name in ("translate", CONDITIONAL, "masquerading")),
-        *(Change("add", rule) for rule in base_rules()),
-    ]
-
-
-def base_maps() -> Iterator[Map]:
-    """Every map."""
-    service = "inet_proto . inet_service"
-    for family, address in _ADDRESS.items():
-        yield Map(f"any{family}", service, f"{address} . inet_service")
-        yield Map(f"host{family}", f"{address} . {service}", f"{address} . inet_service")
-        yield Map(f"range{family}", service, address, interval=True)
-        yield Map(f"hostrange{family}", f"{address} . {service}", address, interval=True)
-        yield Map(f"snat{family}", address, "verdict")
-        yield Map(f"claims{family}", service, _OWNER)
-        yield Map(f"hostclaims{family}", f"{address} . {service}", _OWNER)
-        yield Map(f"addresses{family}", address, _OWNER)
-
-
-def base_rules() -> Iterator[Rule]:
-    """Every rule of the base, in order, as nft prints them."""
-    marked = f"meta mark & {_MARK:#010x} == {_MARK:#010x}"
-    for hook in ("prerouting", "output"):
-        yield Rule(hook, f"fib daddr type local jump {BASE_CHAIN}")
-    yield Rule(BASE_CHAIN, f"{marked} goto translate")
-    yield Rule(BASE_CHAIN, f"meta mark set meta mark | {_MARK:#010x}")
-    yield Rule(BASE_CHAIN, "jump translate")
-    yield Rule(BASE_CHAIN, f"meta mark set meta mark & {0xFFFFFFFF ^ _MARK:#010x}")
-    yield Rule("translate", f"jump {CONDITIONAL}")
-    # IPv6 loopback packets cannot leave the host, so ::1 is left alone: a refusal is better than a timeout.
-    for family, ip, every in ((4, "ip", "meta nfproto ipv4"), (6, "ip6", "ip6 daddr != ::1")):
-        for host, anywhere in (("host", "any"), ("hostrange", "range")):
-            yield Rule("translate", f"dnat {ip} to {ip} daddr . meta l4proto . th dport map @{host}{family}")
-            yield Rule("translate", f"{every} dnat {ip} to meta l4proto . th dport map @{anywhere}{family}")
-    yield Rule("postrouting", f"{marked} jump masquerading")
-    yield Rule("masquerading", "ip daddr vmap @snat4")
-    yield Rule("masquerading", "ip6 daddr vmap @snat6")
-
-
 def add_changes(plan: Plan, elements: Elements, subnets: Iterable[Subnet]) -> list[Change]:
-    """Put the elements in. `subnets` are its subnet chains that are not there yet. Repeating it changes nothing."""
+    """Put the elements in. `subnets` are its subnet chains that are not there whole. Repeating it changes nothing."""
     comment = owner_comment(*plan.owner)
     changes = []
     for subnet in subnets:
-        changes.append(Change("create", Chain(subnet.chain)))
+        changes += [Change("add", Chain(subnet.chain)), Change("flush", Chain(subnet.chain))]
         changes += [Change("add", Rule(subnet.chain, text)) for text in subnet.rules]
     for group in elements.groups:
         changes += [Change("add", Element(one.map, one.key, one.value, comment)) for one in group.all]
