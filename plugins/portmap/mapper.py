@@ -35,11 +35,11 @@ class Mapper:
         self,
         backends: Backends,
         conntrack: Callable[[], Conntrack],
-        sysctl: Sysctl,
+        sysctl: Callable[[], Sysctl],
         files: Files,
         log: Callable[[str], None],
         *,
-        boot_id: str,
+        boot_id: Callable[[], str],
         route: Callable[[Address], str],
         node: Callable[[], NodeDefaults] = NodeDefaults,
         netns_exists: Callable[[str], bool] = os.path.exists,
@@ -88,7 +88,7 @@ class Mapper:
         return Record(
             plan.owner,
             attachment.netns,
-            self.life.boot_id,
+            self.life.boot_id(),
             tuple(family.container for family in plan.families),
             plan.settings.mappings,
             backend,
@@ -204,7 +204,7 @@ class Mapper:
             if family.family == 4:
                 interface = self.route(family.container.address)
                 if interface:
-                    self.sysctl.ensure(f"net/ipv4/conf/{interface}/route_localnet", "1")
+                    self.sysctl().ensure(f"net/ipv4/conf/{interface}/route_localnet", "1")
 
     def _forget_flows(self, containers: Iterable[Cidr] | None, mappings: Iterable[PortMapping]) -> None:
         """Forget the UDP flows to what is mapped; of both families when the container's addresses are not known.

@@ -74,7 +74,7 @@ class PortmapPorts:
 
         Records of an earlier boot, or whose namespace is gone, are left for DEL and GC.
         """
-        life = Life(boot_id(), os.path.exists)
+        life = Life(boot_id, os.path.exists)
         found = []
         for record in list(Records(data_dir, PosixFiles(), log).every()):
             network, container_id, ifname = record.owner

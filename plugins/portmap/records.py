@@ -102,14 +102,14 @@ class Found(NamedTuple):
 
 
 class Life(NamedTuple):
-    """What tells whether a container can be alive: this boot, and which namespaces exist."""
+    """What tells whether a container can be alive: this boot, and which namespaces exist. Asked only when needed."""
 
-    boot_id: str
+    boot_id: Callable[[], str]
     netns_exists: Callable[[str], bool]
 
     def is_dead(self, record: Record) -> bool:
         """Whether the container cannot be alive: another boot, or its namespace is gone."""
-        return record.boot_id != self.boot_id or (bool(record.netns) and not self.netns_exists(record.netns))
+        return record.boot_id != self.boot_id() or (bool(record.netns) and not self.netns_exists(record.netns))
 
 
 def no_payload(_backend: str, _payload: JSON) -> None:
