@@ -225,8 +225,8 @@ class Nft(Protocol):
         """A chain's rules with their handles, none when there is no such chain. IoFailure (code 5)."""
         ...
 
-    def elements(self, name: str) -> list[Element]:
-        """Every element of a map, none when there is no such map. IoFailure (code 5)."""
+    def elements(self, name: str) -> Mapping[Element, str]:
+        """Every element of a map and its comment, none when there is no such map. IoFailure (code 5)."""
         ...
 
 

@@ -64,9 +64,9 @@ class FakeNft:
         """A chain's rules."""
         return list(self._state.chains.get(chain, ()))
 
-    def elements(self, name: str) -> list[Element]:
-        """Every element of a map."""
-        return list(self._state.maps.get(name, {}).values())
+    def elements(self, name: str) -> dict[Element, str]:
+        """Every element of a map and its comment."""
+        return {Element(name, key, value): said for key, (value, said) in self._state.maps.get(name, {}).items()}
 
     def flush_ruleset(self) -> None:
         """What `nft flush ruleset` does."""
@@ -74,7 +74,7 @@ class FakeNft:
 
     def put(self, element: Element) -> None:
         """Another program's doing: an element as given, whatever was there."""
-        self._state.maps[element.map][element.key] = element
+        self._state.maps[element.map][element.key] = (element.value, "")
 
     def empty(self, name: str) -> None:
         """Another program's doing: a map loses its elements."""
@@ -83,7 +83,9 @@ class FakeNft:
     def dump(self) -> str:
         """Every element and rule, a line each, sorted."""
         state = self._state
-        lines = [f"{one.map} {{ {one.key} : {one.value} }}" for found in state.maps.values() for one in found.values()]
+        lines = [
+            f"{name} {{ {key} : {value} }}" for name, found in state.maps.items() for key, (value, _) in found.items()
+        ]
         lines += [f"{rule.chain}: {rule.text}" for rules in state.chains.values() for rule in rules]
         return "\n".join(sorted(lines))
 
@@ -104,7 +106,8 @@ class _State:
     def __init__(self) -> None:
         self.exists = False
         self.chains: dict[str, list[Rule]] = {}
-        self.maps: dict[str, dict[str, Element]] = {}
+        self.maps: dict[str, dict[str, tuple[str, str]]] = {}
+        """(value, comment) by map and key."""
         self.handles = 0
 
     def copy(self) -> _State:
@@ -119,7 +122,7 @@ class _State:
         """How many rules and elements lead to a chain."""
         ends = (f" jump {chain}", f" goto {chain}")
         texts = [rule.text for rules in self.chains.values() for rule in rules]
-        texts += [one.value for elements in self.maps.values() for one in elements.values()]
+        texts += [value for elements in self.maps.values() for value, _ in elements.values()]
         return sum(f" {text}".endswith(ends) for text in texts)
 
     def make(self, change: Change) -> str:
@@ -136,7 +139,7 @@ class _State:
         elif isinstance(item, Rule):
             return self._rule(change.verb, item)
         else:
-            return self._element(change.verb, item)
+            return self._element(change.verb, item, change.comment)
         return ""
 
     def _chain(self, verb: str, chain: Chain) -> str:
@@ -166,7 +169,7 @@ class _State:
         rules.append(rule._replace(handle=str(self.handles)))
         return ""
 
-    def _element(self, verb: str, element: Element) -> str:
+    def _element(self, verb: str, element: Element, comment: str) -> str:
         if element.map not in self.maps:
             return "missing"
         elements = self.maps[element.map]
@@ -177,8 +180,8 @@ class _State:
             return "missing"
         held = elements.get(element.key)
         if held is not None:
-            return "" if held.value == element.value and verb == "add" else "exists"
-        elements[element.key] = element
+            return "" if held[0] == element.value and verb == "add" else "exists"
+        elements[element.key] = (element.value, comment)
         return ""
 
 

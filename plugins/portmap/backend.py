@@ -22,7 +22,7 @@ P = TypeVar("P")
 
 
 class Backend(Protocol[P]):
-    """One way to map ports. Every failure is a CniError; where rules go, what is missing counts as removed."""
+    """One way to map ports. Every failure is a CniError; removing what is not there is none."""
 
     # --- an attachment with a record -------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from cnimeta.errors import CniError, shown
 from cnimeta.namedtuple import NamedTuple
-from cnimeta_plugins.portmap import iptables, nftables
 from cnimeta_plugins.portmap.records import UnknownBackend
 
 TYPE_CHECKING = False
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Source(NamedTuple):
-    """Where a backend comes from. Both functions are cheap to import; `open_backend` loads the rest."""
+    """Where a backend comes from: functions that import what they need, so that a command loads only what it uses."""
 
     open_backend: Callable[[str], AnyBackend]
     """The backend on this host; programs are looked for in the given PATH first."""
@@ -25,9 +24,27 @@ class Source(NamedTuple):
     """Whether the host may have mappings of this kind; asked before the backend is loaded to look for some."""
 
 
+def _nftables(path: str) -> AnyBackend:
+    from cnimeta_plugins.portmap.nftables.backend import on_host
+
+    return on_host(path)
+
+
+def _iptables(path: str) -> AnyBackend:
+    from cnimeta_plugins.portmap.iptables.backend import IptablesBackend
+
+    return IptablesBackend(path=path)
+
+
+def _iptables_may_hold() -> bool:
+    from cnimeta_plugins.portmap.iptables.names import may_hold
+
+    return may_hold()
+
+
 BACKENDS: Mapping[str, Source] = {
-    "nftables": Source(nftables.open_backend),
-    "iptables": Source(iptables.open_backend, iptables.may_hold),
+    "nftables": Source(_nftables),
+    "iptables": Source(_iptables, _iptables_may_hold),
 }
 """By name: what `backend` of a configuration may say. Never change a name: records have it."""
 

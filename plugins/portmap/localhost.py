@@ -26,11 +26,14 @@ _ALL = "net/ipv4/conf/all/route_localnet"
 class Localhost:
     """The setting on this host. `route(address)` gives the interface towards a container."""
 
-    def __init__(self, sysctl: Sysctl, route: Callable[[Address], str], files: Files, boot_id: str) -> None:
+    def __init__(
+        self, sysctl: Callable[[], Sysctl], route: Callable[[Address], str], files: Files, boot_id: Callable[[], str]
+    ) -> None:
+        """What is a call is not loaded by commands that do not need it."""
         self._sysctl = sysctl
         self._route = route
         self._files = files
-        self._boot = boot_id.encode()
+        self._boot_id = boot_id
 
     def interface(self, plan: Plan) -> str:
         """The interface that has to let localhost through; empty for none, as without masquerading."""
@@ -44,11 +47,11 @@ class Localhost:
         if interface and not self._is_open(interface):
             note = os.path.join(data_dir, FOLDER, interface)
             try:
-                self._files.write(note, self._boot)
+                self._files.write(note, self._boot_id().encode())
             except OSError:
                 pass  # then it stays on when the mappings are gone, as upstream leaves it
             try:
-                self._sysctl.ensure(_name(interface), "1")
+                self._sysctl().ensure(_name(interface), "1")
             except CniError:
                 self._files.remove(note)
                 raise
@@ -67,8 +70,8 @@ class Localhost:
         try:
             for interface in () if records.any() else sorted({*self._files.names(folder), *interfaces} - {""}):
                 note = os.path.join(folder, interface)
-                if self._files.read(note) == self._boot and self._sysctl.read(_name(interface)) == "1":
-                    self._sysctl.ensure(_name(interface), "0")
+                if self._files.read(note) == self._boot_id().encode() and self._sysctl().read(_name(interface)) == "1":
+                    self._sysctl().ensure(_name(interface), "0")
                 self._files.remove(note)
                 if records.any():  # an ADD since we looked relies on it
                     self.open(interface, data_dir)
@@ -77,7 +80,7 @@ class Localhost:
 
     def _is_open(self, interface: str) -> bool:
         """The kernel takes the setting of the interface or that of all, whichever is on."""
-        return any(self._sysctl.read(name) == "1" for name in (_name(interface), _ALL))
+        return any(self._sysctl().read(name) == "1" for name in (_name(interface), _ALL))
 
 
 def _name(interface: str) -> str:

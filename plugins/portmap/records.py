@@ -109,14 +109,14 @@ class Found(NamedTuple):
 
 
 class Life(NamedTuple):
-    """What tells whether a container can be alive: this boot, and which namespaces are known to be gone."""
+    """What tells whether a container can be alive: this boot, and which namespaces are gone. Asked only when needed."""
 
-    boot_id: str
+    boot_id: Callable[[], str]
     namespaces: Namespaces
 
     def is_dead(self, record: Record) -> bool:
         """Whether the container cannot be alive: another boot, or its namespace is gone. Unknown is not dead."""
-        return record.boot_id != self.boot_id or self.namespaces.is_gone(record.netns, record.netns_id)
+        return record.boot_id != self.boot_id() or self.namespaces.is_gone(record.netns, record.netns_id)
 
 
 def no_payload(_backend: str, _payload: JSON) -> None:

@@ -1,12 +1,10 @@
-"""The mapper on this host: the real adapters, imported when portmap runs."""
+"""The mapper on this host: the real adapters, each imported when it is needed."""
 
 from __future__ import annotations
 
-from cnimeta.host.clock import boot_id
 from cnimeta.host.files import PosixFiles
 from cnimeta.host.namespaces import HostNamespaces
 from cnimeta.host.nodeconfig import read_section
-from cnimeta.host.sysctl import ProcSysctl
 from cnimeta_plugins.portmap.backends import Backends
 from cnimeta_plugins.portmap.config import AUTO, NodeDefaults
 from cnimeta_plugins.portmap.mapper import Mapper
@@ -15,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from cnimeta.host.protocols import Conntrack
+    from cnimeta.host.protocols import Conntrack, Sysctl
     from cnimeta.spec.ip import Address
 
 
@@ -25,11 +23,11 @@ def host_mapper(environ: Mapping[str, str], log: Callable[[str], None]) -> Mappe
     return Mapper(
         backends,
         _conntrack,
-        ProcSysctl(),
+        _sysctl,
         # A runtime works on one container at a time, and each has files of its own; rules do not outlive the boot.
         PosixFiles(exclusive=True, durable=False),
         log,
-        boot_id=boot_id(),
+        boot_id=_boot_id,
         route=_route,
         namespaces=HostNamespaces(),
         node=lambda: node_defaults(environ, backends.names),
@@ -46,6 +44,18 @@ def _conntrack() -> Conntrack:
     from cnimeta.host.conntrack import KernelConntrack
 
     return KernelConntrack()
+
+
+def _boot_id() -> str:
+    from cnimeta.host.clock import boot_id
+
+    return boot_id()
+
+
+def _sysctl() -> Sysctl:
+    from cnimeta.host.sysctl import ProcSysctl
+
+    return ProcSysctl()
 
 
 def _route(address: Address) -> str:

@@ -63,10 +63,10 @@ class Host:
             lambda request: Mapper(
                 Backends(sources=self.sources()),
                 lambda: self.conntrack,
-                self.sysctl,
+                lambda: self.sysctl,
                 self.files,
                 self.lines.append,
-                boot_id=self.boot,
+                boot_id=lambda: self.boot,
                 route=lambda address: f"to-{address.text}",
                 namespaces=self.namespaces,
             )

@@ -39,10 +39,10 @@ class Node(Host):
         return Mapper(
             Backends(sources=self.sources()),
             lambda: self.conntrack,
-            self.sysctl,
+            lambda: self.sysctl,
             PosixFiles(),
             log,
-            boot_id=self.boot,
+            boot_id=lambda: self.boot,
             route=lambda _: "",
             namespaces=self.namespaces,
         )

@@ -63,11 +63,11 @@ class NftProgram:
             if _HANDLE in line and not line.lstrip().startswith(("chain ", "table "))
         ]
 
-    def elements(self, name: str) -> list[Element]:
-        """Every element of a map, none when there is no such map; costs in proportion to the map."""
+    def elements(self, name: str) -> dict[Element, str]:
+        """Every element of a map and its comment, none when there is no such map; costs in proportion to the map."""
         _, _, body = self._list("map", name).partition("elements = {")
         texts = (text for line in body.partition("}")[0].split(",\n") for text in line.split(", ") if text)
-        return [_element(name, text) for text in texts]
+        return dict(_element(name, text) for text in texts)
 
     def _list(self, kind: str, name: str, *flags: str) -> str:
         done = run_program([self._require(), *flags, "list", kind, "inet", self.table, name], {}, b"", _TIMEOUT_S)
@@ -97,20 +97,18 @@ def _rule(chain: str, line: str) -> Rule:
     """`TEXT comment "C" # handle N`, the comment optional."""
     text, _, handle = line.strip().rpartition(_HANDLE)
     if text.endswith('"'):
-        head, marker, comment = text[:-1].rpartition(_COMMENT)
-        if marker:
-            return Rule(chain, head, comment, handle)
-    return Rule(chain, text, "", handle)
+        text = text.rpartition(_COMMENT)[0] or text
+    return Rule(chain, text, handle)
 
 
-def _element(name: str, text: str) -> Element:
+def _element(name: str, text: str) -> tuple[Element, str]:
     """`KEY comment "C" : VALUE`, the comment optional; it holds no quotes."""
     key, marker, rest = text.strip().partition(_COMMENT)
     if not marker:
         key, _, value = key.partition(" : ")
-        return Element(name, _spelled(key), _spelled(value))
+        return Element(name, _spelled(key), _spelled(value)), ""
     comment, _, value = rest.partition('"')
-    return Element(name, _spelled(key), _spelled(value.strip().removeprefix(":")), comment)
+    return Element(name, _spelled(key), _spelled(value.strip().removeprefix(":"))), comment
 
 
 def _spelled(text: str) -> str:

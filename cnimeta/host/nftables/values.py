@@ -19,7 +19,7 @@ class Table(NamedTuple):
 
     name: str
 
-    def render(self, verb: str, _table: str) -> str:
+    def render(self, verb: str, _table: str, _comment: str) -> str:
         """The line of nft's language."""
         return f"{verb} table inet {self.name}"
 
@@ -38,7 +38,7 @@ class Chain(NamedTuple):
     name: str
     hook: Hook | None = None
 
-    def render(self, verb: str, table: str) -> str:
+    def render(self, verb: str, table: str, _comment: str) -> str:
         """The line of nft's language."""
         line = f"{verb} chain inet {table} {self.name}"
         if self.hook is None:
@@ -56,7 +56,7 @@ class Map(NamedTuple):
     value: str
     interval: bool = False
 
-    def render(self, verb: str, table: str) -> str:
+    def render(self, verb: str, table: str, _comment: str) -> str:
         """The line of nft's language."""
         flags = " flags interval;" if self.interval else ""
         return f"{verb} map inet {table} {self.name} {{ type {self.key} : {self.value};{flags} }}"
@@ -67,49 +67,45 @@ class Rule(NamedTuple):
 
     chain: str
     text: str
-    comment: str = ""
     handle: str = ""
 
-    def render(self, verb: str, table: str) -> str:
+    def render(self, verb: str, table: str, comment: str) -> str:
         """The line of nft's language."""
-        head = f"{verb} rule inet {table} {self.chain}"
         if verb == "delete":
-            return f"{head} handle {self.handle}"
-        return f"{head} {self.text}" + (f' comment "{self.comment}"' if self.comment else "")
+            return f"delete rule inet {table} {self.chain} handle {self.handle}"
+        return f"{verb} rule inet {table} {self.chain} {self.text}" + (f' comment "{comment}"' if comment else "")
 
 
 class Element(NamedTuple):
-    """An element of a map. It is deleted by its key alone.
-
-    The comment is for people: elements that differ in it alone are the same to the kernel.
-    """
+    """An element of a map; it is deleted by its key alone."""
 
     map: str
     key: str
     value: str
-    comment: str = ""
 
-    def render(self, verb: str, table: str) -> str:
+    def render(self, verb: str, table: str, comment: str) -> str:
         """The line of nft's language."""
         if verb == "delete":
             return f"delete element inet {table} {self.map} {{ {self.key} }}"
-        comment = f' comment "{self.comment}"' if self.comment else ""
-        return f"{verb} element inet {table} {self.map} {{ {self.key}{comment} : {self.value} }}"
+        said = f' comment "{comment}"' if comment else ""
+        return f"{verb} element inet {table} {self.map} {{ {self.key}{said} : {self.value} }}"
 
 
 class Change(NamedTuple):
     """One change to a table.
 
     add: it may be there, but then it must be equal; create: it must not be there; delete: it must be there;
-    flush (a chain): its rules go, the chain stays.
+    flush (a chain): its rules go, the chain stays. The comment, on a rule or an element that is added, is for people:
+    to the kernel, elements with other comments are equal.
     """
 
     verb: str
     item: Table | Chain | Map | Rule | Element
+    comment: str = ""
 
     def render(self, table: str) -> str:
         """The line of nft's language."""
-        return self.item.render(self.verb, table)
+        return self.item.render(self.verb, table, self.comment)
 
 
 class Refusal(CniError):

@@ -1,7 +1,30 @@
-"""The shared chains that upstream's portmap makes. Never change: other versions and other programs look for them."""
+"""The shared chains that upstream's portmap makes, and whether this host may have some. Imports next to nothing.
+
+Never change the names: other versions and other programs look for them.
+"""
+
+from __future__ import annotations
+
+from cnimeta.host.netlink import nft_chain_exists
 
 DNAT_CHAIN = "CNI-HOSTPORT-DNAT"
 SETMARK_CHAIN = "CNI-HOSTPORT-SETMARK"
 MASQ_CHAIN = "CNI-HOSTPORT-MASQ"
 OLD_SNAT_CHAIN = "CNI-HOSTPORT-SNAT"
 """Of versions before 0.8."""
+
+_LEGACY_TABLES = ("/proc/net/ip_tables_names", "/proc/net/ip6_tables_names")
+
+
+def may_hold() -> bool:
+    """Whether either variant may have mappings: nft's by its entry chain, legacy's by a loaded nat table."""
+    if any(nft_chain_exists(family, "nat", DNAT_CHAIN) for family in ("ip", "ip6")):
+        return True
+    for names in _LEGACY_TABLES:
+        try:
+            with open(names, "rb", buffering=0) as file:
+                if b"nat" in file.read().split():
+                    return True
+        except OSError:
+            continue
+    return False

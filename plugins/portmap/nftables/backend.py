@@ -9,6 +9,7 @@ from cnimeta_plugins.portmap.nftables.rules import (
     BASE_CHAIN,
     CONDITIONAL,
     SHARED,
+    TABLE,
     Elements,
     add_changes,
     conditional_chains,
@@ -38,6 +39,18 @@ if TYPE_CHECKING:
 
 _ADDRESSES = ("addresses", "snat")
 _ATTEMPTS = 4  # another command may build the base, or a tool flush it, between a look and the transaction
+
+
+def on_host(path: str) -> NftBackend:
+    """The backend with the `nft` program, looked for in `path` first."""
+    from cnimeta.host.nftables.program import NftProgram
+
+    def remove_upstream(container_id: str) -> bool:
+        from cnimeta_plugins.portmap.nftables.upstream import remove_container
+
+        return remove_container(container_id, path)
+
+    return NftBackend(NftProgram(TABLE, path), remove_upstream)
 
 
 class NftBackend:
@@ -119,7 +132,8 @@ class NftBackend:
         ]
 
     def _comment_of(self, wanted: Element) -> str:
-        return next((one.comment for one in self.nft.elements(wanted.map) if one.key == wanted.key), "")
+        listed = self.nft.elements(wanted.map)
+        return next((comment for one, comment in listed.items() if one.key == wanted.key), "")
 
     # --- DEL and GC ------------------------------------------------------------------------------------------
 
@@ -216,14 +230,16 @@ class NftBackend:
         return any(found)
 
     def _sweep_own(self, owner: Owner, mappings: Sequence[PortMapping] | None) -> bool:
-        if mappings is not None:
-            from cnimeta_plugins.portmap.nftables.listed import holds
-
-            if not (mappings and holds(self.nft, owner_id(*owner), mappings)):
-                return False
+        if mappings is not None and not (mappings and self._holds(owner, mappings)):
+            return False
         held = self._held_by(owner)
         self.remove(owner, held)
         return bool(held.groups)
+
+    def _holds(self, owner: Owner, mappings: Sequence[PortMapping]) -> bool:
+        from cnimeta_plugins.portmap.nftables.listed import holds
+
+        return holds(self.nft, owner_id(*owner), mappings)
 
     def _held_by(self, owner: Owner) -> Elements:
         from cnimeta_plugins.portmap.nftables.listed import held_by

@@ -50,7 +50,12 @@ def held_by(nft: Nft, owner: str) -> Elements:
     """What the kernel holds for an owner, found by its claims."""
     if not nft.has_chain(BASE_CHAIN):
         return Elements()
-    groups = [_group_of(nft, claim) for name in _CLAIMS for claim in nft.elements(name) if claim.value == owner]
+    groups = [
+        _group_of(nft, claim, comment)
+        for name in _CLAIMS
+        for claim, comment in nft.elements(name).items()
+        if claim.value == owner
+    ]
     return Elements(tuple(groups), conditional_chain_names(owner))
 
 
@@ -59,9 +64,9 @@ def owners(nft: Nft) -> dict[str, str]:
     found: dict[str, str] = {}
     if nft.has_chain(BASE_CHAIN):
         for name in _CLAIMS:
-            for claim in nft.elements(name):
+            for claim, comment in nft.elements(name).items():
                 if claim.value != SHARED:
-                    found.setdefault(claim.value, claim.comment)
+                    found.setdefault(claim.value, comment)
     return found
 
 
@@ -72,8 +77,8 @@ def mapped_ports(nft: Nft) -> Iterator[MappedPort]:
     for family in (4, 6):
         for claims, targets in (("claims", "any"), ("hostclaims", "host")):
             ports = {one.key: one.value.rpartition(" . ")[2] for one in nft.elements(f"{targets}{family}")}
-            for claim in nft.elements(f"{claims}{family}"):
-                container_id, _, rest = claim.comment.partition("/")
+            for claim, comment in nft.elements(f"{claims}{family}").items():
+                container_id, _, rest = comment.partition("/")
                 ifname, _, network = rest.partition("/")
                 if owner_id(network, container_id, ifname) != claim.value:
                     continue
@@ -84,17 +89,17 @@ def mapped_ports(nft: Nft) -> Iterator[MappedPort]:
                 )
 
 
-def _group_of(nft: Nft, claim: Element) -> Group:
+def _group_of(nft: Nft, claim: Element, comment: str) -> Group:
     kind, family = claim.map[:-1], claim.map[-1]
     elements = [
-        Element(one.map, one.key, one.value)
+        one
         for target in _TARGETS[kind]
-        for one in nft.elements(f"{target}{family}")
-        if one.key == claim.key or (one.comment == claim.comment and _covers(one.key, claim.key))
+        for one, said in nft.elements(f"{target}{family}").items()
+        if one.key == claim.key or (said == comment and _covers(one.key, claim.key))
     ]
     if kind == "hostclaims":
         elements.append(Element(f"claims{family}", claim.key.partition(" . ")[2], SHARED))
-    return Group(Element(claim.map, claim.key, claim.value), tuple(elements))
+    return Group(claim, tuple(elements))
 
 
 def _covers(interval: str, key: str) -> bool:

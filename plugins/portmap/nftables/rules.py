@@ -81,9 +81,8 @@ class Elements(NamedTuple):
     """The names of its conditional chains."""
 
     def as_json(self) -> JSON:
-        """The form in the record: an element is an array of map, key and value."""
-        groups = [[[one.map, one.key, one.value] for one in group.all] for group in self.groups]
-        return {"groups": groups, "conditions": self.conditions}
+        """The form in the record: a group is an array of its claim and its elements, an element of its three parts."""
+        return {"groups": self.groups, "conditions": self.conditions}
 
 
 class Condition(NamedTuple):
@@ -109,15 +108,18 @@ def read_elements(value: JSON) -> Elements:
     return Elements(tuple(_group(rows) for rows in fields.items("groups")), tuple(fields.texts("conditions")))
 
 
-def _group(rows: JSON) -> Group:
-    if not isinstance(rows, list) or not rows:
-        raise CniError("a group of elements is not an array")
-    elements = []
-    for row in rows:
-        if not isinstance(row, list) or len(row) != 3 or not all(isinstance(part, str) for part in row):
-            raise CniError("an element is not an array of map, key and value")
-        elements.append(Element(*row))
-    return Group(elements[0], tuple(elements[1:]))
+def _group(value: JSON) -> Group:
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[1], list):
+        return Group(_element(value[0]), tuple([_element(element) for element in value[1]]))
+    raise CniError("a group is not an array of its claim and its elements")
+
+
+def _element(value: JSON) -> Element:
+    if isinstance(value, list) and len(value) == 3:
+        name, key, data = value
+        if isinstance(name, str) and isinstance(key, str) and isinstance(data, str):
+            return Element(name, key, data)
+    raise CniError("an element is not an array of map, key and value")
 
 
 def owner_id(network: str, container_id: str, ifname: str) -> str:
@@ -168,23 +170,21 @@ def _mapping_groups(plan: FamilyPlan, owner: str) -> Iterator[Group]:
         (mapping.protocol, port) for mapping in plan.mappings if mapping.is_wildcard for port in mapping.host_ports
     }
     for mapping in plan.mappings:
+        where, everywhere = _where(mapping), mapping.is_wildcard
+        claims = f"claims{family}" if everywhere else f"hostclaims{family}"
         interval = mapping.is_range and not mapping.shifted
         for port in mapping.host_ports:
-            elements: list[Element] = []
             key = f"{mapping.protocol} . {port}"
-            if mapping.is_wildcard:
-                claim = Element(f"claims{family}", key, owner)
-            else:
-                claim = Element(f"hostclaims{family}", f"{_where(mapping)}{key}", owner)
-                if (mapping.protocol, port) not in wildcard:
-                    elements.append(Element(f"claims{family}", key, SHARED))
+            elements: list[Element] = []
+            if not everywhere and (mapping.protocol, port) not in wildcard:
+                elements.append(Element(f"claims{family}", key, SHARED))
             if plan.conditions:
                 pass  # its own chain translates
             elif interval and port == mapping.first:
                 elements.append(_interval(mapping, plan))
             elif not interval:
                 elements.append(_single(mapping, port, plan))
-            yield Group(claim, tuple(elements))
+            yield Group(Element(claims, where + key, owner), tuple(elements))
 
 
 def _where(mapping: PortMapping) -> str:
@@ -303,11 +303,11 @@ def add_changes(plan: Plan, elements: Elements, subnets: Iterable[Subnet]) -> li
         changes += [Change("add", Chain(subnet.chain)), Change("flush", Chain(subnet.chain))]
         changes += [Change("add", Rule(subnet.chain, text)) for text in subnet.rules]
     for group in elements.groups:
-        changes += [Change("add", Element(one.map, one.key, one.value, comment)) for one in group.all]
+        changes += [Change("add", element, comment) for element in group.all]
     for condition in conditional_chains(plan):
         changes.append(Change("create", Chain(condition.chain)))
         changes += [Change("add", Rule(condition.chain, text)) for text in condition.rules]
-        changes.append(Change("add", Rule(CONDITIONAL, condition.entry, comment)))
+        changes.append(Change("add", Rule(CONDITIONAL, condition.entry), comment))
     return changes
 
 
