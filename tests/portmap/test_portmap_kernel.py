@@ -432,7 +432,7 @@ def start(net: Net, program: str, verb: str, container_id: str, body: dict[str, 
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         "CNI_COMMAND": verb,
         "CNI_CONTAINERID": container_id,
-        "CNI_NETNS": net.c1.path,
+        "CNI_NETNS": f"/run/netns/of-{container_id}",  # a namespace of its own: those of one share its ports
         "CNI_IFNAME": "eth0",
         "CNI_PATH": "/opt/cni/bin",
     }
