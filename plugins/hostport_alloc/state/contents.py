@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cnimeta.errors import shown
 from cnimeta.store import rescue
 from cnimeta.store.document import Damaged, Later
 from cnimeta.store.rescue import Table
@@ -77,15 +78,14 @@ class PortContents:
         rows.renew_bits(connection)
 
     def _insert(self, new: Connection, record: Record) -> None:
-        new.execute("SAVEPOINT one")
         try:
             rows.insert(new, record, bare=record.boot_id != self.boot_id)
         except Damage as error:
-            new.execute("ROLLBACK TO one")
-            self.log(f"state: container {record.container_id} goes without its ports: {error}")
+            self.log(f"state: container {shown(record.container_id)} goes without its ports: {error}")
+            row = rows.find(new, record.key)
+            if row is not None:
+                rows.delete(new, row)
             rows.insert(new, record._replace(ports=(), explicit=()))
-        finally:
-            new.execute("RELEASE one")
 
     def _keep_back(self, new: Connection, old: Connection) -> None:
         """Quarantine and memory: what can be read of them."""

@@ -91,6 +91,8 @@ def _less_claimed(record: Record, claims: _Claims, log: Log) -> Record:
 
     ports = tuple(port for port in record.ports if ours(port, chosen=True))
     explicit = tuple(port for port in record.explicit if ours(port, chosen=False))
+    if (len(ports), len(explicit)) == (len(record.ports), len(record.explicit)):
+        return record
     kept = record._replace(ports=ports, explicit=explicit)
     for protocol, number in sorted(record.held - kept.held):
         log(f"state: port {number}/{protocol} of container {shown(record.container_id)} is another container's now")
