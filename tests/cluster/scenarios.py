@@ -5,17 +5,17 @@ The node's own credentials (Node authorizer, NodeRestriction) are used as they a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import image
 import pytest
-from cluster import CLIENT, NODE, Cluster, cluster, eventually
+from cluster import APP, Cluster, cluster
+from private_node import CLIENT, NODE, PLUGINS, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +52,7 @@ def clean(node: Cluster) -> Iterator[None]:
     """After every scenario nothing is allocated and everything agrees."""
     yield
     node.kubectl("delete", "pod", "--all", "--wait=true")
-    eventually(lambda: allocated(node) == [], "end of the allocations")
+    eventually(lambda: node.allocated() == [], "end of the allocations")
     checked = node.cnimeta("ports", "check")
     assert checked.returncode == 0, checked.stdout
 
@@ -60,7 +60,7 @@ def clean(node: Cluster) -> Iterator[None]:
 def pod(name: str, expose: str = "", host_port: int = 0, **annotations: str) -> dict[str, Any]:
     container: dict[str, Any] = {
         "name": "app",
-        "image": image.APP,
+        "image": APP,
         "imagePullPolicy": "Never",
         "command": ["/bin/sh", "-c", f"echo {name} > /www/index.html; exec httpd -f -p 80 -h /www"],
     }
@@ -110,20 +110,6 @@ def port(node: Cluster, name: str) -> int:
     return int(one["hostPort"])
 
 
-def fetch(node: Cluster, number: int) -> str:
-    """What a client beside the node gets; the server in the container may need a moment."""
-    program = f"import urllib.request as r; print(r.urlopen('http://{NODE}:{number}/', timeout=2).read().decode())"
-
-    def answer() -> str:
-        return node.client.run(sys.executable, "-c", program, check=False).stdout.strip()
-
-    return eventually(answer, f"answer on {number}", 10)
-
-
-def allocated(node: Cluster) -> list[dict[str, Any]]:
-    return list(json.loads(node.cnimeta("ports", "--json").stdout))
-
-
 def refusal(node: Cluster, name: str) -> str:
     """Why the kubelet could not make the sandbox."""
 
@@ -142,7 +128,7 @@ def patches(node: Cluster) -> list[dict[str, Any]]:
 
 def test_address_is_reachable_and_in_the_pods_annotation(node: Cluster) -> None:
     create(node, pod("web", "80/tcp"))
-    assert fetch(node, port(node, "web")) == "web"
+    assert node.fetch(port(node, "web")) == "web"
     (patch,) = patches(node)[-1:]
     assert patch["user"]["username"] == "system:node:node1"
     assert patch["responseStatus"]["code"] == 200
@@ -154,7 +140,7 @@ def test_address_is_reachable_and_in_the_pods_annotation(node: Cluster) -> None:
 def test_explicit_and_random_ports_and_limits_go_together(node: Cluster) -> None:
     limits = {"kubernetes.io/ingress-bandwidth": "8M", "kubernetes.io/egress-bandwidth": "8M"}
     create(node, pod("both", "80/tcp", 8088, **limits))
-    assert fetch(node, 8088) == fetch(node, port(node, "both")) == "both"
+    assert node.fetch(8088) == node.fetch(port(node, "both")) == "both"
     assert node.run("tc", "qdisc", "show").stdout.count("tbf 1: dev ") == 2
     assert "clamp" not in annotation(node, "both")
 
@@ -163,8 +149,8 @@ def test_many_pods_start_at_once_with_a_port_each(node: Cluster) -> None:
     names = [f"r{number}" for number in range(8)]
     create(node, *(pod(name, "80/tcp,games:9000/udp") for name in names))
     assert len({port(node, name) for name in names}) == len(names)
-    assert [fetch(node, port(node, name)) for name in names] == names
-    assert len(allocated(node)) == 16
+    assert [node.fetch(port(node, name)) for name in names] == names
+    assert len(node.allocated()) == 16
 
 
 def test_port_stays_when_the_sandbox_is_made_anew(node: Cluster) -> None:
@@ -176,7 +162,7 @@ def test_port_stays_when_the_sandbox_is_made_anew(node: Cluster) -> None:
     eventually(lambda: annotation(node, "again", "hostports-container") not in ("", sandbox), "new sandbox")
     running(node, "again")
     assert port(node, "again") == before
-    assert fetch(node, before) == "again"
+    assert node.fetch(before) == "again"
 
 
 def test_refusal_is_told_in_the_pods_events(node: Cluster) -> None:
@@ -190,15 +176,15 @@ def test_static_pods_come_and_go_without_the_api_server(node: Cluster) -> None:
     path = "/etc/kubernetes/manifests/static.json"
     node.run("tee", path, stdin=json.dumps(manifest))
     running(node, "static-node1")
-    assert fetch(node, port(node, "static-node1")) == "static"
+    assert node.fetch(port(node, "static-node1")) == "static"
     node.freeze("kube-apiserver", frozen=True)
     try:
         node.run("rm", path)
-        eventually(lambda: allocated(node) == [], "end of the static Pod")
+        eventually(lambda: node.allocated() == [], "end of the static Pod")
         manifest["metadata"]["name"] = "late"
         node.run("tee", path, stdin=json.dumps(manifest))
-        (late,) = eventually(lambda: [one for one in allocated(node) if one["annotation"] == "pending"], "late Pod")
-        assert fetch(node, late["hostPort"]) == "static"
+        (late,) = eventually(lambda: [one for one in node.allocated() if one["annotation"] == "pending"], "late Pod")
+        assert node.fetch(late["hostPort"]) == "static"
     finally:
         node.freeze("kube-apiserver", frozen=False)
     eventually(lambda: node.cnimeta("ports", "deliver").returncode == 0, "delivery")
@@ -220,10 +206,10 @@ def test_service_account_needs_its_role_and_nothing_else(node: Cluster) -> None:
         node.kubectl("delete", "clusterrolebinding", "cnimeta")
         node.kubectl("apply", "-f", "-", stdin=json.dumps(pod("refused", "80/tcp")))
         assert "deploy/rbac.yaml" in refusal(node, "refused")
-        assert {one["pod"] for one in allocated(node) if one["state"] == "mapped"} == {"default/allowed"}
+        assert {one["pod"] for one in node.allocated() if one["state"] == "mapped"} == {"default/allowed"}
         node.kubectl("apply", "-f", str(DEPLOY / "rbac.yaml"))
         running(node, "refused")
-        assert fetch(node, port(node, "refused")) == "refused"
+        assert node.fetch(port(node, "refused")) == "refused"
     finally:
         node.configure(network())
 
@@ -233,26 +219,18 @@ def test_pods_of_a_killed_node_are_gone_from_the_state(node: Cluster) -> None:
     names = [f"k{number}" for number in range(6)]
     for name in names:
         node.kubectl("apply", "-f", "-", stdin=json.dumps(pod(name, "80/tcp")))
-    killed = 0
-    for _ in range(4000):
-        found = subprocess.run(
-            ["pgrep", "-f", "/opt/cni/bin/hostport_alloc"], capture_output=True, text=True, check=False
-        )
-        for pid in map(int, found.stdout.split()):
-            if killed < len(names) and _same_network(pid, node):
-                os.kill(pid, signal.SIGKILL)
-                killed += 1
-        if killed == len(names):
+    killed = set[int]()
+    for _ in range(40_000):
+        for pid in set(node.containerds(f"{PLUGINS}/hostport_alloc")) - killed:
+            if len(killed) < len(names):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
+        if len(killed) == len(names):
             break
-    assert killed == len(names)
+        time.sleep(0.001)
+    assert len(killed) == len(names)
     for name in names:
         running(node, name)
-    assert [fetch(node, port(node, name)) for name in names] == names
+    assert [node.fetch(port(node, name)) for name in names] == names
     assert CLIENT not in annotation(node, names[0])
-
-
-def _same_network(pid: int, node: Cluster) -> bool:
-    try:
-        return os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat(node.node.path).st_ino
-    except OSError:
-        return False

@@ -1,18 +1,19 @@
 """The Go cnitool and `cnimeta run` on one cache: what either adds, the other checks and deletes.
 
-cnitool is compiled from the source package of the distribution's libcni, against the library it installs.
+scripts/cnitool compiles it from Debian's source packages: libcni 1.1.2, which Debian 12's runtimes are built with, and
+the newest (1.3.0 or later), which knows GC, STATUS and version 1.1.0.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from runtime_node import CLEAN, Failed, Node
+from runtime_node import CLEAN, CNIMETA, Failed, Node
 from test_debian_plugins import GIVEN, chain
 
 from cnimeta.cli.run import default_container_id
@@ -20,64 +21,35 @@ from cnimeta.testing.noop import received, write_noop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from cnimeta.testing.netns import Namespace
+    from cnimeta.testing.noop import Received
 
 pytestmark = [pytest.mark.runtime, pytest.mark.timeout(300)]
 
 VERSIONS = ("0.3.1", "0.4.0", "1.0.0")
-SOURCE = "golang-github-appc-cni"
-GO_LIBRARIES = "/usr/share/gocode"
+OLD, NEW = "cnitool-bookworm", "cnitool-forky"
+NOTHING_VALID = {"gc": ("--none-valid",)}
+"""What cnitool means by `gc`, which takes no list of attachments that stay."""
+SCRIPT = Path(__file__).parents[2] / "scripts" / "cnitool"
 
 
 @pytest.fixture(scope="session")
-def cnitool(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The program. apt's own configuration and lists are not touched: the source lists are read into the test's folder."""
-    folder = tmp_path_factory.mktemp("cnitool")
-    sources = folder / "sources"
-    sources.mkdir()
-    for entry in ("/etc/apt/sources.list", *sorted(os.listdir("/etc/apt/sources.list.d"))):
-        path = os.path.join("/etc/apt/sources.list.d", entry)
-        if os.path.isfile(path) and path.endswith((".list", ".sources")):
-            with open(path, encoding="utf-8") as file:
-                lines = [line.replace("Types: deb\n", "Types: deb-src\n") for line in file]
-            text = "".join("deb-src" + line[3:] if line.startswith("deb ") else line for line in lines)
-            (sources / os.path.basename(path)).write_text(text, encoding="utf-8")
-    for name in ("lists", "apt/archives"):
-        (folder / name / "partial").mkdir(parents=True)
-    apt = ["apt-get", "-q"]
-    for key, value in (
-        ("Dir::Etc::sourcelist", "/dev/null"),
-        ("Dir::Etc::sourceparts", sources),
-        ("Dir::State::lists", folder / "lists"),
-        ("Dir::Cache", folder / "apt"),
-        ("APT::Sandbox::User", "root"),
-    ):
-        apt += ["-o", f"{key}={value}"]
-    subprocess.run([*apt, "update"], check=True, cwd=folder, capture_output=True)
-    subprocess.run([*apt, "source", "--download-only", SOURCE], check=True, cwd=folder, capture_output=True)
-    archive = next(folder.glob("*.orig.tar.*"))
-    subprocess.run(
-        ["tar", "xf", str(archive), "--one-top-level=source", "--strip-components=1"], check=True, cwd=folder
-    )
-    environ = {
-        "PATH": os.environ["PATH"],
-        "GO111MODULE": "off",
-        "GOPATH": GO_LIBRARIES,
-        "GOCACHE": str(folder / "cache"),
-    }
-    go = shutil.which("go", path="/usr/bin") or "go"
-    built = subprocess.run(
-        [go, "build", "-o", str(folder / "cnitool"), "./cnitool"],
-        check=False,
-        cwd=folder / "source",
-        env={**environ, "HOME": str(folder)},
-        capture_output=True,
-        text=True,
-    )
+def cnitools() -> Path:
+    """The folder of both programs."""
+    built = subprocess.run([SCRIPT], check=False, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
-    return str(folder / "cnitool")
+    return Path(built.stdout.strip())
+
+
+@pytest.fixture(params=[OLD, NEW])
+def cnitool(cnitools: Path, request: pytest.FixtureRequest) -> str:
+    return str(cnitools / request.param)
+
+
+@pytest.fixture
+def newest(cnitools: Path) -> str:
+    return str(cnitools / NEW)
 
 
 @pytest.fixture
@@ -157,6 +129,14 @@ def test_both_judge_alike_when_either_checks_what_the_other_added(node: Node, cn
 
 @pytest.mark.parametrize("version", ["0.1.0", "0.2.0", *VERSIONS])
 def test_plugins_are_asked_the_same_when_either_runs_them(node: Node, cnitool: str, version: str) -> None:
+    compare_calls(node, cnitool, version, ["add", *(["check"] if version >= "0.4.0" else []), "del"])
+
+
+def test_plugins_are_asked_the_same_when_the_version_has_every_verb(node: Node, newest: str) -> None:
+    compare_calls(node, newest, "1.1.0", ["status", "add", "check", "del", "add", "gc"])
+
+
+def compare_calls(node: Node, cnitool: str, version: str, verbs: list[str]) -> None:
     """Scripted plugins write down environment and stdin of every call: not one key may differ."""
     own = node.folder / "own"
     own.mkdir()
@@ -184,34 +164,91 @@ def test_plugins_are_asked_the_same_when_either_runs_them(node: Node, cnitool: s
         },
     ]
     node.configure({"cniVersion": version, "name": "net", "plugins": plugins, "unknown": True})
-    verbs = ["add", *(["check"] if version >= "0.4.0" else []), "del"]
     given = {**GIVEN, "mac": "02:00:00:00:00:01"}
     asked = []
     for run in (
         lambda verb: node.cnitool(cnitool, verb, "net", capability_args=given),
-        lambda verb: node.cnimeta(verb, "net", capability_args=given),
+        lambda verb: node.cnimeta(verb, "net", *NOTHING_VALID.get(verb, ()), capability_args=given),
     ):
         for verb in verbs:
             run(verb)
-        asked.append(
-            [[(call.environ, without_empty_dns(call.conf)) for call in received(str(own / name))] for name in names]
-        )
+        asked.append([[asked_of(call) for call in received(str(own / name))] for name in names])
         for name in names:
             (own / f"{name}.calls").unlink()
     theirs, ours = asked
     assert ours == theirs
-    assert [call[0]["CNI_COMMAND"] for call in ours[0]] == [verb.upper() for verb in verbs]
+    expected = [verb.upper() for verb in verbs]
+    if expected[-1] == "GC":
+        expected.insert(-1, "DEL")  # of what is in the cache and not named as valid
+    assert [call[0]["CNI_COMMAND"] for call in ours[0]] == expected
 
 
-def without_empty_dns(conf: dict[str, Any]) -> dict[str, Any]:
-    """This libcni writes an empty dns from 1.0.0 on; newer ones leave it out, as cnimeta does."""
-    if conf.get("prevResult", {}).get("dns") == {}:
+def asked_of(call: Received) -> tuple[dict[str, str], dict[str, Any]]:
+    """A call's environment and configuration, less what says the same in two ways."""
+    environ, conf = call.environ, call.conf
+    if call.verb in ("STATUS", "GC"):  # libcni sets to "" what these do not have
+        environ = {key: value for key, value in environ.items() if value}
+    for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):  # cnitool leaves an empty list out
+        assert conf.pop(key, []) == []
+    if conf.get("prevResult", {}).get("dns") == {}:  # libcni 1.1.2 has it from 1.0.0 on; newer ones leave it out
         del conf["prevResult"]["dns"]
-    return conf
+    return environ, conf
 
 
 def test_gc_removes_it_when_cnitool_added_it(node: Node, cnitool: str) -> None:
     node.configure(chain(node, "1.0.0"))
     node.cnitool(cnitool, "add", "net", capability_args=GIVEN)
     node.cnimeta("gc", "net", "--none-valid")
-    assert node.footprint() == CLEAN  # although this libcni keeps no namespace in its cache
+    assert node.footprint() == CLEAN  # although libcni 1.1.2 keeps no namespace in its cache
+
+
+def ours(node: Node) -> None:
+    """This project's launchers in a network of version 1.1.0; Debian's bridge speaks an older one."""
+    node.run(*CNIMETA, "install", "--bin-dir", str(node.folder / "bin"))
+    node.path = f"{node.folder / 'bin'}:{node.path}"
+    bridge = chain(node, "1.0.0")["plugins"][:1]
+    wrapper = {
+        "type": "hostport_alloc",
+        "capabilities": {"portMappings": True},
+        "delegate": {"cniVersion": "1.0.0", "name": "net", "plugins": bridge},
+        "quarantineSeconds": 0,
+    }
+    shaping = {"type": "bandwidth", "capabilities": {"bandwidth": True}}
+    node.configure({"cniVersion": "1.1.0", "name": "net", "plugins": [wrapper, shaping]})
+
+
+def random_port(node: Node) -> int:
+    """What hostport_alloc gave to container port 81."""
+    (one,) = [entry for entry in json.loads(node.run(*CNIMETA, "ports", "--json")) if entry["containerPort"] == 81]
+    return int(one["hostPort"])
+
+
+RANDOM = {**GIVEN, "portMappings": [*GIVEN["portMappings"], {"hostPort": 0, "containerPort": 81, "protocol": "tcp"}]}
+DELETED_BY = {
+    "cnitool del": lambda node, tool: node.cnitool(tool, "del", "net", capability_args=RANDOM),
+    "cnitool gc": lambda node, tool: node.cnitool(tool, "gc", "net"),
+    "cnimeta del": lambda node, _: node.cnimeta("del", "net"),
+    "cnimeta gc": lambda node, _: node.cnimeta("gc", "net", "--none-valid"),
+}
+
+
+@pytest.mark.parametrize("deleted_by", DELETED_BY)
+@pytest.mark.parametrize("added_by", ["cnitool", "cnimeta"])
+def test_ours_leave_nothing_when_either_adds_and_deletes(
+    node: Node, newest: str, added_by: str, deleted_by: str
+) -> None:
+    ours(node)
+    if added_by == "cnitool":
+        node.cnitool(newest, "status", "net")
+        node.cnitool(newest, "add", "net", capability_args=RANDOM)
+    else:
+        node.cnimeta("status", "net")
+        node.cnimeta("add", "net", capability_args=RANDOM)
+    node.cnimeta("check", "net")
+    node.cnitool(newest, "check", "net", capability_args=RANDOM)
+    assert node.reach("192.0.2.10", 8080, 80) == "192.0.2.10"
+    assert node.reach("192.0.2.10", random_port(node), 81) == "192.0.2.10"
+    DELETED_BY[deleted_by](node, newest)
+    assert node.footprint() == CLEAN
+    assert "10.77.0.2" not in node.namespace.run("nft", "list", "ruleset").stdout
+    assert json.loads(node.run(*CNIMETA, "ports", "--json")) == []
