@@ -260,8 +260,9 @@ class IptablesBackend:
     def _compare(self, family: int, chain: str, present: Sequence[str], wanted: Sequence[str], exact: bool) -> None:
         """Conditions are text of the operator's, which the kernel's form may spell otherwise: `iptables -C` knows."""
         where = f"the IPv{family} iptables chain {chain}"
+        there = set(present)
         for rule in wanted:
-            if rule not in present and (exact or not self.tables.has_rule(family, chain, rule)):
+            if rule not in there and (exact or not self.tables.has_rule(family, chain, rule)):
                 raise CheckFailed(f"{where} has no rule {rule}")
         if len(present) != len(wanted):
             raise CheckFailed(f"{where} has {len(present)} rules for this container, expected are {len(wanted)}")

@@ -26,8 +26,9 @@ from cnimeta_plugins.portmap.nftables.rules import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
+    from cnimeta.host.nftables.values import Rule
     from cnimeta.host.protocols import Nft
     from cnimeta.ports.mapper import MappedPort
     from cnimeta.spec.jsonio import JSON
@@ -263,13 +264,12 @@ class NftBackend:
                 self.nft.dry_run(changes)
             except Refusal as refusal:
                 refused = changes[refusal.index].item if 0 <= refusal.index < len(changes) else None
-                where = f"{refused.map} {{ {refused.key} }}" if isinstance(refused, Element) else ""
-                state = "missing" if refusal.kind == "missing" else "not this container's"
-                raise CheckFailed(f"the nftables element {where} is {state}", refusal.msg) from None
-        self._check_rules(plan)
-        self._check_conditions(plan)
+                raise _differs(refused, refusal.kind == "missing", refusal.msg) from None
+        rules = self.nft.all_rules()
+        self._check_rules(plan, rules)
+        self._check_conditions(plan, rules)
 
-    def _check_rules(self, plan: Plan) -> None:
+    def _check_rules(self, plan: Plan, rules: Mapping[str, Sequence[Rule]]) -> None:
         from cnimeta_plugins.portmap.nftables.meaning import meaning
 
         wanted: dict[str, list[str]] = {}
@@ -278,18 +278,18 @@ class NftBackend:
         for subnet in subnet_chains(plan):
             wanted[subnet.chain] = list(subnet.rules)
         for chain, texts in wanted.items():
-            present = [meaning(rule.text) for rule in self.nft.rules(chain)]
+            present = [meaning(rule.text) for rule in rules.get(chain, ())]
             for text in texts:
                 if meaning(text) not in present:
                     raise CheckFailed(f"the nftables chain {chain} has no rule: {text}")
 
-    def _check_conditions(self, plan: Plan) -> None:
+    def _check_conditions(self, plan: Plan, rules: Mapping[str, Sequence[Rule]]) -> None:
         conditions = conditional_chains(plan)
-        entries = self.nft.rules(CONDITIONAL) if conditions else []
+        entries = rules.get(CONDITIONAL, ())
         for condition in conditions:
             if not any(f"jump {condition.chain}" in entry.text for entry in entries):
                 raise CheckFailed(f"the nftables chain {CONDITIONAL} has no rule that leads to {condition.chain}")
-            if len(self.nft.rules(condition.chain)) != len(condition.rules):
+            if len(rules.get(condition.chain, ())) != len(condition.rules):
                 raise CheckFailed(
                     f"the nftables chain {condition.chain} does not have its {len(condition.rules)} rules"
                 )
@@ -320,6 +320,12 @@ def _holder(others: Others, wanted: Element) -> tuple[Record | None, Elements]:
         ):
             return record, held
     return None, Elements()
+
+
+def _differs(element: object, missing: bool, details: str) -> CheckFailed:
+    where = f"{element.map} {{ {element.key} }}" if isinstance(element, Element) else ""
+    state = "missing" if missing else "not this container's"
+    return CheckFailed(f"the nftables element {where} is {state}", details)
 
 
 def _is_renamed(holder: Owner, owner: Owner, wanted: Element) -> bool:
