@@ -26,7 +26,7 @@ class Source(NamedTuple):
 
 
 BACKENDS: Mapping[str, Source] = {
-    "nftables": Source(nftables.open_backend),
+    "nftables": Source(nftables.open_backend, nftables.may_hold),
     "iptables": Source(iptables.open_backend, iptables.may_hold),
 }
 """By name: what `backend` of a configuration may say. Never change a name: records have it."""

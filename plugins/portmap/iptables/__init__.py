@@ -6,6 +6,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cnimeta_plugins.portmap.iptables.backend import IptablesBackend
 
+DNAT_CHAIN = "CNI-HOSTPORT-DNAT"
+"""Never change: see `names`, which has the others."""
 _LEGACY_TABLES = ("/proc/net/ip_tables_names", "/proc/net/ip6_tables_names")
 
 
@@ -19,7 +21,6 @@ def open_backend(path: str) -> IptablesBackend:
 def may_hold() -> bool:
     """Whether either variant may have mappings: nft's by its entry chain, legacy's by a loaded nat table."""
     from cnimeta.host.netlink import nft_chain_exists
-    from cnimeta_plugins.portmap.iptables.names import DNAT_CHAIN
 
     if any(nft_chain_exists(family, "nat", DNAT_CHAIN) for family in ("ip", "ip6")):
         return True

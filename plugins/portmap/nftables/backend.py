@@ -42,11 +42,19 @@ _ATTEMPTS = 4  # another command may build the base, or a tool flush it, between
 
 
 class NftBackend:
-    """The backend on nftables. `remove_upstream` removes what upstream's portmap made for a container, if anything."""
+    """The backend on nftables. `remove_upstream` removes what upstream's portmap made for a container, if anything;
+    `held_by_upstream` tells of (family, ports, container ID) whether its rules map one for another container.
+    """
 
-    def __init__(self, nft: Nft, remove_upstream: Callable[[str], bool] = lambda _: False) -> None:
+    def __init__(
+        self,
+        nft: Nft,
+        remove_upstream: Callable[[str], bool] = lambda _: False,
+        held_by_upstream: Callable[[int, Collection[tuple[str, int]], str], tuple[str, str]] = lambda *_: ("", ""),
+    ) -> None:
         self.nft = nft
         self._remove_upstream = remove_upstream
+        self._held_by_upstream = held_by_upstream
 
     # --- ADD -------------------------------------------------------------------------------------------------
 
@@ -63,6 +71,7 @@ class NftBackend:
 
     def add(self, plan: Plan, payload: Elements, before: Elements | None, others: Others) -> None:
         """One transaction, so all or nothing."""
+        self.require_free(plan, others)
         stale = self._stale(payload, before)
         refusal: Refusal
         for _ in range(_ATTEMPTS + len(payload.groups)):
@@ -159,6 +168,17 @@ class NftBackend:
         gone = masquerading_uses(before.groups) if before is not None else {}
         if gone:
             self._apply_if_idle(idle_chains(self.nft.chain_uses(), dict.fromkeys(gone, 0)))
+
+    def require_free(self, plan: Plan, _others: Others) -> None:
+        """By the rules of upstream's portmap on nftables."""
+        for family in plan.families:
+            ports = {(one.protocol, port) for one in family.mappings for port in one.host_ports}
+            place, owner = self._held_by_upstream(family.family, ports, plan.owner.container_id)
+            if place:
+                raise HostPortConflict(
+                    f"host port {place} is already mapped for container {owner or 'of another kind'} by upstream's"
+                    " portmap: choose another hostPort, or delete that container first"
+                )
 
     def tidy(self) -> None:
         """Remove every shared chain that nobody needs."""
