@@ -49,8 +49,12 @@ def other_holder(family: int, ports: Collection[tuple[str, int]], container_id: 
     Empty for none; without its table, one netlink request. Raises IoFailure (code 5).
     """
     name = "ip" if family == 4 else "ip6"
-    program = find_program("nft", path) if nft_table_exists(name, _TABLE) else None
-    for chain in _CHAINS[:2] if program is not None else ():
+    if not nft_table_exists(name, _TABLE):
+        return "", ""
+    program = find_program("nft", path)
+    if program is None:
+        raise IoFailure(f"the nftables table {_TABLE} may have rules for this port, and nft is not installed")
+    for chain in _CHAINS[:2]:
         for line in _list(program, name, chain).splitlines():
             words = line.split()
             owner = line.partition(' comment "')[2].partition('"')[0]
