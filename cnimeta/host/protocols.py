@@ -225,6 +225,10 @@ class Nft(Protocol):
         """A chain's rules with their handles, none when there is no such chain. IoFailure (code 5)."""
         ...
 
+    def all_rules(self) -> dict[str, list[Rule]]:
+        """The rules of every chain with their handles. IoFailure (code 5)."""
+        ...
+
     def elements(self, name: str) -> Mapping[Element, str]:
         """Every element of a map and its comment, none when there is no such map. IoFailure (code 5)."""
         ...

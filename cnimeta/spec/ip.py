@@ -35,6 +35,11 @@ class Address(NamedTuple):
         """127.0.0.0/8 or ::1"""
         return self.packed[0] == 127 if self.family == 4 else self.packed == b"\0" * 15 + b"\x01"
 
+    @property
+    def is_link_local(self) -> bool:
+        """fe80::/10"""
+        return self.family == 6 and self.packed[0] == 0xFE and self.packed[1] & 0xC0 == 0x80
+
 
 class Cidr(NamedTuple):
     """An address with a prefix length; host bits are kept ("10.0.0.2/24")."""

@@ -64,6 +64,10 @@ class FakeNft:
         """A chain's rules."""
         return list(self._state.chains.get(chain, ()))
 
+    def all_rules(self) -> dict[str, list[Rule]]:
+        """The rules of every chain."""
+        return {name: list(rules) for name, rules in self._state.chains.items()}
+
     def elements(self, name: str) -> dict[Element, str]:
         """Every element of a map and its comment."""
         return {Element(name, key, value): said for key, (value, said) in self._state.maps.get(name, {}).items()}

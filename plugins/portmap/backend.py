@@ -63,6 +63,13 @@ class Backend(Protocol[P]):
         """Take out what there is without a record of attachments (container ID, ifname) of a network not in `valid`."""
         ...
 
+    def require_free(self, plan: Plan, others: Others) -> None:
+        """Raise HostPortConflict (code 100) when rules of this kind map a wanted port for another container.
+
+        Asked of the backends that do not serve the plan, where the host may have rules of their kind.
+        """
+        ...
+
     def tidy(self) -> None:
         """Take out what is shared and nobody needs any more."""
         ...

@@ -30,6 +30,12 @@ def _nftables(path: str) -> AnyBackend:
     return on_host(path)
 
 
+def _nftables_may_hold() -> bool:
+    from cnimeta_plugins.portmap.nftables.names import may_hold
+
+    return may_hold()
+
+
 def _iptables(path: str) -> AnyBackend:
     from cnimeta_plugins.portmap.iptables.backend import IptablesBackend
 
@@ -43,7 +49,7 @@ def _iptables_may_hold() -> bool:
 
 
 BACKENDS: Mapping[str, Source] = {
-    "nftables": Source(_nftables),
+    "nftables": Source(_nftables, _nftables_may_hold),
     "iptables": Source(_iptables, _iptables_may_hold),
 }
 """By name: what `backend` of a configuration may say. Never change a name: records have it."""

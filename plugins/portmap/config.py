@@ -159,14 +159,29 @@ def read_mappings(conf: NetConf) -> tuple[PortMapping, ...]:
     """`runtimeConfig.portMappings`, each checked; equal ones once. Raises InvalidNetworkConfig (code 7)."""
     found: dict[PortMapping, str] = {}
     for entry in conf.runtime_config.objects("portMappings"):
-        mapping = read_mapping(entry)
-        for other, path in found.items():
-            if _clash(mapping, other) and mapping != other:
-                raise InvalidNetworkConfig(
-                    f"{entry.path} maps {mapping.text}, which {path} maps to another container port already"
-                )
-        found.setdefault(mapping, entry.path)
+        found.setdefault(read_mapping(entry), entry.path)
+    _require_apart(found)
     return tuple(found)
+
+
+def _require_apart(found: dict[PortMapping, str]) -> None:
+    """Raise when two lead one host port to different places. By protocol and address, then port: not each with each."""
+    order = {mapping: at for at, mapping in enumerate(found)}
+    places: dict[tuple[str, str], list[PortMapping]] = {}
+    for mapping in found:
+        families = [str(family) for family in (4, 6) if mapping.serves(family)]
+        for where in families if mapping.is_wildcard else [mapping.where]:
+            places.setdefault((mapping.protocol, where), []).append(mapping)
+    for mappings in places.values():
+        mappings.sort(key=lambda one: one.first)
+        widest = mappings[0]
+        for mapping in mappings[1:]:
+            if mapping.first <= widest.last:
+                earlier, later = sorted((widest, mapping), key=lambda one: order[one])
+                raise InvalidNetworkConfig(
+                    f"{found[later]} maps {later.text}, which {found[earlier]} maps to another container port already"
+                )
+            widest = mapping
 
 
 def read_mapping(entry: Fields) -> PortMapping:
@@ -206,17 +221,12 @@ def _host_ip(entry: Fields) -> Address | None:
     if not text:
         return None
     try:
-        return parse_ip(text)
+        address = parse_ip(text)
     except ValueError:
         raise entry.wrong("hostIP", "an IP address") from None
-
-
-def _clash(one: PortMapping, other: PortMapping) -> bool:
-    if one.protocol != other.protocol or one.last < other.first or other.last < one.first:
-        return False
-    if one.is_wildcard and other.is_wildcard:
-        return any(one.serves(family) and other.serves(family) for family in (4, 6))
-    return one.host_ip == other.host_ip
+    if address.is_link_local:
+        raise entry.wrong("hostIP", "no link-local address: fe80::/10 means nothing without an interface")
+    return address
 
 
 def _conditions(fields: Fields, key: str) -> tuple[str, ...]:

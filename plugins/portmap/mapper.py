@@ -72,10 +72,17 @@ class Mapper:
         interfaces = dict.fromkeys((interface, *(before.interfaces if before is not None else ())))
         record = self._record(attachment, conf, plan, name)._replace(interfaces=tuple(filter(None, interfaces)))
         try:
+            self._require_free(plan, name, records)
             self._map(plan, record, before, records, interface)
         except HostPortConflict:
             self._share(plan, record, before, records, interface)
         self._forget_flows(settings.mappings, [family.family for family in plan.families])
+
+    def _require_free(self, plan: Plan, serving: str, records: Records) -> None:
+        """Raise HostPortConflict when rules of another kind than the serving backend's have a port."""
+        for backend in self.backends.holding():
+            if backend is not self.backends[serving]:
+                backend.require_free(plan, self._others(records, plan.owner))
 
     def _record_before(self, records: Records, owner: Owner) -> Record | None:
         found = records.find(owner)

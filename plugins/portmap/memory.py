@@ -122,6 +122,9 @@ class MemoryBackend:
             if owner.network == network and (owner.container_id, owner.ifname) not in valid and owner not in recorded:
                 del self.held[owner]
 
+    def require_free(self, plan: Plan, others: Others) -> None:
+        """It maps nothing that could be in anybody's way."""
+
     def tidy(self) -> None:
         """Nothing is shared."""
 

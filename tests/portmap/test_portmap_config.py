@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from portmap_kit import Host, conf, tcp
 
 from cnimeta.errors import CniError
 from cnimeta.spec.netconf import NetConf
-from cnimeta_plugins.portmap.config import NodeDefaults, read_settings
+from cnimeta_plugins.portmap.config import NodeDefaults, read_mappings, read_settings
 
 pytestmark = pytest.mark.unit
 
@@ -107,3 +108,20 @@ def test_other_familys_mapping_is_left_out_when_it_has_an_address() -> None:
     dump = host.dump()
     assert "any6 { tcp . 80 : fd00::2 . 80 }" in dump
     assert not any(line.startswith("any4 { tcp . 80 ") for line in dump)
+
+
+def test_mappings_are_told_apart_in_no_time_when_there_are_thousands() -> None:
+    many = [{"hostPort": port, "containerPort": 80} for port in range(1, 60001)]
+    started = time.process_time()
+    body = {"cniVersion": "1.0.0", "name": "net", "type": "portmap", "runtimeConfig": {"portMappings": many}}
+    assert len(read_mappings(NetConf(body))) == 60000
+    assert time.process_time() - started < 10, "it grows with the square"
+
+
+@pytest.mark.parametrize("address", ["fe80::1", "FEBF::", "fe80:0::2"])
+def test_a_link_local_host_address_is_refused_with_the_reason(address: str) -> None:
+    entry = {"hostPort": 80, "containerPort": 80, "hostIP": address}
+    body = {"cniVersion": "1.0.0", "name": "net", "type": "portmap", "runtimeConfig": {"portMappings": [entry]}}
+    with pytest.raises(CniError, match=r"hostIP must be no link-local address: fe80::/10 means nothing") as caught:
+        read_mappings(NetConf(body))
+    assert caught.value.code == 7

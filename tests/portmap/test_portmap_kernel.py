@@ -494,6 +494,31 @@ def test_reference_plugins_rules_go_when_ours_deletes(net: Net, portmap: str, tm
     assert "CNI-DN-" not in net.node.run("iptables-save", "-t", "nat").stdout
 
 
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+def test_a_port_of_the_reference_plugins_is_refused_naming_its_owner(
+    net: Net, portmap: str, tmp_path: Path, backend: str
+) -> None:
+    keys = {"version": "1.0.0", "dataDir": str(tmp_path / "state")}
+    theirs = start(net, "/usr/lib/cni/portmap", "ADD", "c1", conf(tcp(8080), **keys))
+    assert theirs.wait(30) == 0
+    for number, codes in ((8080, (1, '"code":100')), (8081, (0, '"ips"'))):
+        body = conf(tcp(number), ips=("10.88.0.3/16",), backend=backend, **keys)
+        ours = start(net, portmap, "ADD", "c2", body)
+        out, _ = ours.communicate(timeout=30)
+        assert (ours.returncode, codes[1] in out) == (codes[0], True), out
+        assert number == 8081 or "c1" in out
+
+
+def test_a_port_of_the_reference_plugins_nftables_rules_is_refused(net: Net) -> None:
+    rule = 'tcp dport 8080 dnat to 10.88.0.3:80 comment "theirs"'
+    net.node.run("nft", f"table ip cni_hostport {{ chain hostports {{ {rule}; }}; chain hostip_hostports {{ }}; }}")
+    for mapping in (tcp(8080), tcp(8080, hostIP=NODE), tcp(8000, 8000, endPort=8100)):
+        with pytest.raises(CniError, match="8080/tcp is already mapped for container theirs") as caught:
+            net.call("ADD", mapping)
+        assert caught.value.code == 100
+    net.call("ADD", tcp(8081), tcp(8080, hostIP=NODE6))
+
+
 def test_one_process_is_started_when_a_port_is_mapped(net: Net, portmap: str, tmp_path: Path) -> None:
     # The first on a node also asks the kernel whether it takes the base.
     first = conf(tcp(8081), ips=("10.88.0.9/16",), dataDir=str(tmp_path / "state"))

@@ -57,22 +57,37 @@ class NftProgram:
 
     def rules(self, chain: str) -> list[Rule]:
         """The rules of a chain with their handles, none when there is no such chain."""
-        return [
-            _rule(chain, line)
-            for line in self._list("chain", chain, "-a", "-t").splitlines()
-            if _HANDLE in line and not line.lstrip().startswith(("chain ", "table "))
-        ]
+        return self.all_rules().get(chain, [])
+
+    def all_rules(self) -> dict[str, list[Rule]]:
+        """The rules of every chain, in one listing: of all tables of the family, tersely.
+
+        To list a single table or chain, nft 1.0.6 fetches every element of its sets.
+        """
+        found: dict[str, list[Rule]] = {}
+        table = chain = ""
+        for line in self._listing("-a", "-t", "list", "ruleset", "inet").splitlines():
+            words = line.split(None, 3)
+            if line.startswith("table "):
+                table, chain = words[2], ""
+            elif words[:1] in (["chain"], ["map"], ["set"]) and line.startswith("\t") and not line.startswith("\t\t"):
+                chain = words[1] if words[0] == "chain" and table == self.table else ""
+                if chain:
+                    found[chain] = []
+            elif chain and _HANDLE in line:
+                found[chain].append(_rule(chain, line))
+        return found
 
     def elements(self, name: str) -> dict[Element, str]:
         """Every element of a map and its comment, none when there is no such map; costs in proportion to the map."""
-        _, _, body = self._list("map", name).partition("elements = {")
+        _, _, body = self._listing("list", "map", "inet", self.table, name).partition("elements = {")
         texts = (text for line in body.partition("}")[0].split(",\n") for text in line.split(", ") if text)
         return dict(_element(name, text) for text in texts)
 
-    def _list(self, kind: str, name: str, *flags: str) -> str:
-        done = run_program([self._require(), *flags, "list", kind, "inet", self.table, name], {}, b"", _TIMEOUT_S)
+    def _listing(self, *words: str) -> str:
+        done = run_program([self._require(), *words], {}, b"", _TIMEOUT_S)
         if done.status != 0 and _MISSING.encode() not in done.stderr:
-            raise IoFailure(f"nft cannot list the {kind} {name}: {done.complaint}")
+            raise IoFailure(f"nft cannot {' '.join(words[words.index('list') :])}: {done.complaint}")
         return done.stdout.decode("utf-8", "replace") if done.status == 0 else ""
 
     def _run(self, flags: list[str], changes: Sequence[Change]) -> None:

@@ -116,9 +116,11 @@ class IptablesBackend:
         if rules is None:
             return _Work(family, wanted, None, [])
         entries = steps.concerning(rules, wanted)
-        return _Work(family, wanted, entries, self._dead(family.family, wanted, entries, others))
+        return _Work(family, wanted, entries, self._dead(self.tables, family.family, wanted, entries, others))
 
-    def _dead(self, family: int, wanted: ContainerRules, entries: Sequence[steps.Entry], others: Others) -> list[str]:
+    def _dead(
+        self, tables: Iptables, family: int, wanted: ContainerRules, entries: Sequence[steps.Entry], others: Others
+    ) -> list[str]:
         """The chains of owners that are dead and hold a port that is wanted; HostPortConflict for a live one.
 
         A mapping for every address holds the port on each: the first rule that matches would win, and silently.
@@ -128,7 +130,7 @@ class IptablesBackend:
         for entry in entries:
             if entry.chain == wanted.chain or entry.chain in dead or not steps.meet(entry.spans, asked):
                 continue
-            taken = steps.taken(asked, steps.translated(self.tables.chain(family, entry.chain) or ()))
+            taken = steps.taken(asked, steps.translated(tables.chain(family, entry.chain) or ()))
             if taken is None:
                 continue
             named = steps.read_owner(entry)
@@ -211,6 +213,22 @@ class IptablesBackend:
                 _remove(tables, family, entries, stale)
         failures.raise_any()
 
+    def require_free(self, plan: Plan, others: Others) -> None:
+        """By the entry rules of either variant, whoever made them: a node on its way from the reference plugin."""
+        families = {family.family: family for family in plan.families}
+        failures = Failures()
+        for tables, number in self._used(failures):
+            rules = tables.chain(number, DNAT_CHAIN) if number in families else None
+            if rules:
+                wanted = container_rules(plan, families[number], "")
+                found = [
+                    entry
+                    for entry in steps.concerning(rules, wanted)
+                    if steps.read_owner(entry).container_id != plan.owner.container_id
+                ]
+                self._dead(tables, number, wanted, found, others)
+        failures.raise_any()
+
     def tidy(self) -> None:
         """Nothing: other networks and upstream's plugin use the shared chains."""
 
@@ -260,8 +278,9 @@ class IptablesBackend:
     def _compare(self, family: int, chain: str, present: Sequence[str], wanted: Sequence[str], exact: bool) -> None:
         """Conditions are text of the operator's, which the kernel's form may spell otherwise: `iptables -C` knows."""
         where = f"the IPv{family} iptables chain {chain}"
+        there = set(present)
         for rule in wanted:
-            if rule not in present and (exact or not self.tables.has_rule(family, chain, rule)):
+            if rule not in there and (exact or not self.tables.has_rule(family, chain, rule)):
                 raise CheckFailed(f"{where} has no rule {rule}")
         if len(present) != len(wanted):
             raise CheckFailed(f"{where} has {len(present)} rules for this container, expected are {len(wanted)}")

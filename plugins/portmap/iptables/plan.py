@@ -75,7 +75,12 @@ def concerning(rules: Iterable[str], wanted: ContainerRules) -> list[Entry]:
     found = []
     for rule in rules:
         listed = rule.partition(" --dports ")[2].partition(" ")[0]
-        if ranges or ":" in listed or not single.isdisjoint(listed.split(",")) or wanted.chain in rule:
+        if (
+            ranges
+            or ":" in listed
+            or not single.isdisjoint(listed.split(","))
+            or (wanted.chain and wanted.chain in rule)
+        ):
             found.append(read_entry(rule))
     return found
 

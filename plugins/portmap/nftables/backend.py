@@ -27,8 +27,9 @@ from cnimeta_plugins.portmap.nftables.rules import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
+    from cnimeta.host.nftables.values import Rule
     from cnimeta.host.protocols import Nft
     from cnimeta.ports.mapper import MappedPort
     from cnimeta.spec.jsonio import JSON
@@ -50,15 +51,28 @@ def on_host(path: str) -> NftBackend:
 
         return remove_container(container_id, path)
 
-    return NftBackend(NftProgram(TABLE, path), remove_upstream)
+    def held_by_upstream(family: int, ports: Collection[tuple[str, int]], container_id: str) -> tuple[str, str]:
+        from cnimeta_plugins.portmap.nftables.upstream import other_holder
+
+        return other_holder(family, ports, container_id, path)
+
+    return NftBackend(NftProgram(TABLE, path), remove_upstream, held_by_upstream)
 
 
 class NftBackend:
-    """The backend on nftables. `remove_upstream` removes what upstream's portmap made for a container, if anything."""
+    """The backend on nftables. `remove_upstream` removes what upstream's portmap made for a container, if anything;
+    `held_by_upstream` tells of (family, ports, container ID) whether its rules map one for another container.
+    """
 
-    def __init__(self, nft: Nft, remove_upstream: Callable[[str], bool] = lambda _: False) -> None:
+    def __init__(
+        self,
+        nft: Nft,
+        remove_upstream: Callable[[str], bool] = lambda _: False,
+        held_by_upstream: Callable[[int, Collection[tuple[str, int]], str], tuple[str, str]] = lambda *_: ("", ""),
+    ) -> None:
         self.nft = nft
         self._remove_upstream = remove_upstream
+        self._held_by_upstream = held_by_upstream
 
     # --- ADD -------------------------------------------------------------------------------------------------
 
@@ -75,6 +89,7 @@ class NftBackend:
 
     def add(self, plan: Plan, payload: Elements, before: Elements | None, others: Others) -> None:
         """One transaction, so all or nothing."""
+        self.require_free(plan, others)
         stale = self._stale(payload, before)
         refusal: Refusal
         for _ in range(_ATTEMPTS + len(payload.groups)):
@@ -172,6 +187,17 @@ class NftBackend:
         gone = masquerading_uses(before.groups) if before is not None else {}
         if gone:
             self._apply_if_idle(idle_chains(self.nft.chain_uses(), dict.fromkeys(gone, 0)))
+
+    def require_free(self, plan: Plan, _others: Others) -> None:
+        """By the rules of upstream's portmap on nftables."""
+        for family in plan.families:
+            ports = {(one.protocol, port) for one in family.mappings for port in one.host_ports}
+            place, owner = self._held_by_upstream(family.family, ports, plan.owner.container_id)
+            if place:
+                raise HostPortConflict(
+                    f"host port {place} is already mapped for container {owner or 'of another kind'} by upstream's"
+                    " portmap: choose another hostPort, or delete that container first"
+                )
 
     def tidy(self) -> None:
         """Remove every shared chain that nobody needs."""
@@ -279,13 +305,12 @@ class NftBackend:
                 self.nft.dry_run(changes)
             except Refusal as refusal:
                 refused = changes[refusal.index].item if 0 <= refusal.index < len(changes) else None
-                where = f"{refused.map} {{ {refused.key} }}" if isinstance(refused, Element) else ""
-                state = "missing" if refusal.kind == "missing" else "not this container's"
-                raise CheckFailed(f"the nftables element {where} is {state}", refusal.msg) from None
-        self._check_rules(plan)
-        self._check_conditions(plan)
+                raise _differs(refused, refusal.kind == "missing", refusal.msg) from None
+        rules = self.nft.all_rules()
+        self._check_rules(plan, rules)
+        self._check_conditions(plan, rules)
 
-    def _check_rules(self, plan: Plan) -> None:
+    def _check_rules(self, plan: Plan, rules: Mapping[str, Sequence[Rule]]) -> None:
         from cnimeta_plugins.portmap.nftables.meaning import meaning
 
         wanted: dict[str, list[str]] = {}
@@ -294,18 +319,18 @@ class NftBackend:
         for subnet in subnet_chains(plan):
             wanted[subnet.chain] = list(subnet.rules)
         for chain, texts in wanted.items():
-            present = [meaning(rule.text) for rule in self.nft.rules(chain)]
+            present = [meaning(rule.text) for rule in rules.get(chain, ())]
             for text in texts:
                 if meaning(text) not in present:
                     raise CheckFailed(f"the nftables chain {chain} has no rule: {text}")
 
-    def _check_conditions(self, plan: Plan) -> None:
+    def _check_conditions(self, plan: Plan, rules: Mapping[str, Sequence[Rule]]) -> None:
         conditions = conditional_chains(plan)
-        entries = self.nft.rules(CONDITIONAL) if conditions else []
+        entries = rules.get(CONDITIONAL, ())
         for condition in conditions:
             if not any(f"jump {condition.chain}" in entry.text for entry in entries):
                 raise CheckFailed(f"the nftables chain {CONDITIONAL} has no rule that leads to {condition.chain}")
-            if len(self.nft.rules(condition.chain)) != len(condition.rules):
+            if len(rules.get(condition.chain, ())) != len(condition.rules):
                 raise CheckFailed(
                     f"the nftables chain {condition.chain} does not have its {len(condition.rules)} rules"
                 )
@@ -336,6 +361,12 @@ def _holder(others: Others, wanted: Element) -> tuple[Record | None, Elements]:
         ):
             return record, held
     return None, Elements()
+
+
+def _differs(element: object, missing: bool, details: str) -> CheckFailed:
+    where = f"{element.map} {{ {element.key} }}" if isinstance(element, Element) else ""
+    state = "missing" if missing else "not this container's"
+    return CheckFailed(f"the nftables element {where} is {state}", details)
 
 
 def _is_renamed(holder: Owner, owner: Owner, wanted: Element) -> bool:

@@ -10,6 +10,10 @@ from cnimeta.errors import IoFailure
 from cnimeta.host.netlink import nft_table_exists
 from cnimeta.host.process import find_program, run_program
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
 _TABLE = "cni_hostport"
 _CHAINS = ("hostports", "hostip_hostports", "masquerading")
 _FAMILIES = ("ip", "ip6")
@@ -37,6 +41,29 @@ def remove_container(container_id: str, path: str = "") -> bool:
         if done.status != 0:
             raise IoFailure(f"nft refused to remove the rules of container {container_id}: {done.complaint}")
     return bool(lines)
+
+
+def other_holder(family: int, ports: Collection[tuple[str, int]], container_id: str, path: str = "") -> tuple[str, str]:
+    """The first of (protocol, port) that its rules map for another container, as `8080/tcp`, and that one's ID.
+
+    Empty for none; without its table, one netlink request. Raises IoFailure (code 5).
+    """
+    name = "ip" if family == 4 else "ip6"
+    if not nft_table_exists(name, _TABLE):
+        return "", ""
+    program = find_program("nft", path)
+    if program is None:
+        raise IoFailure(f"the nftables table {_TABLE} may have rules for this port, and nft is not installed")
+    for chain in _CHAINS[:2]:
+        for line in _list(program, name, chain).splitlines():
+            words = line.split()
+            owner = line.partition(' comment "')[2].partition('"')[0]
+            if "dport" not in words[1:-1] or owner == container_id:
+                continue
+            at = words.index("dport")
+            if words[at + 1].isdigit() and (words[at - 1], int(words[at + 1])) in ports:
+                return f"{words[at + 1]}/{words[at - 1]}", owner
+    return "", ""
 
 
 def _list(program: str, family: str, chain: str) -> str:
