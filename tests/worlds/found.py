@@ -63,14 +63,12 @@ FOUND: tuple[Found, ...] = (
         "a container on two networks with the same mappings",
         World((ONE, Attachment(network="netb", ifname="eth1", ips=("10.89.0.2/8",))), ("ADD 0", "ADD 1", "DEL 0")),
         r"\[accepted\].*ADD is 100, not \[0[^]]*\] \([^)]*itself[^)]*\)",
-        open=True,
     ),
     Found(
         "3",
         "an ADD that failed at route_localnet is not undone",
         World((ONE,), ("ADD 0",), host=("settings-sealed",)),
         r"\[undone\].*Read-only file system",
-        open=True,
     ),
     Found(
         "3-all",
@@ -83,28 +81,24 @@ FOUND: tuple[Found, ...] = (
         "route_localnet stays when the last mapping goes",
         World((ONE,), ("ADD 0", "DEL 0")),
         r"\[left\] at the end: settings: ",
-        open=True,
     ),
     Found(
         "4-guard",
         "127.0.0.1 of the node is open to a container with NET_ADMIN",
         World((ROUTED,), ("ADD 0", "KNOCK")),
         r"\[packets\].*NET_ADMIN reaches",
-        open=True,
     ),
     Found(
         "5",
         "backend auto takes an nft that the kernel refuses",
         World((ONE,), ("ADD 0",), "auto", ("nft-refuses",)),
         r"\[accepted\].*Operation not supported",
-        open=True,
     ),
     Found(
         "6",
         "DEL with the node's own namespace",
         World((ONE,), ("ADD 0", "DEL 0 own")),
         r"\[deleted\].*plugin's own network namespace",
-        open=True,
     ),
     Found(
         "7-stale",
@@ -125,7 +119,6 @@ FOUND: tuple[Found, ...] = (
         "a path that is not shown here makes the port free",
         World((ONE, TWO), ("ADD 0", "hide 0", "ADD 1")),
         r"\[accepted\].*ADD is 0, not \[[^]]*100\] \([^)]*hide",
-        open=True,
     ),
     Found(
         "8",
@@ -135,7 +128,6 @@ FOUND: tuple[Found, ...] = (
             ("ADD 0", "flush prerouting", "ADD 1"),
         ),
         r"\[checked\].*chain (hostports|prerouting|output|postrouting|translate|masquerading) has no rule",
-        open=True,
         backends=NFT,
     ),
     Found(
@@ -143,7 +135,6 @@ FOUND: tuple[Found, ...] = (
         "marks stay on packets: somebody who compares whole marks drops them",
         World((ROUTED,), ("ADD 0", "come whole-marks", "SEND")),
         r"\[packets\] at SEND: client -> .*source='caller'\), seen Outcome\(who='', source=''\)",
-        open=True,
         backends=NFT,
     ),
     Found(
@@ -151,7 +142,6 @@ FOUND: tuple[Found, ...] = (
         "the second container with an address takes the first one's mapping away",
         World((ONE, Attachment("c2", ips=("10.88.0.2/8",), mappings=(Mapping(8081),))), ("ADD 0", "ADD 1")),
         r"\[checked\] at (ADD|GC|come|go|restore|DEL)[^:]*: CHECK of .* element \S+ \{.*(missing|not this)",
-        open=True,
         backends=NFT,
     ),
     Found(
@@ -159,7 +149,6 @@ FOUND: tuple[Found, ...] = (
         "a hostIP of fe80::/10 is taken",
         World((Attachment(ips=("fd00::2/64",), mappings=(Mapping(ip="fe80::1"),)),), ("ADD 0",)),
         r"\[accepted\].*ADD is (0|100), not \[7\]",
-        open=True,
     ),
     Found(
         "20",
@@ -193,7 +182,6 @@ FOUND: tuple[Found, ...] = (
             "iptables-nft",
         ),
         r"\[packets\] .*expected Outcome\(who='(\w+):\d+'.*seen Outcome\(who='\1:\d+'",
-        open=True,
         backends=IPTABLES,
     ),
     Found(
@@ -207,7 +195,6 @@ FOUND: tuple[Found, ...] = (
         "the chain of a subnet stays",
         World((ONE,), ("ADD 0",)),
         r"\[left\] at the end: kernel: \['inet cnimeta_hostports chain masq-",
-        open=True,
         backends=NFT,
     ),
     Found(
@@ -215,7 +202,6 @@ FOUND: tuple[Found, ...] = (
         "the reference's mapping of another container is not seen",
         World((ONE,), ("come reference", "ADD 0")),
         r"\[accepted\].*ADD is 0, not \[[^]]*100\] \([^)]*reference",
-        open=True,
         backends=NFT,
     ),
     Found(
@@ -223,7 +209,6 @@ FOUND: tuple[Found, ...] = (
         "a quote in CNI_IFNAME ends the comment in nft's language",
         World((Attachment(ifname='"', ips=("10.88.0.2/8",)),), ("ADD 0",)),
         r"\[accepted\].*nft refused the rules: syntax error",
-        open=True,
         backends=NFT,
     ),
     Found(
@@ -233,7 +218,6 @@ FOUND: tuple[Found, ...] = (
             (Attachment(ips=("10.88.0.2/8",), mappings=(Mapping(ip="192.0.2.1"),)), TWO), ("ADD 0", "die 0", "ADD 1")
         ),
         r"\[accepted\].*ADD is 5, .*File exists at: add element inet TABLE claims",
-        open=True,
         backends=NFT,
     ),
     Found(

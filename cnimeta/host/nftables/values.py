@@ -10,7 +10,7 @@ is judged by the kernel like a real one.
 
 from __future__ import annotations
 
-from cnimeta.errors import CniError, IoFailure
+from cnimeta.errors import CniError, IoFailure, shown
 from cnimeta.namedtuple import NamedTuple
 
 
@@ -73,7 +73,7 @@ class Rule(NamedTuple):
         """The line of nft's language."""
         if verb == "delete":
             return f"delete rule inet {table} {self.chain} handle {self.handle}"
-        return f"{verb} rule inet {table} {self.chain} {self.text}" + (f' comment "{comment}"' if comment else "")
+        return f"{verb} rule inet {table} {self.chain} {self.text}{_said(comment)}"
 
 
 class Element(NamedTuple):
@@ -87,7 +87,7 @@ class Element(NamedTuple):
         """The line of nft's language."""
         if verb == "delete":
             return f"delete element inet {table} {self.map} {{ {self.key} }}"
-        said = f' comment "{comment}"' if comment else ""
+        said = _said(comment)
         return f"{verb} element inet {table} {self.map} {{ {self.key}{said} : {self.value} }}"
 
 
@@ -120,3 +120,12 @@ class Refusal(CniError):
         super().__init__(msg)
         self.kind = kind
         self.index = index
+
+
+def _said(comment: str) -> str:
+    """A comment in nft's language, which has no way to quote a quote: what follows one would be read as rules."""
+    if not comment:
+        return ""
+    if '"' in comment or not comment.isprintable():
+        raise IoFailure(f"nftables rules cannot carry the comment {shown(comment)}")
+    return f' comment "{comment}"'

@@ -129,8 +129,13 @@ def owner_id(network: str, container_id: str, ifname: str) -> str:
 
 
 def owner_comment(network: str, container_id: str, ifname: str) -> str:
-    """The attachment's name for a comment (128 bytes with its end): network and ID are cut when too long."""
-    text = f"{container_id}/{ifname}/{network}"
+    """The attachment's name for a comment (128 bytes with its end): network and ID are cut when too long.
+
+    An interface's name may have characters that would end the comment in nft's language: `_` stands for them.
+    """
+    text = "".join(
+        char if " " <= char <= "~" and char not in '"\\' else "_" for char in f"{container_id}/{ifname}/{network}"
+    )
     return text if len(text) <= _COMMENT_MAX else text[: _COMMENT_MAX - 3] + "..."
 
 
