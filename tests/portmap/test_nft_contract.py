@@ -10,6 +10,7 @@ from cnimeta.errors import CniError
 from cnimeta.host.nftables.program import NftProgram
 from cnimeta.host.nftables.values import Chain, Change, Element, Hook, Map, Refusal, Rule, Table
 from cnimeta.testing.netfilter import FakeNft
+from cnimeta_plugins.portmap.nftables.rules import owner_comment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -193,3 +194,20 @@ def test_a_failed_listing_is_an_error_when_it_is_not_that_nothing_is_there(tmp_p
         NftProgram(TABLE, str(tmp_path)).elements("ports")
     with pytest.raises(CniError, match=r"cannot list ruleset inet: .*not supported"):
         NftProgram(TABLE, str(tmp_path)).rules("main")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("comment", ['c1" ; flush ruleset', "c1\nflush ruleset", "c1\x00"])
+def test_comment_that_would_end_itself_is_refused(comment: str) -> None:
+    for item in (ELEMENT, Rule("main", "accept")):
+        with pytest.raises(CniError, match="cannot carry the comment"):
+            Change("add", item, comment).render(TABLE)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("ifname", ['e"; flush', "e\\x", "é0"])
+def test_name_of_an_interface_never_ends_a_comment(ifname: str) -> None:
+    said = owner_comment("net", "c1", ifname)
+    assert said.isascii()
+    assert not set(said) & {'"', "\\"}
+    Change("add", ELEMENT, said).render(TABLE)
