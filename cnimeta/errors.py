@@ -99,7 +99,7 @@ class InvalidNetns(CniError):
 
 
 class TryAgainLater(CniError):
-    """A passing condition: a lock not had in time, a range with no free port."""
+    """A passing condition: a lock that could not be acquired in time, a range with no free port."""
 
     code = 11
 

@@ -72,7 +72,7 @@ class _Held:
 
         if not had_by(time.monotonic() + self._timeout_s, attempt):
             raise TryAgainLater(
-                f"the lock {self._path} was not had within {self._timeout_s:g} s: another process holds it"
+                f"the lock {self._path} could not be acquired within {self._timeout_s:g} s: another process holds it"
             )
         return lock
 

@@ -116,7 +116,7 @@ class Lock(Protocol):
     """One lock between all processes of the node."""
 
     def held(self) -> AbstractContextManager[None]:
-        """Hold it for a `with` block. TryAgainLater (code 11) when it is not had in time."""
+        """Hold it for a `with` block. TryAgainLater (code 11) when it cannot be acquired in time."""
         ...
 
 

@@ -24,7 +24,7 @@ class FakeLock:
         """Hold it; a second hold inside the first is a deadlock in the making and fails the test."""
         assert not self.is_held, "the lock is already held by this process"
         if self.busy:
-            raise TryAgainLater("the lock was not had within 0 s: another process holds it")
+            raise TryAgainLater("the lock could not be acquired within 0 s: another process holds it")
         self.is_held = True
         self.times += 1
         try:

@@ -55,7 +55,7 @@ def test_lock_is_had_again_after_each_block(case: Case) -> None:
 def test_lock_is_refused_while_somebody_else_holds_it(case: Case) -> None:
     with case.taken():
         for _ in range(2):
-            with pytest.raises(TryAgainLater, match="not had within 0 s") as caught, case.lock.held():
+            with pytest.raises(TryAgainLater, match="could not be acquired within 0 s") as caught, case.lock.held():
                 pytest.fail("held twice")
             assert caught.value.code == 11
     with case.lock.held():

@@ -42,7 +42,7 @@ def holder(tmp_path):
 def test_lock_is_refused_after_the_deadline_when_another_process_holds_it(tmp_path, holder):
     start = time.monotonic()
     with (
-        pytest.raises(TryAgainLater, match=r"not had within 0\.2 s") as raised,
+        pytest.raises(TryAgainLater, match=r"could not be acquired within 0\.2 s") as raised,
         NodeLock(f"{tmp_path}/lock", 0.2).held(),
     ):
         pytest.fail("held twice")
