@@ -29,7 +29,10 @@ _NETWORKS = 1 << 32
 
 
 class Locks:
-    """The locks in `folder`. TryAgainLater (11) when one cannot be acquired within `timeout_s`, IoFailure (5) without the file."""
+    """The locks in `folder`.
+
+    TryAgainLater (11) when one cannot be acquired within `timeout_s`, IoFailure (5) without the file.
+    """
 
     def __init__(self, folder: str, timeout_s: float) -> None:
         self.path = os.path.join(folder, NAME)

@@ -33,7 +33,8 @@ class XtablesLock:
         try:
             if not had_by(time.monotonic() + self.timeout_s, lambda: flocked(fd), _LONGEST_WAIT_S):
                 raise TryAgainLater(
-                    f"the xtables lock {self.path} could not be acquired within {self.timeout_s:g} s: another program has it"
+                    f"the xtables lock {self.path} could not be acquired within {self.timeout_s:g} s: another program"
+                    " has it"
                 )
         except OSError as error:
             os.close(fd)
