@@ -209,8 +209,9 @@ def looks(node, records: list) -> None:
     assert node.again().unlisted("net", {record.key[1:] for record in records[1:]}) == records[:1]
     assert node.again().occupancy().used["tcp"].bit_count() == len(records)
     assert node.again().problems() == []
-    assert [name for name in os.listdir("/run") if name.startswith("cnimeta-copy")] == []
-    assert [name for name in os.listdir("/dev/shm") if name.startswith("cnimeta-copy")] == []
+    own = f"cnimeta-copy-{os.getpid()}-"
+    assert [name for name in os.listdir("/run") if name.startswith(own)] == []
+    assert [name for name in os.listdir("/dev/shm") if name.startswith(own)] == []
 
 
 def read_only_with_a_log(folder: str) -> None:

@@ -62,6 +62,12 @@ def select(connection: Connection, condition: str, *values: str | int) -> list[R
     return [_row(cells) for cells in found.fetchall()]
 
 
+def every(connection: Connection) -> Iterator[Row]:
+    """All rows, one at a time. Raises Damage."""
+    for cells in connection.execute(f"SELECT {_COLUMNS} FROM attachments"):
+        yield _row(cells)
+
+
 def _row(cells: tuple[object, ...]) -> Row:
     number, *texts = cells
     if not isinstance(number, int) or not all(isinstance(text, str) for text in texts):

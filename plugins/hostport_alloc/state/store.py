@@ -353,7 +353,7 @@ class Store:
             return [str(error)]
 
     def _disagreements(self, connection: Connection) -> list[str]:
-        owed = {(row.id, *place) for row in rows.select(connection, "1") for place in self._places(row)}
+        owed = {(row.id, *place) for row in rows.every(connection) for place in self._places(row)}
         held = set(connection.execute("SELECT attachment, protocol, port, host_ip FROM ports"))
         lines = [f"port {port}/{protocol} has a record and is not held" for _, protocol, port, _ in owed - held]
         lines += [f"port {port}/{protocol} is held and has no record" for _, protocol, port, _ in held - owed]
