@@ -26,8 +26,10 @@ worlds: setup ## generated nodes on the real kernel for MINUTES=10 minutes; prin
 bench: setup ## measurements against the reference plugins; writes docs/benchmarks.md
 	$(PY) bench/run.py
 
-cluster: setup ## a real kubelet, containerd and API server; KUBERNETES=folder of kubelet and kube-apiserver (as root)
-	$(PY) -m pytest --timeout 400 tests/cluster/scenarios.py
+cluster: ## Pods on a real kubelet, containerd and API server, which are compiled the first time (as root)
+	@scripts/setup cluster
+	KUBERNETES=$${KUBERNETES:-$$(scripts/kubernetes)} && export KUBERNETES && \
+	  $(PY) -m pytest --timeout 400 tests/cluster/scenarios.py
 
 demo: ## two containers, random host ports, real traffic; under a minute (as root)
 	@scripts/setup demo

@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -154,26 +154,58 @@ def test_nothing_is_left_when_containerd_was_killed_while_the_pod_ran(world: Wor
     world.end()
 
 
-def test_nothing_is_left_when_the_plugin_is_killed_while_it_adds(world: World) -> None:
-    """Whichever part of its work is done: the runtime's own DEL and what the killed process had started may overlap."""
+def test_nothing_is_left_when_containerd_was_killed_while_the_plugin_added(world: World) -> None:
+    """The plugin goes on with nobody waiting for its answer; the next containerd knows the sandbox, not its result."""
     with ThreadPoolExecutor(1) as beside:
-        lived = beside.submit(lifetime, world.node, world.program)
-        world.run("whole")
-    world.take_away()
-    kill_while_adding(world, 0, pytest.raises(CallFailed))
-    for part in (0.3, 0.6, 0.9):  # may come too late at times
-        kill_while_adding(world, part * lived.result(), contextlib.suppress(CallFailed))
+        killer = beside.submit(kill, world.node, world.program, 0, world.node.running["containerd"].pid)
+        with pytest.raises((CallFailed, OSError)):
+            world.run("forgotten")
+    killer.result()
+    world.node.restart_containerd()
+    assert len(world.cri.sandboxes()) == 1
     world.end()
 
 
-def kill_while_adding(world: World, delay_s: float, outcome: contextlib.AbstractContextManager[Any]) -> None:
-    """Kill the plugin when so much time has passed."""
-    with ThreadPoolExecutor(1) as beside:
-        killed = beside.submit(kill, world.node, world.program, delay_s)
-        with outcome:
-            world.run("killed")
-    killed.result()
+def test_nothing_is_left_when_the_plugin_is_killed_while_it_adds(world: World) -> None:
+    """Whichever part of its work is done: the runtime's own DEL and what the killed process had started may overlap."""
+    with timed(world) as lived:
+        world.run("whole")
     world.take_away()
+    for part in (0, 0.3, 0.6, 0.9):
+        with killed(world, part * lived.result(), sure=part == 0):
+            world.run("killed")
+        world.take_away()
+    world.end()
+
+
+def test_nothing_is_left_when_the_plugin_is_killed_while_it_deletes(world: World) -> None:
+    sandbox = world.run("whole")
+    with timed(world) as lived:
+        world.cri.stop(sandbox)
+    world.take_away()
+    for part in (0, 0.5):
+        sandbox = world.run("killed")
+        with killed(world, part * lived.result(), sure=part == 0):
+            world.cri.stop(sandbox)
+        world.take_away()
+    world.end()
+
+
+@contextlib.contextmanager
+def timed(world: World) -> Iterator[Future[float]]:
+    """For how many seconds the plugin's next process lives."""
+    with ThreadPoolExecutor(1) as beside:
+        yield beside.submit(lifetime, world.node, world.program)
+
+
+@contextlib.contextmanager
+def killed(world: World, delay_s: float, *, sure: bool) -> Iterator[None]:
+    """Kill the plugin's next process after so much time, so that the call fails; unless it is sure, it may be too late."""
+    with ThreadPoolExecutor(1) as beside:
+        done = beside.submit(kill, world.node, world.program, delay_s)
+        with pytest.raises(CallFailed) if sure else contextlib.suppress(CallFailed):
+            yield
+    done.result()
 
 
 def appear(node: ContainerdNode, program: str) -> int:
@@ -189,9 +221,9 @@ def lifetime(node: ContainerdNode, program: str) -> float:
     return time.monotonic() - since
 
 
-def kill(node: ContainerdNode, program: str, delay_s: float) -> None:
-    """Kill the program's next process after it has lived for so long."""
+def kill(node: ContainerdNode, program: str, delay_s: float, victim: int = 0) -> None:
+    """Kill the program's next process, or the victim, when it has lived for so long."""
     pid = appear(node, program)
     time.sleep(delay_s)
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(victim or pid, signal.SIGKILL)
