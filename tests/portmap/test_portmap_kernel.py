@@ -548,7 +548,7 @@ def test_no_other_backend_is_loaded_when_a_port_is_mapped(
     assert process.returncode == 0, out
     modules = [name for name in loaded.split() if name.startswith("cnimeta_plugins.portmap.")]
     assert f"cnimeta_plugins.portmap.{backend}.backend" in modules
-    assert [name for name in modules if f".{other}." in name] == []
+    assert [name for name in modules if f".{other}." in name and not name.endswith(".names")] == []  # names: cheap
     assert "cnimeta_plugins.portmap.port_mapper" not in modules
 
 

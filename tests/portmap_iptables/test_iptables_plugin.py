@@ -34,10 +34,10 @@ class Host:
         }
 
     def call(self, verb, conf, container_id="c1", ifname="eth0"):
+        # Containers in one namespace share its ports; only the first is in the one that is there.
+        netns = self.container.path if container_id == "c1" else f"/run/netns/of-{container_id}"
         with self.namespace.entered():
-            return call(
-                Portmap(), verb, conf, container_id=container_id, ifname=ifname, netns=self.container.path, path="/x"
-            )
+            return call(Portmap(), verb, conf, container_id=container_id, ifname=ifname, netns=netns, path="/x")
 
     def chains(self):
         saved = self.namespace.run("iptables-nft-save", "-t", "nat").stdout
