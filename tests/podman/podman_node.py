@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from typing import TYPE_CHECKING
@@ -49,6 +50,12 @@ class PodmanNode(PrivateNode):
             os.symlink("busybox", rootfs / name)
         self.run("tar", "-C", str(rootfs.parent), "-cf", "image.tar", ".")
         self.podman("import", "image.tar", "app:1")
+
+    def close(self) -> None:
+        """The containers end first."""
+        with contextlib.suppress(Refused, AssertionError):  # or there is no node yet
+            self.podman("rm", "-f", "-a", "-t", "0")
+        super().close()
 
     def podman(self, *words: str) -> str:
         """What the command prints. Raises Refused."""
