@@ -78,12 +78,25 @@ class _Held:
 
 
 def _try_once(path: str) -> int:
-    """A descriptor that holds the lock, -1 when another one does."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    had = False
+    """A descriptor that holds the lock, -1 when another one does.
+
+    A file that was removed since it was opened is no lock any more: the next one would lock another file.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        had = False
+        try:
+            had = flocked(descriptor)
+            if not had or _is_at(descriptor, path):
+                return descriptor if had else -1
+            had = False
+        finally:
+            if not had:
+                os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: str) -> bool:
     try:
-        had = flocked(descriptor)
-    finally:
-        if not had:
-            os.close(descriptor)
-    return descriptor if had else -1
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

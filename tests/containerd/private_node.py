@@ -94,7 +94,8 @@ class PrivateNode:
     def footprint(self) -> list[str]:
         """What plugins leave on a node, line by line: rules, interfaces, files."""
         listed = self.run("sh", "-c", _LOOK).stdout.splitlines()
-        return [line for line in listed if not line.endswith(_KEPT) and not line.startswith("#")]
+        kept = (line.endswith(_KEPT) or "/cnimeta/locks/" in line or line.startswith("#") for line in listed)
+        return [line for line, stays in zip(listed, kept, strict=True) if not stays]
 
     def allocated(self) -> list[dict[str, Any]]:
         """What hostport_alloc has given out."""

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from podman_node import PodmanNode, Refused
+from podman_node import PodmanNode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,11 +17,6 @@ PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}}
 CHAINS = ("portmap", "chained")
 """What maps ports after the bridge; the wrapper is the third way, where one plugin does it all."""
 NETWORKS = [(chain, f"{chain}-{end}") for chain in CHAINS for end in "ab"] + [("wrapper", "wrapper")]
-TWICE = pytest.mark.xfail(
-    strict=True,
-    raises=Refused,
-    reason="issue 16, fault 2: a second network of one container is refused the same port (100)",
-)
 
 
 def network(name: str, chain: str, subnet: str) -> dict[str, Any]:
@@ -78,14 +73,12 @@ def test_container_is_reached_by_every_port_and_leaves_nothing_when_podman_runs_
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-@TWICE
 def test_container_starts_on_two_networks_when_both_map_the_same_port(node: PodmanNode, chain: str) -> None:
     node.container("web", "--network", f"{chain}-a", "--network", f"{chain}-b", "-p", "18080:80")
     assert serves(node, "web")
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-@TWICE
 def test_port_goes_on_when_a_network_is_connected_and_the_first_disconnected(node: PodmanNode, chain: str) -> None:
     node.container("web", "--network", f"{chain}-a", "-p", "18080:80")
     assert serves(node, "web")

@@ -151,9 +151,6 @@ def test_lock_file_that_was_removed_under_its_holder_still_has_one_holder_at_the
         kind.let_go()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="NodeLock does not look again, after it has the lock, whether the path is the file it locked"
-)
 def test_lock_file_that_is_removed_between_opening_and_locking_has_one_holder(tmp_path):
     folder = str(tmp_path / "state" / "locks")
     with AttachmentLocks(folder, 1).of(KEY).held():
