@@ -37,6 +37,12 @@ ip -o link | cut -d: -f2
 find /var/lib/cni /run/netns -type f 2>/dev/null | sort
 """
 _KEPT = ("/last_reserved_ip.0", "/lock")  # host-local's files that belong to no container
+_STATE = (
+    "/cnimeta/locks",
+    "/cnimeta/cnimeta.db",
+    "/cnimeta/sequence",
+    "/cnimeta/reserve",
+)  # what is in it, `ports` tells
 
 
 class PrivateNode:
@@ -94,7 +100,7 @@ class PrivateNode:
     def footprint(self) -> list[str]:
         """What plugins leave on a node, line by line: rules, interfaces, files."""
         listed = self.run("sh", "-c", _LOOK).stdout.splitlines()
-        kept = (line.endswith(_KEPT) or "/cnimeta/locks/" in line or line.startswith("#") for line in listed)
+        kept = (line.endswith(_KEPT) or line.startswith("#") or any(name in line for name in _STATE) for line in listed)
         return [line for line, stays in zip(listed, kept, strict=True) if not stays]
 
     def allocated(self) -> list[dict[str, Any]]:

@@ -58,7 +58,7 @@ class Model:
         if not attachment.mappings:
             return {0}
         served = attachment.served()
-        if not served or any(mapping.ip.lower().startswith("fe8") for _, mapping in served):
+        if not served or any(is_link_local(mapping.ip) for mapping in attachment.mappings):
             return {7}
         codes = self._against_others(attachment)
         hosts = {mapping.where(family) for family, mapping in served} - {""}
@@ -105,6 +105,11 @@ def conflict(one: Attachment, other: Attachment) -> bool:
 
 def _addresses(attachment: Attachment) -> set[str]:
     return {address for address, _ in attachment.addresses().values()}
+
+
+def is_link_local(text: str) -> bool:
+    """Whether a hostIP is of one link only: no other host could tell which."""
+    return ":" in text and ipaddress.ip_address(text).is_link_local
 
 
 def odd(text: str) -> bool:

@@ -7,7 +7,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 from laws import Breach
-from model import conflict
+from model import conflict, is_link_local
 from node import Answer, read_answer
 from sandbox import inside
 from traffic import Cell, Outcome, TrafficNode, cells, expected, served_ports
@@ -25,6 +25,10 @@ REASONS: tuple[tuple[str, Callable[[World, int], bool]], ...] = (
     (
         "docs/portmap.md, Errors: 7 when the container has no address for any mapping (the reference maps nothing)",
         lambda world, number: not world.attachments[number].served(),
+    ),
+    (
+        "docs/portmap.md, Errors: 7 for a hostIP of fe80::/10, which no packet can be told by",
+        lambda world, number: any(is_link_local(mapping.ip) for mapping in world.attachments[number].mappings),
     ),
     (
         "docs/portmap.md, The verbs: a port of another container is refused (the reference hides it behind the first)",
