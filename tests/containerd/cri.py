@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING, Any
 
 from h2.config import H2Configuration
@@ -52,7 +53,15 @@ class Cri:
         return str(sandbox.decode())
 
     def stop(self, sandbox: str) -> None:
-        """Take its network away and end it."""
+        """Take its network away and end it. Asked again, as the kubelet does, when its shim ended at that moment."""
+        for _ in range(3):
+            try:
+                self.call("StopPodSandbox", {1: sandbox})
+                return
+            except CallFailed as error:
+                if "ttrpc: closed" not in str(error):
+                    raise
+            time.sleep(0.2)
         self.call("StopPodSandbox", {1: sandbox})
 
     def remove(self, sandbox: str) -> None:
