@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cnimeta.testing.netns import Namespace
     from cnimeta.testing.noop import Received
 
-pytestmark = [pytest.mark.runtime, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.runtime, pytest.mark.timeout(600)]  # the first one compiles
 
 VERSIONS = ("0.3.1", "0.4.0", "1.0.0")
 OLD, NEW = "cnitool-bookworm", "cnitool-forky"
