@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cnimeta.testing.netns import Namespace
     from cnimeta.testing.noop import Received
 
-pytestmark = [pytest.mark.runtime, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.runtime, pytest.mark.timeout(600)]  # the first one compiles
 
 VERSIONS = ("0.3.1", "0.4.0", "1.0.0")
 OLD, NEW = "cnitool-bookworm", "cnitool-forky"
@@ -42,14 +42,23 @@ def cnitools() -> Path:
     return Path(built.stdout.strip())
 
 
-@pytest.fixture(params=[OLD, NEW])
+@pytest.fixture
 def cnitool(cnitools: Path, request: pytest.FixtureRequest) -> str:
     return str(cnitools / request.param)
 
 
-@pytest.fixture
-def newest(cnitools: Path) -> str:
-    return str(cnitools / NEW)
+def each(*versions: str) -> pytest.MarkDecorator:
+    """The old program at these versions, the newest at the last of them."""
+    pairs = [*((OLD, version) for version in versions), (NEW, versions[-1])]
+    return pytest.mark.parametrize(("cnitool", "version"), pairs, indirect=["cnitool"])
+
+
+@pytest.fixture(scope="session")
+def launchers(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with this project's launchers."""
+    folder = str(tmp_path_factory.mktemp("bin"))
+    subprocess.run([*CNIMETA, "install", "--bin-dir", folder], check=True, capture_output=True)
+    return folder
 
 
 @pytest.fixture
@@ -68,7 +77,7 @@ def without_macs(entry: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key not in ("config", "netns")}
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@each(*VERSIONS)
 def test_cnimeta_deletes_everything_when_cnitool_added_it(node: Node, cnitool: str, version: str) -> None:
     node.configure(chain(node, version))
     result = json.loads(node.cnitool(cnitool, "add", "net", capability_args=GIVEN))
@@ -80,7 +89,7 @@ def test_cnimeta_deletes_everything_when_cnitool_added_it(node: Node, cnitool: s
     assert node.footprint() == CLEAN
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@each(*VERSIONS)
 def test_cnitool_deletes_everything_when_cnimeta_added_it(node: Node, cnitool: str, version: str) -> None:
     node.configure(chain(node, version))
     result = json.loads(node.cnimeta("add", "net", capability_args=GIVEN))
@@ -91,7 +100,7 @@ def test_cnitool_deletes_everything_when_cnimeta_added_it(node: Node, cnitool: s
     assert node.footprint() == CLEAN
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@each(*VERSIONS)
 def test_both_cache_the_same_when_they_add_the_same(node: Node, cnitool: str, version: str) -> None:
     conflist = chain(node, version)
     node.configure(conflist)
@@ -106,7 +115,7 @@ def test_both_cache_the_same_when_they_add_the_same(node: Node, cnitool: str, ve
     node.cnimeta("del", "net")
 
 
-@pytest.mark.parametrize("version", ["0.4.0", "1.0.0"])
+@each("0.4.0", "1.0.0")
 def test_both_judge_alike_when_either_checks_what_the_other_added(node: Node, cnitool: str, version: str) -> None:
     conflist = chain(node, version)
     conflist["plugins"] = [plugin for plugin in conflist["plugins"] if plugin["type"] != "portmap"]
@@ -127,13 +136,14 @@ def test_both_judge_alike_when_either_checks_what_the_other_added(node: Node, cn
     assert node.footprint() == CLEAN
 
 
-@pytest.mark.parametrize("version", ["0.1.0", "0.2.0", *VERSIONS])
+@each("0.1.0", "0.2.0", *VERSIONS)
 def test_plugins_are_asked_the_same_when_either_runs_them(node: Node, cnitool: str, version: str) -> None:
     compare_calls(node, cnitool, version, ["add", *(["check"] if version >= "0.4.0" else []), "del"])
 
 
-def test_plugins_are_asked_the_same_when_the_version_has_every_verb(node: Node, newest: str) -> None:
-    compare_calls(node, newest, "1.1.0", ["status", "add", "check", "del", "add", "gc"])
+@pytest.mark.parametrize("cnitool", [NEW], indirect=True)
+def test_plugins_are_asked_the_same_when_the_version_has_every_verb(node: Node, cnitool: str) -> None:
+    compare_calls(node, cnitool, "1.1.0", ["status", "add", "check", "del", "add", "gc"])
 
 
 def compare_calls(node: Node, cnitool: str, version: str, verbs: list[str]) -> None:
@@ -195,6 +205,7 @@ def asked_of(call: Received) -> tuple[dict[str, str], dict[str, Any]]:
     return environ, conf
 
 
+@pytest.mark.parametrize("cnitool", [OLD, NEW], indirect=True)
 def test_gc_removes_it_when_cnitool_added_it(node: Node, cnitool: str) -> None:
     node.configure(chain(node, "1.0.0"))
     node.cnitool(cnitool, "add", "net", capability_args=GIVEN)
@@ -202,53 +213,56 @@ def test_gc_removes_it_when_cnitool_added_it(node: Node, cnitool: str) -> None:
     assert node.footprint() == CLEAN  # although libcni 1.1.2 keeps no namespace in its cache
 
 
-def ours(node: Node) -> None:
-    """This project's launchers in a network of version 1.1.0; Debian's bridge speaks an older one."""
-    node.run(*CNIMETA, "install", "--bin-dir", str(node.folder / "bin"))
-    node.path = f"{node.folder / 'bin'}:{node.path}"
-    bridge = chain(node, "1.0.0")["plugins"][:1]
+RANDOM = {**GIVEN, "portMappings": [*GIVEN["portMappings"], {"hostPort": 0, "containerPort": 81, "protocol": "tcp"}]}
+"""An explicit port, a random one, and limits."""
+
+
+def configure_ours(node: Node, launchers: str) -> None:
+    """This project's plugins in a network of version 1.1.0; Debian's bridge speaks an older one."""
+    node.path = f"{launchers}:{node.path}"
     wrapper = {
         "type": "hostport_alloc",
         "capabilities": {"portMappings": True},
-        "delegate": {"cniVersion": "1.0.0", "name": "net", "plugins": bridge},
+        "delegate": {"cniVersion": "1.0.0", "name": "net", "plugins": chain(node, "1.0.0")["plugins"][:1]},
         "quarantineSeconds": 0,
     }
     shaping = {"type": "bandwidth", "capabilities": {"bandwidth": True}}
     node.configure({"cniVersion": "1.1.0", "name": "net", "plugins": [wrapper, shaping]})
 
 
-def random_port(node: Node) -> int:
-    """What hostport_alloc gave to container port 81."""
-    (one,) = [entry for entry in json.loads(node.run(*CNIMETA, "ports", "--json")) if entry["containerPort"] == 81]
-    return int(one["hostPort"])
-
-
-RANDOM = {**GIVEN, "portMappings": [*GIVEN["portMappings"], {"hostPort": 0, "containerPort": 81, "protocol": "tcp"}]}
-DELETED_BY = {
-    "cnitool del": lambda node, tool: node.cnitool(tool, "del", "net", capability_args=RANDOM),
-    "cnitool gc": lambda node, tool: node.cnitool(tool, "gc", "net"),
-    "cnimeta del": lambda node, _: node.cnimeta("del", "net"),
-    "cnimeta gc": lambda node, _: node.cnimeta("gc", "net", "--none-valid"),
-}
-
-
-@pytest.mark.parametrize("deleted_by", DELETED_BY)
-@pytest.mark.parametrize("added_by", ["cnitool", "cnimeta"])
-def test_ours_leave_nothing_when_either_adds_and_deletes(
-    node: Node, newest: str, added_by: str, deleted_by: str
-) -> None:
-    ours(node)
-    if added_by == "cnitool":
-        node.cnitool(newest, "status", "net")
-        node.cnitool(newest, "add", "net", capability_args=RANDOM)
-    else:
-        node.cnimeta("status", "net")
-        node.cnimeta("add", "net", capability_args=RANDOM)
-    node.cnimeta("check", "net")
-    node.cnitool(newest, "check", "net", capability_args=RANDOM)
+def reached(node: Node) -> None:
+    """Both host ports lead to the container."""
+    ports = json.loads(node.run(*CNIMETA, "ports", "--json"))
+    (random,) = [int(port["hostPort"]) for port in ports if port["containerPort"] == 81]
     assert node.reach("192.0.2.10", 8080, 80) == "192.0.2.10"
-    assert node.reach("192.0.2.10", random_port(node), 81) == "192.0.2.10"
-    DELETED_BY[deleted_by](node, newest)
+    assert node.reach("192.0.2.10", random, 81) == "192.0.2.10"
+
+
+def nothing_is_left(node: Node) -> None:
     assert node.footprint() == CLEAN
     assert "10.77.0.2" not in node.namespace.run("nft", "list", "ruleset").stdout
     assert json.loads(node.run(*CNIMETA, "ports", "--json")) == []
+
+
+@pytest.mark.parametrize("cnitool", [NEW], indirect=True)
+@pytest.mark.parametrize("verb", ["del", "gc"])
+def test_cnimeta_takes_ours_away_when_cnitool_added_it(node: Node, launchers: str, cnitool: str, verb: str) -> None:
+    configure_ours(node, launchers)
+    node.cnitool(cnitool, "status", "net")
+    node.cnitool(cnitool, "add", "net", capability_args=RANDOM)
+    node.cnimeta("check", "net")
+    reached(node)
+    node.cnimeta(verb, "net", *NOTHING_VALID.get(verb, ()))
+    nothing_is_left(node)
+
+
+@pytest.mark.parametrize("cnitool", [NEW], indirect=True)
+@pytest.mark.parametrize("verb", ["del", "gc"])
+def test_cnitool_takes_ours_away_when_cnimeta_added_it(node: Node, launchers: str, cnitool: str, verb: str) -> None:
+    configure_ours(node, launchers)
+    node.cnimeta("status", "net")
+    node.cnimeta("add", "net", capability_args=RANDOM)
+    node.cnitool(cnitool, "check", "net", capability_args=RANDOM)
+    reached(node)
+    node.cnitool(cnitool, verb, "net", capability_args=RANDOM)
+    nothing_is_left(node)
