@@ -106,9 +106,9 @@ def start(make: Callable[[], Plugin]) -> None:
     try:
         plugin = make()
         stdin = _read_stdin() if os.environ.get("CNI_COMMAND") else b""
-        outcome = run(plugin, os.environ, stdin, _to_stderr)
+        outcome = run(plugin, os.environ, stdin, to_stderr)
     except CniError as error:
-        trace(error, os.environ, _to_stderr)
+        trace(error, os.environ, to_stderr)
         outcome = _failed(error)
     except OSError as error:
         outcome = _failed(IoFailure(f"cannot read the network configuration on stdin: {error.strerror}"))
@@ -260,7 +260,8 @@ def trace(error: BaseException, environ: Mapping[str, str], log: Callable[[str],
     log("".join(format_exception(error)).rstrip())
 
 
-def _to_stderr(line: str) -> None:
+def to_stderr(line: str) -> None:
+    """Log a line; without anybody to read it, it is lost."""
     try:
         os.write(_STDERR, (line + "\n").encode("utf-8", "backslashreplace"))
     except OSError:
