@@ -11,8 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from cnimeta import __version__
-from cnimeta.cli import agent, conformance, install, run
-from cnimeta.cli.doctor import command as doctor
+from cnimeta.cli import agent, conformance, doctor, install, run
 from cnimeta.errors import CniError, InvalidEnvironment
 from cnimeta.plugin import registry
 

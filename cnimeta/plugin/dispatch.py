@@ -95,7 +95,7 @@ def start(make: Callable[[], Plugin]) -> None:
     try:
         plugin = make()
         stdin = _read_stdin() if os.environ.get("CNI_COMMAND") else b""
-        outcome = run(plugin, os.environ, stdin, _to_stderr)
+        outcome = run(plugin, os.environ, stdin, to_stderr)
     except CniError as error:
         outcome = _failed(error)
     except OSError as error:
@@ -234,7 +234,8 @@ def _origin(error: BaseException) -> str:
     return f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
 
 
-def _to_stderr(line: str) -> None:
+def to_stderr(line: str) -> None:
+    """Log a line; without anybody to read it, it is lost."""
     try:
         os.write(_STDERR, (line + "\n").encode("utf-8", "backslashreplace"))
     except OSError:

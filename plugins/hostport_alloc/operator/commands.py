@@ -182,8 +182,9 @@ def _json(args: argparse.Namespace) -> bool:
 
 
 def _list(args: argparse.Namespace, wiring: Wiring) -> int:
-    from cnimeta_plugins.hostport_alloc.operator.listing import entries_of, listing
-    from cnimeta_plugins.hostport_alloc.operator.table import width
+    from cnimeta.terminal.table import width
+    from cnimeta_plugins.hostport_alloc.operator.formats import listing
+    from cnimeta_plugins.hostport_alloc.operator.listing import entries_of
 
     _, store = _opened(args, wiring)
     found = entries_of(store, wiring.clock.now())
@@ -258,7 +259,8 @@ def _release(args: argparse.Namespace, wiring: Wiring) -> int:
 
 
 def _print_problems(problems: Sequence[Problem]) -> None:
-    from cnimeta_plugins.hostport_alloc.operator.table import SHORT_ID, table
+    from cnimeta.terminal.table import table
+    from cnimeta_plugins.hostport_alloc.operator.formats import SHORT_ID
 
     rows = [[problem.kind, problem.container_id[:SHORT_ID], problem.message] for problem in problems]
     if rows:
