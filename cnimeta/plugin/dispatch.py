@@ -20,6 +20,7 @@ from cnimeta.errors import (
     IoFailure,
     shown,
 )
+from cnimeta.host import afterwards
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.plugin.base import VERBS
 from cnimeta.plugin.request import Attachment, Request
@@ -103,6 +104,7 @@ def start(make: Callable[[], Plugin]) -> None:
     The only code that touches the process's environment and streams.
     """
     answer_fd = _claim_stdout()
+    afterwards.begin()
     try:
         plugin = make()
         stdin = _read_stdin() if os.environ.get("CNI_COMMAND") else b""
@@ -133,6 +135,7 @@ def _end(status: int) -> NoReturn:
             stream.flush()
         except (AttributeError, OSError, ValueError):
             pass
+    afterwards.leave()
     os._exit(status)
 
 
