@@ -230,6 +230,17 @@ class IptablesBackend:
                 self._dead(tables, number, wanted, found, others)
         failures.raise_any()
 
+    def heal(self) -> None:
+        """The order in CNI-HOSTPORT-DNAT; what is missing of the shared part, ADD makes."""
+        failures = Failures()
+        for tables, family in self._used(failures):
+            with failures, tables.held():
+                rules = steps.late(tables.chain(family, DNAT_CHAIN) or ())
+                if rules:
+                    changes = [Change("delete", DNAT_CHAIN, rule) for rule in rules]
+                    tables.commit(family, [*changes, *(Change("insert", DNAT_CHAIN, rule) for rule in reversed(rules))])
+        failures.raise_any()
+
     def tidy(self) -> None:
         """Our guard, when nothing is mapped any more. Upstream's shared chains stay: its plugin uses them too."""
         failures = Failures()
@@ -277,7 +288,7 @@ class IptablesBackend:
             rules = tables[one.table].get(one.chain, ())
             if one.rule not in rules:
                 raise CheckFailed(f"the IPv{family} iptables chain {one.chain} has no rule {one.rule}")
-            if one.chain == DNAT_CHAIN and any(steps.read_entry(rule).spans for rule in rules[: rules.index(one.rule)]):
+            if one.chain == DNAT_CHAIN and one.rule in steps.late(rules):
                 raise CheckFailed(f"the IPv{family} iptables chain {one.chain} has its rule {one.rule} too late")
 
     def _check_family(self, plan: FamilyPlan, wanted: ContainerRules) -> None:

@@ -177,6 +177,12 @@ def base_missing(tables: Tables, family: int, settings: Settings) -> list[Change
     return changes + [change for change in rules if change.rule not in tables[change.table].get(change.chain, ())]
 
 
+def late(rules: Sequence[str]) -> list[str]:
+    """Rules of CNI-HOSTPORT-DNAT that stand behind a container's and have to stand before."""
+    first = next((at for at, rule in enumerate(rules) if read_entry(rule).spans), len(rules))
+    return [rule for rule in rules[first:] if rule in LEFT_ALONE]
+
+
 def guard_removed(raw: Mapping[str, Sequence[str]]) -> list[Change]:
     """Take the guard away, however often its rule is there."""
     changes = [Change("delete", "PREROUTING", rule, RAW) for rule in raw.get("PREROUTING", ()) if rule == GUARDED]
