@@ -13,11 +13,9 @@ import sys
 from cnimeta.errors import (
     CniError,
     DecodingFailure,
-    InternalError,
     InvalidEnvironment,
     InvalidNetns,
     InvalidNetworkConfig,
-    IoFailure,
     shown,
 )
 from cnimeta.namedtuple import NamedTuple
@@ -67,16 +65,8 @@ def run(plugin: Plugin, environ: Mapping[str, str], stdin: bytes, log: Callable[
         spoken = conf.cni_version
         verb.require_in(conf.cni_version)
         return Outcome(0, _serve(plugin, verb, _request(verb, conf, environ, log)))
-    except CniError as error:
-        failure = error
-    except OSError as error:  # what the host refused, and the plugin did not translate
-        where = f"{error.filename}: " if error.filename else ""
-        failure = IoFailure(f"{name} failed: {where}{error.strerror or error}")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the protocol has no room for a traceback
-        failure = InternalError(
-            f"internal error in {plugin.name} {name}: {type(error).__name__}: {error}", _origin(error)
-        )
-    return _failed(failure, spoken)
+        return _failed(_understood(f"{plugin.name} {shown(name)[1:-1]}", error, environ), spoken)
 
 
 def main(plugin: Plugin) -> None:
@@ -94,10 +84,8 @@ def start(make: Callable[[], Plugin]) -> None:
         plugin = make()
         stdin = _read_stdin() if os.environ.get("CNI_COMMAND") else b""
         outcome = run(plugin, os.environ, stdin, _to_stderr)
-    except CniError as error:
-        outcome = _failed(error)
-    except OSError as error:
-        outcome = _failed(IoFailure(f"cannot read the network configuration on stdin: {error.strerror}"))
+    except Exception as error:  # noqa: BLE001 - as above
+        outcome = _failed(_understood("the plugin, before it had read its configuration,", error, os.environ))
     except KeyboardInterrupt:
         _end(_INTERRUPTED)
     try:
@@ -154,6 +142,16 @@ def _write_all(fd: int, data: bytes) -> None:
             import select
 
             select.select((), (fd,), ())
+
+
+def _understood(what: str, error: BaseException, environ: Mapping[str, str]) -> CniError:
+    """What is answered to an exception; its traceback goes to stderr where CNIMETA_DEBUG asks for it."""
+    if isinstance(error, CniError) and not environ.get("CNIMETA_DEBUG"):
+        return error
+    from cnimeta.plugin.unexpected import failure_of, tell
+
+    tell(error, environ)
+    return failure_of(what, error)
 
 
 def _failed(error: CniError, cni_version: str = version.CURRENT) -> Outcome:
@@ -219,16 +217,6 @@ def _version_info(plugin: Plugin, stdin: bytes) -> dict[str, JSON]:
 
 def _about(plugin: Plugin) -> str:
     return f"CNI plugin {plugin.name}: {plugin.about}\nCNI protocol versions supported: {', '.join(plugin.versions)}"
-
-
-def _origin(error: BaseException) -> str:
-    """Where an unexpected error arose: the innermost `module:line`, enough for a report, no traceback."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return ""
-    return f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
 
 
 def _to_stderr(line: str) -> None:
