@@ -117,7 +117,7 @@ def _start(argv: Sequence[str], environ: Mapping[str, str], outputs: int, lifeli
             ours.append(ends[number == 0])
         numbered = (*enumerate(theirs), (CHILD_FD, lifeline))
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in numbered]
-        pid = os.posix_spawn(argv[0], argv, environ, file_actions=actions, setpgroup=0, setsigdef=[SIGPIPE])
+        pid = os.posix_spawn(argv[0], list(argv), environ, file_actions=actions, setpgroup=0, setsigdef=[SIGPIPE])
     except BaseException:
         for fd in ours:
             os.close(fd)

@@ -46,7 +46,8 @@ def render(target: Target, interpreter: str, *, agent: bool = False) -> str:
     asked = f"{_ASKING}\nhand_over({target.plugin!r})\n" if agent else ""
     return f"""{first}
 {MARK} {target.plugin} {_BETWEEN.join((package, target.package, target.file, *target.path))}
-{more}import os, sys
+{more}import sys
+import os
 {_HOOK}sys.modules["cnimeta"] = type(sys)("cnimeta")
 sys.modules["cnimeta"].__path__ = [{package!r}]
 {asked}from cnimeta.plugin.dispatch import start
@@ -66,6 +67,16 @@ def _start(interpreter: str) -> tuple[str, str]:
     if not interpreter.isprintable() or "'" in interpreter or "\\" in interpreter:
         raise ValueError(f"a launcher cannot name the interpreter {interpreter!r}")
     return "#!/bin/sh", f"'''exec' '{interpreter}' -IS \"$0\" \"$@\"\n' '''\n"
+
+
+def is_launcher(path: str) -> bool:
+    """Whether the file at `path` is a launcher of any cnimeta installation."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD_BYTES).splitlines()
+    except OSError:
+        return False
+    return any(line.startswith(MARK.encode() + b" ") for line in head[1:3])
 
 
 def asks_agent(path: str) -> bool:

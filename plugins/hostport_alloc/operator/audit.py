@@ -67,7 +67,7 @@ class Audit:
         yield from self._of_others({container_id for _, container_id, _ in held})
 
     def _unrecorded(self, held: Mapping[tuple[str, str, str], frozenset[tuple[str, int]]]) -> Iterator[Problem]:
-        """Rules that name no interface may be a foreign plugin's: of networks that are none of ours they are not told."""
+        """Rules that name no interface may be a foreign plugin's: only those of our networks count."""
         networks = {network for network, _, _ in held}
         by_container: dict[tuple[str, str], set[tuple[str, int]]] = {}
         for (network, container_id, _), ports in held.items():
