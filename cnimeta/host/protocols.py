@@ -168,7 +168,9 @@ class PortScan(Protocol):
 
 
 class Iptables(Protocol):
-    """The nat tables of one iptables variant. `family` is 4 or 6; rules are text as `iptables-save` prints them."""
+    """The tables of one iptables variant, nat unless another is named. `family` is 4 or 6; rules are text as
+    `iptables-save` prints them.
+    """
 
     variant: str
 
@@ -184,16 +186,19 @@ class Iptables(Protocol):
         """The rules of one chain, None when there is no such chain; with `mentioning`, those with any of the words."""
         ...
 
-    def has_chain(self, family: int, name: str) -> bool:
+    def has_chain(self, family: int, name: str, table: str = "nat") -> bool:
         """Whether the chain is there."""
         ...
 
-    def read(self, family: int) -> dict[str, list[str]]:
-        """Every chain and its rules."""
+    def read(self, family: int, table: str = "nat") -> dict[str, list[str]]:
+        """Every chain of a table and its rules."""
         ...
 
     def commit(self, family: int, changes: Sequence[Change]) -> None:
-        """Apply all changes or none, under `held()`. cnimeta.host.iptables.values.Refused when one does not fit."""
+        """Apply all changes of a table or none, the raw table's first; under `held()`.
+
+        cnimeta.host.iptables.values.Refused when one does not fit.
+        """
         ...
 
     def has_rule(self, family: int, chain: str, rule: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from cnimeta.errors import CniError
+from cnimeta.errors import CniError, Failures
 from cnimeta.host.clock import boot_id
 from cnimeta.host.files import PosixFiles
 from cnimeta.plugin.request import Attachment
@@ -75,12 +75,16 @@ class PortmapPorts:
 
     def repair(self, data_dir: str, log: Callable[[str], None], skip: Collection[str] = ()) -> list[Repaired]:
         """ADD again from the record, which changes nothing where all is in place; then CHECK."""
+        backends, failures = self._backends(os.environ.get("PATH", "")), Failures()
+        for backend in backends.holding():
+            with failures:
+                backend.heal()
         found = self._each(data_dir, log, skip, self._add_again)
-        for backend in self._backends(os.environ.get("PATH", "")).holding():
-            try:
+        for backend in backends.holding():
+            with failures:
                 backend.tidy()
-            except CniError as error:
-                log(f"portmap: {error.msg}")
+        for failure in failures.found:
+            log(f"portmap: {failure.msg}")
         return found
 
     def _each(
