@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from cnimeta.plugin.base import Commands
+    from cnimeta.plugin.described import Key
     from cnimeta.plugin.request import Request
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.netconf import NetConf
@@ -49,6 +50,18 @@ class HostportAlloc(Plugin):
         from cnimeta_plugins.hostport_alloc.verbs.status import status
 
         status(self.wiring, request)
+
+    def describe(self) -> Iterable[Key]:
+        """Its keys."""
+        from cnimeta_plugins.hostport_alloc.described import KEYS
+
+        return KEYS
+
+    def validate(self, conf: NetConf) -> Iterable[str]:
+        """Keys and values."""
+        from cnimeta_plugins.hostport_alloc.operator.examine import validate
+
+        return validate(conf)
 
     def examine(self, conf: NetConf) -> Iterable[str]:
         """Keys and values, ranges beside those of the node, credentials."""
