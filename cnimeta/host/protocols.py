@@ -93,14 +93,21 @@ class Database(Protocol):
 
 
 class PodApi(Protocol):
-    """The two requests made of a Kubernetes API server; failures are cnimeta.host.values.PodApiError."""
+    """The two requests made of a Kubernetes API server; failures are cnimeta.host.values.PodApiError.
 
-    def patch_status(self, namespace: str, name: str, patch: Mapping[str, JSON], timeout_s: float) -> None:
-        """Merge-patch the Pod through its status sub-resource."""
+    `timeout_s` bounds all of a call, whatever the peers do: credentials, name resolution, sending, reading.
+    """
+
+    def sign_in(self, timeout_s: float) -> None:
+        """Load the credentials now, if that is yet to be done."""
+        ...
+
+    def patch_status(self, namespace: str, name: str, patch: Mapping[str, JSON], timeout_s: float) -> dict[str, JSON]:
+        """Merge-patch the Pod through its status sub-resource. The Pod after it, its `metadata` at least."""
         ...
 
     def read(self, namespace: str, name: str, timeout_s: float) -> dict[str, JSON]:
-        """The Pod."""
+        """The Pod, its `metadata` at least: uid and annotations."""
         ...
 
 

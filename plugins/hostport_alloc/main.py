@@ -91,7 +91,13 @@ class HostportAlloc(Plugin):
         """What its verbs import on their way."""
         return (
             *("filelock", "kubernetes.client", "kubernetes.config", "ssl", "json"),
-            *("cnimeta.host.kube", "cnimeta.host.lock", "cnimeta.host.portscan", "cnimeta.host.sockets"),
+            *(
+                "cnimeta.host.kube.api",
+                "cnimeta.host.kube.client",
+                "cnimeta.host.lock",
+                "cnimeta.host.portscan",
+                "cnimeta.host.sockets",
+            ),
             *("cnimeta.host.addresses", "cnimeta.delegate.call", "cnimeta.delegate.inprocess"),
             *("cnimeta_plugins.hostport_alloc.verbs.add", "cnimeta_plugins.hostport_alloc.verbs.delete"),
             *("cnimeta_plugins.hostport_alloc.verbs.repeat", "cnimeta_plugins.hostport_alloc.pod.annotation"),
