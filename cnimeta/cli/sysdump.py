@@ -15,7 +15,7 @@ from cnimeta.terminal.colour import painted
 if TYPE_CHECKING:
     import argparse
 
-    from cnimeta.node.sysdump import Collected
+    from cnimeta.node.sysdump.archive import Collected
     from cnimeta.plugin.base import Commands
 
 
@@ -35,12 +35,13 @@ def add_commands(commands: Commands) -> None:
 
 
 def _sysdump(args: argparse.Namespace) -> int:
-    from cnimeta.node.sysdump import archive, collect, write
+    from cnimeta.node.sysdump.archive import archive, collect, write
+    from cnimeta.node.sysdump.items import everything
 
     bin_dirs = split_path(args.bin_dir or [DEFAULT_BIN_DIR])
     top = f"cnimeta-sysdump-{os.uname().nodename}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     path = args.output or f"{top}.tar.gz"
-    files = collect(bin_dirs, args.net_dir, _progress)
+    files = collect(everything(bin_dirs, args.net_dir), _progress)
     if path != "-":
         missing = write(path, files, top)
     elif sys.stdout.isatty() or args.json:
@@ -67,6 +68,8 @@ def _tell(path: str, missing: list[Collected], *, as_json: bool) -> None:
         return
     out = sys.stderr if path == "-" else sys.stdout
     for found in missing:
-        print(f"{painted('missing', 'warn') if out is sys.stdout else 'missing'} {found.name}: {found.missing}", file=out)
+        print(
+            f"{painted('missing', 'warn') if out is sys.stdout else 'missing'} {found.name}: {found.missing}", file=out
+        )
     left = f", without {counted(len(missing), 'thing')} that could not be read" if missing else ""
     print(f"{path} is written{left}. Secrets are taken out by name and form: look before you give it away.", file=out)

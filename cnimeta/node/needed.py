@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from cnimeta.plugin.base import Plugin
+    from cnimeta.spec.netconf import NetConf
 
 _NAMED_MAX = 3
 

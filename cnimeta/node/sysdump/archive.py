@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cnimeta import __version__
 from cnimeta.errors import CniError, IoFailure
-from cnimeta.node.secrets import text_without_secrets, without_secrets
-from cnimeta.node.sysdump_items import everything
+from cnimeta.node.sysdump.secrets import text_without_secrets, without_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
     from typing import BinaryIO
 
-    from cnimeta.node.sysdump_items import Item
+    from cnimeta.node.sysdump.items import Item
 
 _ITEM_MAX_BYTES = 32 << 20
 _CUT = b"\n(cut off here)\n"
@@ -35,11 +34,14 @@ class Collected(NamedTuple):
     missing: str = ""
 
 
-def collect(bin_dirs: Sequence[str], net_dir: str, tell: Callable[[str], None]) -> Iterator[Collected]:
-    """Every file of the archive. `tell`: the name of each one, before it is collected."""
-    for item in everything(bin_dirs, net_dir):
+def collect(
+    items: Iterable[Item], tell: Callable[[str], None], most_bytes: int = _ITEM_MAX_BYTES
+) -> Iterator[Collected]:
+    """Every file of the archive, cut off at `most_bytes`. `tell`: the name of each one, before it is collected."""
+    for item in items:
         tell(item.name)
-        yield _collected(item)
+        found = _collected(item)
+        yield found if len(found.data) <= most_bytes else found._replace(data=found.data[:most_bytes] + _CUT)
 
 
 def _collected(item: Item) -> Collected:
@@ -51,7 +53,7 @@ def _collected(item: Item) -> Collected:
         data = text_without_secrets(found.decode("utf-8", "replace")).encode()
     else:
         data = json.dumps(without_secrets(found), indent=1, ensure_ascii=False).encode("utf-8", "replace")
-    return Collected(item.name, data if len(data) <= _ITEM_MAX_BYTES else data[:_ITEM_MAX_BYTES] + _CUT)
+    return Collected(item.name, data)
 
 
 def archive(files: Iterable[Collected], top: str, out: BinaryIO) -> list[Collected]:

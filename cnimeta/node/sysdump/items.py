@@ -132,9 +132,9 @@ def _said(argv: Sequence[str]) -> bytes:
 def _versions() -> JSON:
     from importlib import metadata
 
-    packages: dict[str, JSON] = {found.name: found.version for found in metadata.distributions()}
+    packages: dict[str, JSON] = {str(found.name): str(found.version) for found in metadata.distributions()}
     plugins: dict[str, JSON] = {name: target.plugin for name, target in registry.installed().items()}
-    return {
+    found: dict[str, JSON] = {
         "cnimeta": __version__,
         "folder": launcher.package_folder(),
         "python": sys.version,
@@ -142,6 +142,7 @@ def _versions() -> JSON:
         "plugins": plugins,
         "packages": packages,
     }
+    return found
 
 
 def _executables(folder: str) -> JSON:
@@ -150,7 +151,5 @@ def _executables(folder: str) -> JSON:
     for entry in sorted(os.scandir(folder), key=lambda one: one.name):
         status = entry.stat(follow_symlinks=False)
         kind = "folder" if stat.S_ISDIR(status.st_mode) else "launcher" if launcher.is_launcher(entry.path) else "file"
-        found.append(
-            {"name": entry.name, "kind": kind, "mode": stat.filemode(status.st_mode), "bytes": status.st_size}
-        )
+        found.append({"name": entry.name, "kind": kind, "mode": stat.filemode(status.st_mode), "bytes": status.st_size})
     return found
