@@ -95,14 +95,21 @@ class Database(Protocol):
 
 
 class PodApi(Protocol):
-    """The two requests made of a Kubernetes API server; failures are cnimeta.host.values.PodApiError."""
+    """The two requests made of a Kubernetes API server; failures are cnimeta.host.values.PodApiError.
 
-    def patch_status(self, namespace: str, name: str, patch: Mapping[str, JSON], timeout_s: float) -> None:
-        """Merge-patch the Pod through its status sub-resource."""
+    `timeout_s` bounds all of a call, whatever the peers do: credentials, name resolution, sending, reading.
+    """
+
+    def sign_in(self, timeout_s: float) -> None:
+        """Load the credentials now, if that is yet to be done."""
+        ...
+
+    def patch_status(self, namespace: str, name: str, patch: Mapping[str, JSON], timeout_s: float) -> dict[str, JSON]:
+        """Merge-patch the Pod through its status sub-resource. The Pod after it, its `metadata` at least."""
         ...
 
     def read(self, namespace: str, name: str, timeout_s: float) -> dict[str, JSON]:
-        """The Pod."""
+        """The Pod, its `metadata` at least: uid and annotations."""
         ...
 
 
@@ -163,7 +170,9 @@ class PortScan(Protocol):
 
 
 class Iptables(Protocol):
-    """The nat tables of one iptables variant. `family` is 4 or 6; rules are text as `iptables-save` prints them."""
+    """The tables of one iptables variant, nat unless another is named. `family` is 4 or 6; rules are text as
+    `iptables-save` prints them.
+    """
 
     variant: str
 
@@ -179,16 +188,19 @@ class Iptables(Protocol):
         """The rules of one chain, None when there is no such chain; with `mentioning`, those with any of the words."""
         ...
 
-    def has_chain(self, family: int, name: str) -> bool:
+    def has_chain(self, family: int, name: str, table: str = "nat") -> bool:
         """Whether the chain is there."""
         ...
 
-    def read(self, family: int) -> dict[str, list[str]]:
-        """Every chain and its rules."""
+    def read(self, family: int, table: str = "nat") -> dict[str, list[str]]:
+        """Every chain of a table and its rules."""
         ...
 
     def commit(self, family: int, changes: Sequence[Change]) -> None:
-        """Apply all changes or none, under `held()`. cnimeta.host.iptables.values.Refused when one does not fit."""
+        """Apply all changes of a table or none, the raw table's first; under `held()`.
+
+        cnimeta.host.iptables.values.Refused when one does not fit.
+        """
         ...
 
     def has_rule(self, family: int, chain: str, rule: str) -> bool:

@@ -17,7 +17,6 @@ from cnimeta.errors import (
     InvalidEnvironment,
     InvalidNetns,
     InvalidNetworkConfig,
-    IoFailure,
     shown,
 )
 from cnimeta.host import afterwards
@@ -84,15 +83,8 @@ def serve(
         return Outcome(0, _answer(plugin, verb, _request(verb, conf, environ, log, host))), None
     except CniError as error:
         failure = error
-    except OSError as error:  # what the host refused, and the plugin did not translate
-        where = f"{error.filename}: " if error.filename else ""
-        failure = IoFailure(f"{name} failed: {where}{error.strerror or error}")
-        failure.__cause__ = error
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the protocol has no room for a traceback
-        failure = InternalError(
-            f"internal error in {plugin.name} {name}: {type(error).__name__}: {error}", _origin(error)
-        )
-        failure.__cause__ = error
+        failure = _unexpected(f"{plugin.name} {name}", error)
     trace(failure, environ, log)
     return _failed(failure, spoken), failure
 
@@ -116,8 +108,10 @@ def start(make: Callable[[], Plugin]) -> None:
     except CniError as error:
         trace(error, os.environ, to_stderr)
         outcome = _failed(error)
-    except OSError as error:
-        outcome = _failed(IoFailure(f"cannot read the network configuration on stdin: {error.strerror}"))
+    except Exception as error:  # noqa: BLE001 - as in `serve`
+        failure = _unexpected("reading the network configuration on stdin", error)
+        trace(failure, os.environ, to_stderr)
+        outcome = _failed(failure)
     except KeyboardInterrupt:
         _end(_INTERRUPTED)
     try:
@@ -175,6 +169,14 @@ def _write_all(fd: int, data: bytes) -> None:
             import select
 
             select.select((), (fd,), ())
+
+
+def _unexpected(what: str, error: BaseException) -> CniError:
+    from cnimeta.plugin.unexpected import failure_of
+
+    failure = failure_of(what, error)
+    failure.__cause__ = error
+    return failure
 
 
 def _failed(error: CniError, cni_version: str = version.CURRENT) -> Outcome:
@@ -248,16 +250,6 @@ def _version_info(plugin: Plugin, stdin: bytes) -> dict[str, JSON]:
 
 def _about(plugin: Plugin) -> str:
     return f"CNI plugin {plugin.name}: {plugin.about}\nCNI protocol versions supported: {', '.join(plugin.versions)}"
-
-
-def _origin(error: BaseException) -> str:
-    """Where an unexpected error arose: the innermost `module:line`, enough for a report, no traceback."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return ""
-    return f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
 
 
 def trace(error: BaseException, environ: Mapping[str, str], log: Callable[[str], None]) -> None:

@@ -126,6 +126,9 @@ class MemoryBackend:
     def require_free(self, plan: Plan, others: Others) -> None:
         """It maps nothing that could be in anybody's way."""
 
+    def heal(self) -> None:
+        """Nothing is relied on."""
+
     def tidy(self) -> None:
         """Nothing is shared."""
 

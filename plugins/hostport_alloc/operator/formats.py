@@ -87,9 +87,8 @@ class Changes:
             return "".join(f"{event} {name_of(entry)}\n" for event, entry in changes)
         wide = self._form == "wide"
         rows = [[event, *(_wide(entry) if wide else _cells(entry))] for event, entry in changes]
-        first = not self._widths
-        lines = [["EVENT", *(_WIDE_HEADS if wide else _HEADS)]] * first + rows
-        longest = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))] if lines else []
-        if first:
-            self._widths = [max(found, len("MODIFIED") * (at == 0)) for at, found in enumerate(longest)]
-        return laid_out(lines, self._widths)
+        heads = ["EVENT", *(_WIDE_HEADS if wide else _HEADS)]
+        lines = rows if self._widths else [heads, *rows]
+        least = self._widths or [len("MODIFIED"), *(0 for _ in heads[1:])]
+        self._widths = [max(known, *(len(line[at]) for line in lines), 0) for at, known in enumerate(least)]
+        return laid_out(lines, self._widths) if lines else ""
