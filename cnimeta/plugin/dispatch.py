@@ -22,6 +22,7 @@ from cnimeta.errors import (
 from cnimeta.host import afterwards
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.plugin.base import VERBS
+from cnimeta.plugin.host import Host
 from cnimeta.plugin.request import Attachment, Request
 from cnimeta.spec import cniargs, validate, version
 from cnimeta.spec.fields import Fields
@@ -56,9 +57,12 @@ def run(plugin: Plugin, environ: Mapping[str, str], stdin: bytes, log: Callable[
 
 
 def serve(
-    plugin: Plugin, environ: Mapping[str, str], stdin: bytes, log: Callable[[str], None]
+    plugin: Plugin, environ: Mapping[str, str], stdin: bytes, log: Callable[[str], None], host: Host | None = None
 ) -> tuple[Outcome, CniError | None]:
-    """As `run`, with what it failed with, for who is in the same process; what was no CniError is its cause."""
+    """As `run`, with what it failed with, for who is in the same process; what was no CniError is its cause.
+
+    `host` is the node that the verb is given; the real one unless told otherwise.
+    """
     name = environ.get("CNI_COMMAND", "")
     if not name:
         log(_about(plugin))
@@ -76,7 +80,7 @@ def serve(
         version.reconcile(conf.cni_version, plugin.versions)
         spoken = conf.cni_version
         verb.require_in(conf.cni_version)
-        return Outcome(0, _answer(plugin, verb, _request(verb, conf, environ, log))), None
+        return Outcome(0, _answer(plugin, verb, _request(verb, conf, environ, log, host))), None
     except CniError as error:
         failure = error
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the protocol has no room for a traceback
@@ -203,7 +207,9 @@ def _require_environment(verb: Verb, environ: Mapping[str, str]) -> None:
         validate.ifname(environ["CNI_IFNAME"])
 
 
-def _request(verb: Verb, conf: NetConf, environ: Mapping[str, str], log: Callable[[str], None]) -> Request:
+def _request(
+    verb: Verb, conf: NetConf, environ: Mapping[str, str], log: Callable[[str], None], host: Host | None
+) -> Request:
     conf.require_name()
     target = None
     if verb.of_attachment:
@@ -216,7 +222,7 @@ def _request(verb: Verb, conf: NetConf, environ: Mapping[str, str], log: Callabl
             netns, environ = "", {**environ, "CNI_NETNS": ""}
         args = cniargs.parse(environ.get("CNI_ARGS", ""), strict=verb.name != "DEL")
         target = Attachment(conf.name, environ["CNI_CONTAINERID"], environ["CNI_IFNAME"], netns, args)
-    return Request(verb.name, conf, target, dict(environ), log)
+    return Request(verb.name, conf, target, dict(environ), log, host or Host())
 
 
 def _is_own_netns(netns: str, environ: Mapping[str, str]) -> bool:
