@@ -63,11 +63,14 @@ class PortmapPorts:
         recorded = set()
         for folder in {data_dir, DEFAULTS.data_dir, node_defaults(os.environ, backends.names).data_dir} - {""}:
             for record in Records(folder, PosixFiles(), log).every():
-                recorded.add(tuple(record.owner))
+                owner = record.owner
+                recorded |= {tuple(owner), *((*owner[:2], *port[3:5]) for port in _ports_of(record))}
                 if folder == data_dir and record.boot_id == boot_id():
                     found += _ports_of(record)
         for backend in backends.holding():
-            found += [port for port in sorted(set(backend.listed())) if port[:3] not in recorded]
+            for port in sorted(set(backend.listed())):
+                names = port[:3] if port.ifname else (*port[:2], *port[3:5])
+                found += [port] * (names not in recorded)
         return found
 
     def check(self, data_dir: str, log: Callable[[str], None], skip: Collection[str] = ()) -> list[Repaired]:

@@ -20,6 +20,7 @@ from cnimeta.host.iptables.lock import XtablesLock
 from cnimeta.host.iptables.programs import program, run
 from cnimeta.host.iptables.values import BUILT_IN, NAT, Change, Refused, Table, by_table, filtered, render, split
 from cnimeta.host.iptables.variant import holds, loaded_tables
+from cnimeta.host.lifeline import Lifeline
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -159,22 +160,27 @@ class _Held:
 def run_in_child(work: Callable[[], None]) -> tuple[int, str]:
     """Run `work` in a forked child; its outcome and what it said. A child that libxtables ended was UNABLE."""
     import_iptc()
-    ours, theirs = os.pipe2(os.O_CLOEXEC)
-    sys.stdout.flush()
-    pid = os.fork()
-    if not pid:
-        _be_child(work, theirs)
-    os.close(theirs)
-    with os.fdopen(ours, "rb") as pipe:
-        said = pipe.read().decode("utf-8", "replace")
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    lifeline, parent = Lifeline(), os.getpid()
+    try:
+        ours, theirs = os.pipe2(os.O_CLOEXEC)
+        sys.stdout.flush()
+        pid = os.fork()
+        if not pid:
+            _be_child(work, theirs, lambda: lifeline.follow(parent))
+        os.close(theirs)
+        with os.fdopen(ours, "rb") as pipe:
+            said = pipe.read().decode("utf-8", "replace")
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    finally:
+        lifeline.close()
     return (code if code in (DONE, REFUSED) else UNABLE), said
 
 
-def _be_child(work: Callable[[], None], report: int) -> None:
-    """Never returns, never touches the parent's stdout."""
+def _be_child(work: Callable[[], None], report: int, follow: Callable[[], None]) -> None:
+    """Never returns, never touches the parent's stdout, dies with the parent."""
     status = UNABLE
     try:
+        follow()
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 1)
         os.dup2(null, 2)

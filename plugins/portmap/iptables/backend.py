@@ -10,6 +10,7 @@ from cnimeta.errors import CheckFailed, CniError, Failures, HostPortConflict, Io
 from cnimeta.host.iptables.adapters import installed, open_variant
 from cnimeta.host.iptables.values import FAMILIES, NAT, RAW, Change, Refused
 from cnimeta.namedtuple import NamedTuple
+from cnimeta.ports.mapper import MappedPort
 from cnimeta.spec.fields import Fields
 from cnimeta_plugins.portmap.iptables import plan as steps
 from cnimeta_plugins.portmap.iptables.names import DNAT_CHAIN, GUARD_CHAIN, OLD_SNAT_CHAIN
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from cnimeta.host.protocols import Iptables
-    from cnimeta.ports.mapper import MappedPort
     from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.portmap.config import PortMapping, Settings
     from cnimeta_plugins.portmap.plan import FamilyPlan, Plan
@@ -256,9 +256,17 @@ class IptablesBackend:
                     tables.commit(4, steps.guard_removed(tables.read(4, RAW)))
         failures.raise_any()
 
-    def listed(self) -> Iterable[MappedPort]:
-        """None: upstream's rules do not name the interface."""
-        return ()
+    def listed(self) -> Iterator[MappedPort]:
+        """By the comments on the entry rules, which do not name the interface; one that was cut tells nobody's."""
+        failures = Failures()
+        for tables, family in self._used(failures):
+            with failures:
+                table = tables.read(family)
+                for entry in map(steps.read_entry, table.get(DNAT_CHAIN, ())):
+                    named = steps.read_owner(entry)
+                    for port in steps.mapped(table.get(entry.chain, ())) if named.whole else ():
+                        yield MappedPort(named.network, named.container_id, "", *port, recorded=False)
+        failures.raise_any()
 
     def _used(self, failures: Failures) -> Iterator[tuple[Iptables, int]]:
         """Every nat table there is."""

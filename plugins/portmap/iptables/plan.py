@@ -120,6 +120,27 @@ def translated(rules: Iterable[str]) -> list[Span]:
     return spans
 
 
+def mapped(rules: Iterable[str]) -> list[tuple[str, int, int, str]]:
+    """(protocol, host port, container port, host address) of every port that the rules of a container's chain map."""
+    found = []
+    for rule in rules:
+        first_target = _first_target(rule)
+        for span in translated((rule,)):
+            shift = first_target - span.first if first_target else 0
+            ports = range(span.first, span.last + 1)
+            found += [(span.protocol, port, port + shift, span.host_ip) for port in ports]
+    return found
+
+
+def _first_target(rule: str) -> int:
+    """The first port of `ADDRESS:PORT`, `[ADDRESS]:PORT` or `ADDRESS:PORT-PORT/PORT`; 0 for an address alone."""
+    where = rule.rpartition("--to-destination ")[2].partition(" ")[0]
+    if where.count(":") > 1 and not where.startswith("["):
+        return 0
+    digits = where.rpartition("]")[2].partition(":")[2].partition("-")[0]
+    return int(digits) if digits.isdecimal() else 0
+
+
 def meet(spans: Iterable[Span], others: Sequence[Span]) -> bool:
     """Whether any two have a port in common."""
     return any(span.meets(other) for span in spans for other in others)
