@@ -130,6 +130,13 @@ class Plugin:
         """For `cnimeta doctor`: the same, with what this node alone can tell. Changes nothing."""
         return self.validate(conf)
 
+    def examine_node(self, net_dir: str) -> Iterable[str]:  # noqa: ARG002 - as above
+        """For `cnimeta doctor`: a line for each thing of the node that is hardly meant, beside its configurations.
+
+        Changes nothing. `net_dir`: where the runtime finds configurations. Raises a CniError for what does not work.
+        """
+        return ()
+
     def delegates(self, conf: NetConf) -> Iterable[Mapping[str, JSON]] | None:  # noqa: ARG002 - as above
         """The configurations of the plugins that ADD calls; None: what the keys ipam, delegate and delegates name."""
         return None

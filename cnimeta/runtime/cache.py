@@ -81,8 +81,15 @@ class Cache:
 
     def of_network(self, network: str) -> Iterator[Cached]:
         """Everything remembered of one network; at the end IoFailure (5) for what the disk did not give."""
+        return (found for found in self._every(f"{network}-") if found.network == network)
+
+    def every(self) -> Iterator[Cached]:
+        """The same of every network."""
+        return self._every("")
+
+    def _every(self, prefix: str) -> Iterator[Cached]:
         try:
-            names = [name for name in self.files.names(self.folder) if name.startswith(f"{network}-")]
+            names = [name for name in self.files.names(self.folder) if name.startswith(prefix)]
         except OSError as error:
             raise IoFailure(f"cannot read the cached results in {self.folder}: {error.strerror or error}") from None
         failures = Failures()
@@ -90,7 +97,7 @@ class Cache:
             found = None
             with failures:
                 found = self._read(os.path.join(self.folder, name))
-            if found is not None and found.network == network and found.container_id and found.ifname:
+            if found is not None and found.container_id and found.ifname:
                 yield found
         failures.raise_any()
 

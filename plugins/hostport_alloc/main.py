@@ -69,6 +69,12 @@ class HostportAlloc(Plugin):
 
         return examine(self.wiring, conf)
 
+    def examine_node(self, net_dir: str) -> Iterable[str]:
+        """Configurations and containers that go past it."""
+        from cnimeta_plugins.hostport_alloc.operator.unserved import unserved
+
+        return unserved(self.wiring, net_dir)
+
     def delegates(self, conf: NetConf) -> Iterable[Mapping[str, JSON]]:
         """The delegates, and the portmap that comes after them."""
         from cnimeta_plugins.hostport_alloc.operator.examine import delegates

@@ -189,20 +189,22 @@ def test_earlier_original_is_kept_under_a_number_when_another_installer_replaced
     assert json.loads(file.read_text()) == CONFIGURATIONS["bridge.conf"]
 
 
-def test_unwrapping_says_what_would_be_lost_when_the_wrapped_file_was_edited(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unwrapping_keeps_an_edit_and_says_so_unless_forced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "a.conf"
-    file.write_text(json.dumps(CONFIGURATIONS["ptp.conf"]))
-    assert run("wrap", str(file)) == 0
-    edited = json.loads(file.read_text())
-    edited["delegates"][0]["mtu"] = 1400
-    file.write_text(json.dumps(edited))
-    assert run("wrap", str(file), "--unwrap") == 1
-    assert "$.delegates[0].mtu" in capsys.readouterr().err
-    assert json.loads(file.read_text()) == edited
-    assert run("wrap", str(file), "--unwrap", "--force") == 0
-    assert json.loads(file.read_text()) == CONFIGURATIONS["ptp.conf"]
+    for force in ((), ("--force",)):
+        file.write_text(json.dumps(CONFIGURATIONS["ptp.conf"]))
+        assert run("wrap", str(file)) == 0
+        edited = json.loads(file.read_text())
+        edited["delegates"][0]["mtu"] = 1400
+        edited["sticky"] = False
+        file.write_text(json.dumps(edited))
+        capsys.readouterr()
+        assert run("wrap", str(file), "--unwrap", *force) == 0
+        said = capsys.readouterr().err
+        assert json.loads(file.read_text()) == {**CONFIGURATIONS["ptp.conf"], **({} if force else {"mtu": 1400})}
+        assert [path.name for path in tmp_path.iterdir()] == ["a.conf"]
+        assert ("edits are kept: $.mtu" in said) == (not force)
+        assert ("$[0].sticky was changed and goes with hostport_alloc" in said) == (not force)
 
 
 def test_nothing_is_changed_when_unwrapping_is_only_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cnimeta import __version__
 from cnimeta.node.doctor.finding import Finding
 from cnimeta.node.doctor.installation import plugins_and_launchers, required_packages
-from cnimeta.node.doctor.networks import networks
+from cnimeta.node.doctor.networks import networks, plugins_of_node
 from cnimeta.node.doctor.node import forwarding, mapping, settings, shaping
 from cnimeta.plugin import launcher
 
@@ -30,3 +30,4 @@ def examine(bin_dirs: Sequence[str], net_dir: str) -> Iterator[Finding]:
     yield shaping(root)
     yield from settings()
     yield from networks(net_dir, bin_dirs)
+    yield from plugins_of_node(net_dir)

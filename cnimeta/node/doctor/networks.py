@@ -45,6 +45,16 @@ def networks(net_dir: str, bin_dirs: Sequence[str]) -> Iterator[Finding]:
             yield Finding(f"network {name}", "ok", f"{network.name}, {network.cni_version}")
 
 
+def plugins_of_node(net_dir: str) -> Iterator[Finding]:
+    """What each plugin finds on the node beside its configurations."""
+    for name, plugin in loadable().items():
+        try:
+            for message in plugin.examine_node(net_dir):
+                yield Finding(f"node {name}", "warn", message)
+        except CniError as error:
+            yield Finding(f"node {name}", "fail", str(error))
+
+
 def _examine(plugin: Plugin, conf: NetConf) -> Iterable[str]:
     return plugin.examine(conf)
 

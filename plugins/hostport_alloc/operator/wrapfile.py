@@ -11,6 +11,8 @@ import os
 
 from cnimeta.errors import DecodingFailure, IoFailure, shown
 from cnimeta.host.files import replace_file, sync_folder
+from cnimeta.namedtuple import NamedTuple
+from cnimeta_plugins.hostport_alloc.operator import unwrap
 from cnimeta_plugins.hostport_alloc.operator.wrap import is_wrapped, wrapped
 
 TYPE_CHECKING = False
@@ -57,9 +59,9 @@ def wrap_file(path: str, options: Options) -> str:
             before, mode = file.read(), os.fstat(file.fileno()).st_mode & 0o777
         if os.path.lexists(original):
             os.rename(original, _numbered(original))
-        _replace(original, before, mode)
-        _replace(path + WRAPPED_SUFFIX, text, mode)
-        _replace(path, text, mode)
+        replace(original, before, mode)
+        replace(path + WRAPPED_SUFFIX, text, mode)
+        replace(path, text, mode)
     except OSError as error:
         raise IoFailure(f"cannot wrap {shown(path)}: {error.strerror}") from None
     return original
@@ -72,10 +74,19 @@ def _numbered(path: str) -> str:
     return f"{path}.{number}"
 
 
-def unwrapped(path: str, *, force: bool = False) -> bytes:
-    """What unwrapping would put back, byte for byte. Raises IoFailure (code 5) when it must not be done.
+class Unwrapping(NamedTuple):
+    """What unwrapping puts back, and what it has to say."""
 
-    `force`: also when the file is not what it was wrapped into, so that changes made since would be lost.
+    content: bytes
+    """The original byte for byte, unless something was edited since."""
+    told: tuple[str, ...] = ()
+    """What becomes of each edit."""
+
+
+def unwrapped(path: str, *, force: bool = False) -> Unwrapping:
+    """What unwrapping would put back. Raises IoFailure (code 5) when it must not be done.
+
+    Edits since wrapping are taken over. `force`: the original as it was, whatever has become of the file.
     """
     original = path + ORIGINAL_SUFFIX
     try:
@@ -86,55 +97,56 @@ def unwrapped(path: str, *, force: bool = False) -> bytes:
     except OSError as error:
         raise IoFailure(f"cannot read {shown(original)}: {error.strerror}") from None
     if force or not os.path.exists(path):
-        return content
-    if not is_wrapped(read_document(path)):
+        return Unwrapping(content)
+    now = read_document(path)
+    if not is_wrapped(now):
         raise IoFailure(
             f"{shown(path)} is not wrapped: something has replaced the file that was. To wrap the new one, use wrap"
             f" FILE; to go back to the old original, --force; to keep it as it is, remove {shown(original)}"
         )
-    changed = _changes_since(path)
-    if changed:
+    before = _as_wrapped(path)
+    if before is None or before == now:
+        return Unwrapping(content)
+    found = unwrap.unwrapped(read_document(original), before, now)
+    if found.conflicts:
         raise IoFailure(
-            f"{shown(path)} has been changed since it was wrapped ({changed}): repeat the change in"
-            f" {shown(original)} and use --force"
+            f"{shown(path)} and {shown(original)} were both changed since ({', '.join(found.conflicts)}): make them"
+            " agree, or use --force to go back to the original"
         )
-    return content
+    told = tuple(f"{place} was changed and goes with hostport_alloc" for place in found.own)
+    if found.document == read_document(original):
+        return Unwrapping(content, told)
+    kept = ", ".join(unwrap.differences("$", read_document(original), found.document))
+    return Unwrapping(render(found.document).encode(), (f"edits are kept: {kept}", *told))
 
 
-def _changes_since(path: str) -> str:
-    """What differs from what was written when the file was wrapped; empty when nothing does, or that is not known."""
+def _as_wrapped(path: str) -> dict[str, JSON] | None:
+    """What was written when the file was wrapped; None when that is not known."""
     try:
-        before = read_document(path + WRAPPED_SUFFIX)
+        return read_document(path + WRAPPED_SUFFIX)
     except IoFailure:
-        return ""
-    return ", ".join(_differences("$", before, read_document(path)))
+        return None
 
 
-def _differences(place: str, before: JSON, after: JSON) -> list[str]:
-    """The JSON paths at which two documents differ."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        keys = sorted({*before, *after})
-        return [line for key in keys for line in _differences(f"{place}.{key}", before.get(key), after.get(key))]
-    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
-        pairs = enumerate(zip(before, after, strict=True))
-        return [line for index, (one, two) in pairs for line in _differences(f"{place}[{index}]", one, two)]
-    return [] if before == after else [place]
+def unwrap_file(path: str, *, force: bool = False) -> tuple[str, ...]:
+    """Put the original back, with what was edited since. Returns what there is to say of that.
 
-
-def unwrap_file(path: str, *, force: bool = False) -> str:
-    """Put the original back, byte for byte. Returns where it was kept. Without it nothing is changed."""
-    unwrapped(path, force=force)
+    Whenever it ends, the file is there and whole, and what it was is too: the file first, then what lay beside it.
+    """
+    found = unwrapped(path, force=force)
     original = path + ORIGINAL_SUFFIX
     try:
-        os.rename(original, path)
+        mode = os.stat(path if os.path.exists(path) else original).st_mode & 0o777
+        replace(path, found.content, mode)
+        for suffix in (ORIGINAL_SUFFIX, WRAPPED_SUFFIX):
+            if os.path.lexists(path + suffix):
+                os.unlink(path + suffix)
         sync_folder(os.path.dirname(path))
-        if os.path.lexists(path + WRAPPED_SUFFIX):
-            os.unlink(path + WRAPPED_SUFFIX)
     except OSError as error:
         raise IoFailure(f"cannot unwrap {shown(path)}: {error.strerror}") from None
-    return original
+    return found.told
 
 
-def _replace(path: str, data: bytes, mode: int) -> None:
+def replace(path: str, data: bytes, mode: int) -> None:
     """Other programs read these files, and runtimes load whatever ends like a configuration."""
     replace_file(path, data, mode=mode, temporary=f".tmp-{os.getpid()}-", ending=".tmp")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING
 
-from cnimeta.errors import InvalidEnvironment, InvalidNetworkConfig, shown
+from cnimeta.errors import CniError, InvalidEnvironment, InvalidNetworkConfig, counted, shown
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.hostport_alloc.allocate.ranges import refuse_reserved
 from cnimeta_plugins.hostport_alloc.config import read_settings, refuse_unreadable_credentials
-from cnimeta_plugins.hostport_alloc.operator import wrapfile
-from cnimeta_plugins.hostport_alloc.operator.conf import entry_of
+from cnimeta_plugins.hostport_alloc.operator import own, wrapfile
+from cnimeta_plugins.hostport_alloc.operator.conf import entry_of, log
+from cnimeta_plugins.hostport_alloc.operator.examine import in_use
 from cnimeta_plugins.hostport_alloc.operator.wrap import Options, alone, wrapped
 
 if TYPE_CHECKING:
@@ -31,10 +33,16 @@ def add_wrap(subparsers: Commands, guarded: Guarded) -> None:
     """Add `wrap`."""
     about = "put hostport_alloc around a network configuration, or take it off again"
     parser = subparsers.add_parser("wrap", help=about, description=about)
-    parser.add_argument("file", metavar="FILE", help="a .conf or .conflist file; it is replaced")
-    parser.add_argument("--unwrap", action="store_true", help="put the original back")
-    parser.add_argument("--force", action="store_true", help="with --unwrap: also when FILE was replaced meanwhile")
-    parser.add_argument("--print", action="store_true", dest="only_print", help="print the result, change nothing")
+    parser.add_argument("file", metavar="FILE", help="a .conf or .conflist file; it is replaced, unless --own is given")
+    parser.add_argument("--unwrap", action="store_true", help="put the original back, with what was edited since")
+    parser.add_argument(
+        "--own", action="store_true", help=f"leave FILE alone: write {own.NAME} beside it, which is first"
+    )
+    parser.add_argument("--force", action="store_true", help="with --unwrap: the original, whatever FILE is now")
+    shown_only = parser.add_mutually_exclusive_group()
+    shown_only.add_argument("--print", action="store_true", dest="only_print", help="print the result, change nothing")
+    shown_only.add_argument("--diff", action="store_true", help="print what would differ, change nothing")
+    shown_only.add_argument("--keep", action="store_true", help=f"go on keeping {own.NAME} in step with FILE")
     parser.add_argument("--range", action="append", default=[], metavar="NAME=FIRST-LAST", help="a range of host ports")
     parser.add_argument(
         "--expose", action="append", default=[], metavar="[RANGE:]PORT/PROTO", help="for every container"
@@ -49,23 +57,118 @@ def add_wrap(subparsers: Commands, guarded: Guarded) -> None:
 
 
 def _wrap(args: argparse.Namespace, wiring: Wiring) -> int:
-    if args.unwrap and args.only_print:
-        sys.stdout.write(wrapfile.unwrapped(args.file, force=args.force).decode("utf-8", "replace"))
+    if args.keep:
+        own.Keeper(os.path.dirname(os.path.abspath(args.file)), wiring.clock, log).keep()
+    if args.own:
+        return _give_back(args, wiring) if args.unwrap else _own(args, wiring)
+    return _unwrap(args, wiring) if args.unwrap else _in_place(args, wiring)
+
+
+def _unwrap(args: argparse.Namespace, wiring: Wiring) -> int:
+    found = wrapfile.unwrapped(args.file, force=args.force)
+    for line in found.told:
+        log(f"cnimeta: {line}")
+    if _only_shown(args, args.file, found.content.decode("utf-8", "replace")):
         return 0
-    if args.unwrap:
-        original = wrapfile.unwrap_file(args.file, force=args.force)
-        _say(args.json, {"action": "unwrap", "file": args.file}, f"{args.file} is as it was; {original} is gone")
-        return 0
+    _warn_of_live(args.file, wiring)
+    wrapfile.unwrap_file(args.file, force=args.force)
+    _say(
+        args.json,
+        {"action": "unwrap", "file": args.file},
+        f"{args.file} is {'without hostport_alloc' if found.told else 'as it was'}",
+    )
+    return 0
+
+
+def _in_place(args: argparse.Namespace, wiring: Wiring) -> int:
     options = _options(args)
     document = wrapped(wrapfile.read_document(args.file), options)
     _refuse_what_add_would(document, wiring)
-    if args.only_print:
-        sys.stdout.write(wrapfile.render(document))
+    if _only_shown(args, args.file, wrapfile.render(document)):
         return 0
+    _tell_of_live(document, wiring)
     original = wrapfile.wrap_file(args.file, options)
     body = {"action": "wrap", "file": args.file, "original": original}
     _say(args.json, body, f"{args.file} is wrapped; the original is {original}")
     return 0
+
+
+def _own(args: argparse.Namespace, wiring: Wiring) -> int:
+    options = _options(args)
+    document = own.derived(wrapfile.read_document(args.file), options)
+    _refuse_what_add_would(document, wiring)
+    path = os.path.join(os.path.dirname(os.path.abspath(args.file)), own.NAME)
+    if _only_shown(args, path, wrapfile.render(document)):
+        return 0
+    _tell_of_live(document, wiring)
+    made = own.take(args.file, options)
+    body = {"action": "own", "file": made.path, "original": made.source}
+    _say(args.json, body, f"{made.path} is the first configuration now, derived from {made.source}, which stays")
+    return 0
+
+
+def _give_back(args: argparse.Namespace, wiring: Wiring) -> int:
+    folder = os.path.dirname(os.path.abspath(args.file))
+    path = os.path.join(folder, own.NAME)
+    if _only_shown(args, path, ""):
+        return 0
+    _warn_of_live(path, wiring)
+    made = own.give_back(folder)
+    body = {"action": "unwrap", "file": made.path, "original": made.source}
+    _say(args.json, body, f"{made.path} is gone; {made.source} is the network's own again")
+    return 0
+
+
+def _only_shown(args: argparse.Namespace, path: str, after: str) -> bool:
+    """Whether something was only to be shown: the result, or what differs."""
+    if args.only_print:
+        sys.stdout.write(after)
+    if args.diff:
+        sys.stdout.write(_diff(path, after))
+    return bool(args.only_print or args.diff)
+
+
+def _diff(path: str, after: str) -> str:
+    """A unified diff from the file as it is."""
+    import difflib
+
+    from cnimeta.terminal.colour import painted
+
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            before = file.read()
+    except FileNotFoundError:
+        before = ""
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), path, f"{path} (new)", lineterm="")
+    colours = {"+": "ok", "-": "fail", "@": "faint"}
+    return "".join((painted(line, colours[line[0]]) if line[:1] in colours else line) + "\n" for line in lines)
+
+
+def _live(document: Mapping[str, JSON], wiring: Wiring) -> int:
+    """How many containers have host ports on record; 0 where that cannot be told, which others complain of."""
+    conf = entry_of(document)
+    try:
+        return len(set(in_use(wiring, [conf] if conf is not None else [])))
+    except CniError:
+        return 0
+
+
+def _tell_of_live(document: Mapping[str, JSON], wiring: Wiring) -> None:
+    count = _live(document, wiring)
+    if count:
+        log(f"cnimeta: {counted(count, 'container')} of an earlier configuration have host ports, and keep them")
+
+
+def _warn_of_live(path: str, wiring: Wiring) -> None:
+    try:
+        count = _live(wrapfile.read_document(path), wiring)
+    except CniError:
+        return
+    if count:
+        log(
+            f"cnimeta: warning: {counted(count, 'container')} on record: their DEL does not reach hostport_alloc any"
+            " more, and their ports stay taken until `cnimeta ports release CONTAINER`, or a reboot"
+        )
 
 
 def _options(args: argparse.Namespace) -> Options:
