@@ -14,6 +14,7 @@ import socket
 import stat
 from typing import TYPE_CHECKING
 
+from cnimeta import afterwards
 from cnimeta.agent.wire import (
     ACCEPTED,
     ANSWER,
@@ -141,10 +142,13 @@ class Agent:
         os.environb.clear()
         os.environb.update(pair.partition(b"=")[::2] for pair in environ.split(b"\0") if pair)
         _die_with(lifeline)
+        afterwards.begin()
         outcome = run(plugin(), os.environ, stdin, to_stderr)
         os.close(lifeline)
         answer = outcome.stdout.encode()
         connection.sendall(ANSWER.pack(outcome.status, len(answer)) + answer)
+        connection.close()
+        afterwards.close_all()
 
 
 def _answers(path: str) -> bool:

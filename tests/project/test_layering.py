@@ -24,7 +24,7 @@ PLUGINS = ("bandwidth", "hostport_alloc", "portmap")
 REGISTRY = ROOT / "cnimeta" / "plugin" / "registry.py"
 
 LAYERS = (
-    {"errors", "namedtuple"},
+    {"afterwards", "errors", "namedtuple"},
     {"spec"},
     {"ports"},
     {"host"},

@@ -13,12 +13,11 @@ from cnimeta_plugins.portmap.nftables.rules import (
     Elements,
     add_changes,
     conditional_chains,
-    content_changes,
     idle_chains,
     masquerading_uses,
+    own_elements,
     owner_id,
     plan_elements,
-    presence_changes,
     read_elements,
     remove_changes,
     shared_keys,
@@ -43,8 +42,8 @@ _ATTEMPTS = 4  # another command may build the base, or a tool flush it, between
 
 
 def on_host(path: str) -> NftBackend:
-    """The backend with the `nft` program, looked for in `path` first."""
-    from cnimeta.host.nftables.program import NftProgram
+    """The backend on this kernel; the `nft` program, where it is needed, is looked for in `path` first."""
+    from cnimeta.host.nftables.kernel import KernelNft
 
     def remove_upstream(container_id: str) -> bool:
         from cnimeta_plugins.portmap.nftables.upstream import remove_container
@@ -56,7 +55,7 @@ def on_host(path: str) -> NftBackend:
 
         return other_holder(family, ports, container_id, path)
 
-    return NftBackend(NftProgram(TABLE, path), remove_upstream, held_by_upstream)
+    return NftBackend(KernelNft(TABLE, path), remove_upstream, held_by_upstream)
 
 
 class NftBackend:
@@ -140,15 +139,10 @@ class NftBackend:
             return []
         if any(one.key.endswith(f" . {wanted.key}") for one in self.nft.elements(f"host{wanted.map}")):
             return []
-        return [
-            Change("delete", one)
-            for one in self.nft.elements(wanted.map)
-            if one.key == wanted.key and one.value == SHARED
-        ]
+        return [Change("delete", one) for one in self.nft.lookup(wanted.map, [wanted.key]) if one.value == SHARED]
 
     def _comment_of(self, wanted: Element) -> str:
-        listed = self.nft.elements(wanted.map)
-        return next((comment for one, comment in listed.items() if one.key == wanted.key), "")
+        return next(iter(self.nft.lookup(wanted.map, [wanted.key]).values()), "")
 
     # --- DEL and GC ------------------------------------------------------------------------------------------
 
@@ -299,16 +293,20 @@ class NftBackend:
         """Every element with its value, judged by the kernel; every rule of the base and of the plan."""
         if not self.nft.has_chain(BASE_CHAIN):
             raise CheckFailed("the nftables table inet cnimeta_hostports is missing: another tool flushed the rules")
-        groups = plan_elements(plan).groups
-        for changes in (presence_changes(groups), content_changes(groups)):
-            try:
-                self.nft.dry_run(changes)
-            except Refusal as refusal:
-                refused = changes[refusal.index].item if 0 <= refusal.index < len(changes) else None
-                raise _differs(refused, refusal.kind == "missing", refusal.msg) from None
+        self._check_elements(own_elements(plan_elements(plan).groups))
         rules = self.nft.all_rules()
         self._check_rules(plan, rules)
         self._check_conditions(plan, rules)
+
+    def _check_elements(self, wanted: Mapping[str, Sequence[Element]]) -> None:
+        for name, elements in wanted.items():
+            there = {
+                one.key: (one.value, said) for one, said in self.nft.lookup(name, [one.key for one in elements]).items()
+            }
+            for element in elements:
+                value, comment = there.get(element.key, ("", ""))
+                if value != element.value:
+                    raise _differs(element, comment or value)
 
     def _check_rules(self, plan: Plan, rules: Mapping[str, Sequence[Rule]]) -> None:
         from cnimeta_plugins.portmap.nftables.meaning import meaning
@@ -336,9 +334,9 @@ class NftBackend:
                 )
 
     def ready(self) -> None:
-        """Raise IoFailure (code 5) when nft is not installed, or the kernel would not take the base."""
+        """Raise IoFailure (code 5) when the kernel has no nftables, or would not take the base."""
         if not self.nft.available():
-            raise IoFailure("nftables cannot be used: nft is not installed")
+            raise IoFailure("nftables cannot be used: this kernel has no nf_tables")
         if self.nft.has_chain(BASE_CHAIN):
             return
         try:
@@ -363,10 +361,9 @@ def _holder(others: Others, wanted: Element) -> tuple[Record | None, Elements]:
     return None, Elements()
 
 
-def _differs(element: object, missing: bool, details: str) -> CheckFailed:
-    where = f"{element.map} {{ {element.key} }}" if isinstance(element, Element) else ""
-    state = "missing" if missing else "not this container's"
-    return CheckFailed(f"the nftables element {where} is {state}", details)
+def _differs(element: Element, found: str) -> CheckFailed:
+    state = "not this container's" if found else "missing"
+    return CheckFailed(f"the nftables element {element.map} {{ {element.key} }} is {state}", found)
 
 
 def _is_renamed(holder: Owner, owner: Owner, wanted: Element) -> bool:
