@@ -126,10 +126,16 @@ def sent_by_us(changes: Sequence[Change]) -> bytes:
 @pytest.mark.kernel
 def test_a_transaction_is_what_nft_writes_to_the_byte(make_netns: Callable[[str], Namespace], tmp_path: Path) -> None:
     place = make_netns("nftwire")
-    for changes in (MAKING, CHANGING):
-        theirs, ours = sent_by_nft(place, tmp_path, changes), sent_by_us(changes)
-        assert [body.hex() for _, _, _, body in messages(ours)] == [body.hex() for _, _, _, body in messages(theirs)]
-        assert ours == theirs
+    theirs, ours = sent_by_nft(place, tmp_path, MAKING), sent_by_us(MAKING)
+    assert [body.hex() for _, _, _, body in messages(ours)] == [body.hex() for _, _, _, body in messages(theirs)]
+    assert ours == theirs
+    # nft numbers the maps of its cache, too; the kernel goes by their names.
+    theirs, ours = sent_by_nft(place, tmp_path, CHANGING), sent_by_us(CHANGING)
+    numbered = rb"\x08\0\x04\0\0\0\0."
+    assert [(kind, flags, body) for kind, flags, _, body in messages(ours)] == [
+        (kind, flags, re.sub(numbered, b"", body, count=1, flags=re.DOTALL) if kind == wire.NEW_ELEMENT else body)
+        for kind, flags, _, body in messages(theirs)
+    ]
 
 
 @pytest.mark.kernel

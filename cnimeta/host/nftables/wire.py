@@ -57,7 +57,7 @@ def _order(change: Change, table: bytes, numbers: dict[str, int]) -> Order:
         return NEW_SET, _CREATE, INET + table + map_attributes(item, numbers[item.name])
     if isinstance(item, Rule):
         return _rule(change, item, table, numbers)
-    end = attribute(4, struct.pack(">I", numbers.get(item.map, 0))) if verb != "delete" else b""
+    end = attribute(4, struct.pack(">I", numbers[item.map])) if item.map in numbers and verb != "delete" else b""
     body = INET + table + text(2, item.map) + end + nested(3, nested(1, element_attributes(change, item)))
     return (DELETE_ELEMENT, 0, body) if verb == "delete" else (NEW_ELEMENT, _flags(verb), body)
 
