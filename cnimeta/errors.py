@@ -22,6 +22,21 @@ def shown(value: object, limit: int = 120) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def legible(text: str, limit: int = 2000) -> str:
+    """Somebody else's words for a message: shortened, and with nothing that a terminal or a log would act on.
+
+    Unlike `shown` it adds no quotes and leaves letters of every language as they are.
+    """
+    if len(text) > limit:
+        text = f"{text[: limit - 3]}..."
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for char in text
+    )
+
+
 def counted(number: int, noun: str) -> str:
     """`1 port`, `2 ports`, for messages."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

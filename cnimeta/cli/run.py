@@ -35,7 +35,7 @@ def add_commands(commands: Commands) -> None:
         help="run a network's plugins: " + ", ".join(VERBS),
         description="Run a network's plugins on a namespace, as a container runtime does.",
     )
-    parser.add_argument("verb", choices=VERBS)
+    parser.add_argument("verb", choices=VERBS, help="what the plugins are asked")
     _add_network(parser)
     _add_container(parser)
     _add_behaviour(parser)
@@ -115,8 +115,9 @@ def _serve(args: argparse.Namespace, network: NetworkList, runtime: Runtime) -> 
     elif args.verb == "status":
         runtime.status(network)
     else:
-        plugins = {name: list(versions) for name, versions in runtime.validate(network).items()}
-        return {"name": network.name, "cniVersion": network.cni_version, "plugins": plugins}
+        plugins: dict[str, JSON] = {name: list(versions) for name, versions in runtime.validate(network).items()}
+        answer: dict[str, JSON] = {"name": network.name, "cniVersion": network.cni_version, "plugins": plugins}
+        return answer
     return None
 
 

@@ -18,11 +18,12 @@ from cnimeta.errors import (
     InvalidEnvironment,
     InvalidNetns,
     InvalidNetworkConfig,
-    IoFailure,
     shown,
 )
+from cnimeta.host import afterwards
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.plugin.base import VERBS
+from cnimeta.plugin.host import Host
 from cnimeta.plugin.request import Attachment, Request
 from cnimeta.spec import cniargs, validate, version
 from cnimeta.spec.fields import Fields
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 _OWN_NETNS = "/proc/self/ns/net"
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _INTERRUPTED = 130  # what a shell reports for SIGINT
+DEBUG = "CNIMETA_DEBUG"
+"""The variable that makes a failure write its traceback to stderr; unset, empty and 0 mean no."""
 
 
 class Outcome(NamedTuple):
@@ -51,14 +54,25 @@ class Outcome(NamedTuple):
 
 def run(plugin: Plugin, environ: Mapping[str, str], stdin: bytes, log: Callable[[str], None]) -> Outcome:
     """Serve one invocation. Never raises an Exception: errors become the spec's JSON object."""
+    return serve(plugin, environ, stdin, log)[0]
+
+
+def serve(
+    plugin: Plugin, environ: Mapping[str, str], stdin: bytes, log: Callable[[str], None], host: Host | None = None
+) -> tuple[Outcome, CniError | None]:
+    """As `run`, with what it failed with, for who is in the same process; what was no CniError is its cause.
+
+    `host` is the node that the verb is given; the real one unless told otherwise.
+    """
     name = environ.get("CNI_COMMAND", "")
     if not name:
         log(_about(plugin))
-        return Outcome(0, "")
+        return Outcome(0, ""), None
     spoken = version.CURRENT
+    failure: CniError
     try:
         if name == "VERSION":
-            return Outcome(0, dumps(_version_info(plugin, stdin)) + "\n")
+            return Outcome(0, dumps(_version_info(plugin, stdin)) + "\n"), None
         verb = VERBS.get(name)
         if verb is None:
             raise InvalidEnvironment(f"unknown CNI_COMMAND: {shown(name)}")
@@ -67,17 +81,13 @@ def run(plugin: Plugin, environ: Mapping[str, str], stdin: bytes, log: Callable[
         version.reconcile(conf.cni_version, plugin.versions)
         spoken = conf.cni_version
         verb.require_in(conf.cni_version)
-        return Outcome(0, _serve(plugin, verb, _request(verb, conf, environ, log)))
+        return Outcome(0, _answer(plugin, verb, _request(verb, conf, environ, log, host))), None
     except CniError as error:
         failure = error
-    except OSError as error:  # what the host refused, and the plugin did not translate
-        where = f"{error.filename}: " if error.filename else ""
-        failure = IoFailure(f"{name} failed: {where}{error.strerror or error}")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the protocol has no room for a traceback
-        failure = InternalError(
-            f"internal error in {plugin.name} {name}: {type(error).__name__}: {error}", _origin(error)
-        )
-    return _failed(failure, spoken)
+        failure = _unexpected(f"{plugin.name} {name}", error)
+    trace(failure, environ, log)
+    return _failed(failure, spoken), failure
 
 
 def main(plugin: Plugin) -> None:
@@ -97,9 +107,12 @@ def start(make: Callable[[], Plugin]) -> None:
         stdin = _read_stdin() if os.environ.get("CNI_COMMAND") else b""
         outcome = run(plugin, os.environ, stdin, to_stderr)
     except CniError as error:
+        trace(error, os.environ, to_stderr)
         outcome = _failed(error)
-    except OSError as error:
-        outcome = _failed(IoFailure(f"cannot read the network configuration on stdin: {error.strerror}"))
+    except Exception as error:  # noqa: BLE001 - as in `serve`
+        failure = _unexpected("reading the network configuration on stdin", error)
+        trace(failure, os.environ, to_stderr)
+        outcome = _failed(failure)
     except KeyboardInterrupt:
         _end(_INTERRUPTED, answer_fd)
     try:
@@ -121,7 +134,11 @@ def _end(status: int, answer_fd: int) -> NoReturn:
             stream.flush()
         except (AttributeError, OSError, ValueError):
             pass
+<<<<<<< HEAD
     afterwards.leave((_STDIN, _STDOUT, _STDERR, answer_fd))
+=======
+    afterwards.leave()
+>>>>>>> main
     os._exit(status)
 
 
@@ -159,16 +176,30 @@ def _write_all(fd: int, data: bytes) -> None:
             select.select((), (fd,), ())
 
 
+def _unexpected(what: str, error: BaseException) -> CniError:
+    from cnimeta.plugin.unexpected import failure_of
+
+    failure = failure_of(what, error)
+    failure.__cause__ = error
+    return failure
+
+
 def _failed(error: CniError, cni_version: str = version.CURRENT) -> Outcome:
     return Outcome(1, dumps(error.as_json(cni_version)) + "\n")
 
 
-def _serve(plugin: Plugin, verb: Verb, request: Request) -> str:
+def _answer(plugin: Plugin, verb: Verb, request: Request) -> str:
     answer = getattr(plugin, verb.method)(request)
     if not verb.answers:
         return ""
     from cnimeta.spec.convert import render_result
+    from cnimeta.spec.result import Result
 
+    if not isinstance(answer, Result):
+        raise InternalError(
+            f"{plugin.name}: {verb.method}() returned {type(answer).__name__}, not a Result: "
+            "a chained plugin returns the prevResult, changed or not"
+        )
     return dumps(render_result(answer, request.conf.cni_version)) + "\n"
 
 
@@ -181,7 +212,9 @@ def _require_environment(verb: Verb, environ: Mapping[str, str]) -> None:
         validate.ifname(environ["CNI_IFNAME"])
 
 
-def _request(verb: Verb, conf: NetConf, environ: Mapping[str, str], log: Callable[[str], None]) -> Request:
+def _request(
+    verb: Verb, conf: NetConf, environ: Mapping[str, str], log: Callable[[str], None], host: Host | None
+) -> Request:
     conf.require_name()
     target = None
     if verb.of_attachment:
@@ -194,7 +227,7 @@ def _request(verb: Verb, conf: NetConf, environ: Mapping[str, str], log: Callabl
             netns, environ = "", {**environ, "CNI_NETNS": ""}
         args = cniargs.parse(environ.get("CNI_ARGS", ""), strict=verb.name != "DEL")
         target = Attachment(conf.name, environ["CNI_CONTAINERID"], environ["CNI_IFNAME"], netns, args)
-    return Request(verb.name, conf, target, dict(environ), log)
+    return Request(verb.name, conf, target, dict(environ), log, host or Host())
 
 
 def _is_own_netns(netns: str, environ: Mapping[str, str]) -> bool:
@@ -224,14 +257,13 @@ def _about(plugin: Plugin) -> str:
     return f"CNI plugin {plugin.name}: {plugin.about}\nCNI protocol versions supported: {', '.join(plugin.versions)}"
 
 
-def _origin(error: BaseException) -> str:
-    """Where an unexpected error arose: the innermost `module:line`, enough for a report, no traceback."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return ""
-    return f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
+def trace(error: BaseException, environ: Mapping[str, str], log: Callable[[str], None]) -> None:
+    """Where DEBUG is set, write the traceback, and those of what led to the error."""
+    if environ.get(DEBUG, "") in ("", "0"):
+        return
+    from traceback import format_exception  # costs 15 ms, and somebody is looking
+
+    log("".join(format_exception(error)).rstrip())
 
 
 def to_stderr(line: str) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cnimeta.errors import CniError
-from cnimeta.plugin.dispatch import run
+from cnimeta.plugin.dispatch import serve
 from cnimeta.spec.convert import parse_result
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import dumps, loads_object
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cnimeta.plugin.base import Plugin
+    from cnimeta.plugin.host import Host
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.result import Result
 
@@ -30,8 +30,14 @@ def call(
     args: str = "",
     path: str = "/opt/cni/bin",
     log: list[str] | None = None,
+    host: Host | None = None,
 ) -> Result | None:
-    """Serve one verb through the real protocol. Returns ADD's result; raises the CniError the plugin printed."""
+    """Serve one verb through the real protocol. Returns ADD's result; raises what the plugin failed with.
+
+    A CniError is the very one that was raised. Anything else becomes what the protocol makes of it (IoFailure for an
+    OSError, InternalError for a defect), with the exception as its cause. `host` is the node that the verb is given
+    (`cnimeta.testing.host.FakeHost`); the real one when there is none.
+    """
     environ = {
         "CNI_COMMAND": verb,
         "CNI_CONTAINERID": container_id,
@@ -41,10 +47,9 @@ def call(
         "CNI_PATH": path,
     }
     lines = log if log is not None else []
-    outcome = run(plugin, environ, dumps(conf).encode(), lines.append)
-    if outcome.status != 0:
-        fields = Fields(loads_object(outcome.stdout))
-        raise CniError(fields.text("msg"), fields.text("details"), code=fields.integer("code", 1, 2**32))
+    outcome, error = serve(plugin, environ, dumps(conf).encode(), lines.append, host)
+    if error is not None:
+        raise error
     if verb != "ADD":
         assert outcome.stdout == "", f"{verb} must print nothing, printed {outcome.stdout!r}"
         return None

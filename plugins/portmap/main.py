@@ -9,6 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from cnimeta.plugin.described import Key
     from cnimeta.plugin.request import Request
     from cnimeta.ports.mapper import PortMapper
     from cnimeta.spec.netconf import NetConf
@@ -72,6 +73,18 @@ class Portmap(Plugin):
         from cnimeta_plugins.portmap.port_mapper import PortmapPorts
 
         return PortmapPorts()
+
+    def describe(self) -> Iterable[Key]:
+        """Its keys."""
+        from cnimeta_plugins.portmap.described import KEYS
+
+        return KEYS
+
+    def validate(self, conf: NetConf) -> Iterable[str]:
+        """Keys and values."""
+        from cnimeta_plugins.portmap.operator import validate
+
+        return validate(conf)
 
     def examine(self, conf: NetConf) -> Iterable[str]:
         """Keys, values, and the backend where only one may serve."""

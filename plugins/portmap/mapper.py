@@ -227,7 +227,7 @@ class Mapper:
         with failures:
             self._take_over(recorded, records)
         interfaces = [name for record in recorded for name in record.interfaces]
-        self.localhost.close(records, self._data_dir(conf), self.log, interfaces)
+        self._leave(records, conf, interfaces)
         failures.raise_any()
 
     def _unmap(self, record: Record, records: Records) -> None:
@@ -258,6 +258,15 @@ class Mapper:
         failures.raise_any()
         return any(found)
 
+    def _leave(self, records: Records, conf: NetConf, interfaces: Iterable[str]) -> None:
+        """After the last mapping: set back what was set, take out what all shared. A failure is logged only."""
+        self.localhost.close(records, self._data_dir(conf), self.log, interfaces)
+        try:
+            for backend in () if records.any() else self.backends.holding():
+                backend.tidy()
+        except CniError as error:
+            self.log(f"portmap: something shared stays: {error.msg}")
+
     # --- GC and STATUS ---------------------------------------------------------------------------------------
 
     def collect(self, conf: NetConf, valid: Collection[tuple[str, str]]) -> None:
@@ -277,7 +286,7 @@ class Mapper:
         for backend in self.backends.holding():
             with failures:
                 backend.collect(conf.name, valid, self._others(records, None))
-        self.localhost.close(records, self._data_dir(conf), self.log, ())
+        self._leave(records, conf, ())
         failures.raise_any()
 
     def ready(self, conf: NetConf) -> None:

@@ -49,7 +49,8 @@ class Ports(NamedTuple):
 
     def as_json(self) -> JSON:
         """The form in the record."""
-        return {"ports": self.ports}
+        ports: list[JSON] = [list(port) for port in self.ports]
+        return {"ports": ports}
 
 
 class MemoryBackend:
@@ -124,6 +125,9 @@ class MemoryBackend:
 
     def require_free(self, plan: Plan, others: Others) -> None:
         """It maps nothing that could be in anybody's way."""
+
+    def heal(self) -> None:
+        """Nothing is relied on."""
 
     def tidy(self) -> None:
         """Nothing is shared."""

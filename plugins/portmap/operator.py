@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from cnimeta.spec.netconf import NetConf
 
 
+def validate(conf: NetConf) -> Iterable[str]:
+    """As `Plugin.validate`: with any of the backends there are, and no node-wide defaults."""
+    read_settings(conf, backends=Backends().names)
+    return strangers(conf.fields, (*OF_EVERY_PLUGIN, *KEYS))
+
+
 def examine(conf: NetConf) -> Iterable[str]:
     """As `Plugin.examine`. A backend is asked for only where there is no choice: the others are the doctor's own."""
     backends = Backends(os.environ.get("PATH", ""))

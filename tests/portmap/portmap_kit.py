@@ -148,7 +148,7 @@ def iptables_ports(host: Host) -> set[Mapped]:
     for family in (4, 6):
         chains = host.iptables.read(family)
         for entry in chains.get("CNI-HOSTPORT-DNAT", ()):
-            for rule in chains[entry.rpartition("-j ")[2]]:
+            for rule in chains.get(entry.rpartition("-j ")[2], ()):  # none where addresses are left alone
                 words = dict(pairwise(rule.split()))
                 if words["-j"] == "DNAT":
                     found |= _of_rule(family, words)

@@ -108,3 +108,6 @@ class Driver:
 
     def gc(self, network: str, valid: Any) -> None:
         self.backend.collect(network, valid, Known())
+
+    def tidy(self) -> None:
+        self.backend.tidy()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from cnimeta.errors import CheckFailed, Failures, HostPortConflict, IoFailure
+from cnimeta.errors import Failures, HostPortConflict, IoFailure
 from cnimeta.host.nftables.values import Chain, Change, Element, Refusal
-from cnimeta_plugins.portmap.nftables.base import base_changes, base_rules, healing_changes
+from cnimeta_plugins.portmap.nftables.base import base_changes, healing_changes
 from cnimeta_plugins.portmap.nftables.rules import (
     BASE_CHAIN,
     CONDITIONAL,
@@ -12,10 +12,16 @@ from cnimeta_plugins.portmap.nftables.rules import (
     TABLE,
     Elements,
     add_changes,
+<<<<<<< HEAD
     conditional_chains,
     idle_chains,
     masquerading_uses,
     own_elements,
+=======
+    idle_chains,
+    masquerading_uses,
+    orphan_changes,
+>>>>>>> main
     owner_id,
     plan_elements,
     read_elements,
@@ -26,9 +32,8 @@ from cnimeta_plugins.portmap.nftables.rules import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-    from cnimeta.host.nftables.values import Rule
     from cnimeta.host.protocols import Nft
     from cnimeta.ports.mapper import MappedPort
     from cnimeta.spec.jsonio import JSON
@@ -89,13 +94,13 @@ class NftBackend:
     def add(self, plan: Plan, payload: Elements, before: Elements | None, others: Others) -> None:
         """One transaction, so all or nothing."""
         self.require_free(plan, others)
-        stale = self._stale(payload, before)
+        stale, displaced = self._stale(payload, before), Elements()
         refusal: Refusal
         for _ in range(_ATTEMPTS + len(payload.groups)):
             changes = self._add_script(plan, payload, stale)
             try:
                 self.nft.apply(changes)
-                self._tidy(before)
+                self._tidy(before, payload, displaced)
                 return
             except Refusal as error:
                 refusal = error
@@ -104,7 +109,8 @@ class NftBackend:
                 raise refusal
             if refusal.kind == "missing" or not isinstance(refused, Element):
                 continue  # flushed, or built by another command, since we looked
-            stale = [*stale, *self._displaced(plan.owner, refused, others)]
+            removal, held = self._displaced(plan.owner, refused, others)
+            stale, displaced = [*stale, *removal], self.both(displaced, held)
         raise refusal
 
     def _stale(self, wanted: Elements, before: Elements | None) -> list[Change]:
@@ -119,18 +125,22 @@ class NftBackend:
         subnets, uses = subnet_chains(plan), self.nft.chain_uses()
         if BASE_CHAIN not in uses:
             return [*base_changes(), *add_changes(plan, payload, subnets)]
-        missing = [subnet for subnet in subnets if self.nft.rule_count(subnet.chain) < len(subnet.rules)]
+        missing = [subnet for subnet in subnets if self.nft.rule_count(subnet.chain) != len(subnet.rules)]
         return [*healing_changes(uses), *stale, *add_changes(plan, payload, missing)]
 
-    def _displaced(self, owner: Owner, wanted: Element, others: Others) -> list[Change]:
-        """Changes that remove the dead holder of the key that is wanted. Raises HostPortConflict for a live one."""
+    def _displaced(self, owner: Owner, wanted: Element, others: Others) -> tuple[list[Change], Elements]:
+        """Changes that remove the dead holder of the key that is wanted, and what it has.
+
+        Raises HostPortConflict for a live one.
+        """
         holder, held = _holder(others, wanted)
-        if holder is not None and (others.is_dead(holder) or _is_renamed(holder.owner, owner, wanted)):
-            return self._removal(held)
         if holder is None:
-            removal = self._removal(self._held_by(owner)) or self._abandoned(wanted)
+            held = self._held_by(owner)
+            removal = self._removal(held) or self._abandoned(wanted)
             if removal:
-                return removal
+                return removal, held
+        elif others.is_dead(holder) or _is_renamed(holder.owner, owner, wanted):
+            return self._removal(held), held
         raise _conflict(wanted, holder, self._comment_of(wanted))
 
     def _abandoned(self, wanted: Element) -> list[Change]:
@@ -162,8 +172,10 @@ class NftBackend:
         except Refusal as refusal:
             if refusal.kind == "other":
                 raise
-            for group in payload.groups:  # its claim tells whose it is
-                self._apply_if_there(remove_changes([group]))
+            # Its claim tells whose a group is.
+            lost = [group for group in payload.groups if not self._apply_if_there(remove_changes([group]))]
+            for orphan in orphan_changes(payload.groups, lost):
+                self._apply_if_there(orphan)
             self._apply_if_there(self._chains_out(payload.conditions))
         self._drop_shared(payload.groups)
 
@@ -176,11 +188,16 @@ class NftBackend:
                 raise
             self.nft.apply(changes)
 
-    def _tidy(self, before: Elements | None) -> None:
-        """Remove the shared chains that an earlier form of the attachment needed, if nobody does any more."""
-        gone = masquerading_uses(before.groups) if before is not None else {}
-        if gone:
-            self._apply_if_idle(idle_chains(self.nft.chain_uses(), dict.fromkeys(gone, 0)))
+    def _tidy(self, before: Elements | None, after: Elements, displaced: Elements) -> None:
+        """Remove what only an earlier form of the attachment, or a dead one, shared with others."""
+        if before is None and not displaced.groups:
+            return
+        gone = self.both(before or Elements(), displaced).groups
+        uses = masquerading_uses(gone)
+        if uses:
+            self._apply_if_idle(idle_chains(self.nft.chain_uses(), dict.fromkeys(uses, 0)))
+        kept = set(after.groups)
+        self._drop_shared([group for group in gone if group not in kept])
 
     def require_free(self, plan: Plan, _others: Others) -> None:
         """By the rules of upstream's portmap on nftables."""
@@ -192,6 +209,12 @@ class NftBackend:
                     f"host port {place} is already mapped for container {owner or 'of another kind'} by upstream's"
                     " portmap: choose another hostPort, or delete that container first"
                 )
+
+    def heal(self) -> None:
+        """By what the rules say."""
+        from cnimeta_plugins.portmap.nftables.checking import heal
+
+        heal(self.nft)
 
     def tidy(self) -> None:
         """Remove every shared chain that nobody needs."""
@@ -207,13 +230,16 @@ class NftBackend:
     def _removal(self, held: Elements) -> list[Change]:
         return [*self._chains_out(held.conditions), *remove_changes(held.groups)]
 
-    def _apply_if_there(self, changes: Sequence[Change]) -> None:
+    def _apply_if_there(self, changes: Sequence[Change]) -> bool:
+        """Whether it fitted what is there."""
         try:
             if changes:
                 self.nft.apply(changes)
         except Refusal as refusal:
             if refusal.kind == "other":
                 raise
+            return False
+        return True
 
     def _chains_out(self, chains: Iterable[str]) -> list[Change]:
         """Changes that remove conditional chains and the rules that lead to them."""
@@ -291,6 +317,7 @@ class NftBackend:
 
     def check(self, plan: Plan, _payload: Elements | None) -> None:
         """Every element with its value, judged by the kernel; every rule of the base and of the plan."""
+<<<<<<< HEAD
         if not self.nft.has_chain(BASE_CHAIN):
             raise CheckFailed("the nftables table inet cnimeta_hostports is missing: another tool flushed the rules")
         self._check_elements(own_elements(plan_elements(plan).groups))
@@ -332,6 +359,11 @@ class NftBackend:
                 raise CheckFailed(
                     f"the nftables chain {condition.chain} does not have its {len(condition.rules)} rules"
                 )
+=======
+        from cnimeta_plugins.portmap.nftables.checking import check
+
+        check(self.nft, plan)
+>>>>>>> main
 
     def ready(self) -> None:
         """Raise IoFailure (code 5) when the kernel has no nftables, or would not take the base."""
@@ -361,11 +393,14 @@ def _holder(others: Others, wanted: Element) -> tuple[Record | None, Elements]:
     return None, Elements()
 
 
+<<<<<<< HEAD
 def _differs(element: Element, found: str) -> CheckFailed:
     state = "not this container's" if found else "missing"
     return CheckFailed(f"the nftables element {element.map} {{ {element.key} }} is {state}", found)
 
 
+=======
+>>>>>>> main
 def _is_renamed(holder: Owner, owner: Owner, wanted: Element) -> bool:
     """Whether the holder of an address is the same interface under an earlier name of the network."""
     return wanted.map.startswith(_ADDRESSES) and holder[1:] == owner[1:]

@@ -1,6 +1,5 @@
-"""How `cnimeta ports` shows things to people: tables, ages, and a range drawn in the terminal.
-
-Pure, but for what stdout is asked: how wide it is, and what it can write.
+"""Tables and ages for people, whole where a program reads them. Pure, but for what stdout is asked: how wide it is,
+and what it can write.
 """
 
 from __future__ import annotations
@@ -12,20 +11,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange, PortSet
-
-SHORT_ID = 12
-"""So much of a container ID is shown, as container runtimes do."""
-WIDTH = 64
-"""Cells in a line of a drawn range."""
 _BETWEEN = "  "
 _ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 _LEAST = 4
 """No column is cut to less."""
-_LINES_MAX = 16
-_SHADES = " .:-=#"
-_QUARANTINED = "q"
-_MARKS = "one cell is {per} ports: ' ' free, '.' to '=' partly used, '#' all used, 'x' blocked, 'q' in quarantine"
 
 
 def width() -> int | None:
@@ -50,10 +39,13 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], most: int | None 
     if most is not None:
         widths = _shrunk(widths, most - len(_BETWEEN) * (len(heads) - 1))
     ellipsis = _ellipsis()
-    cells = [
-        [_cut(cell, wide, ellipsis).ljust(wide) for cell, wide in zip(line, widths, strict=True)] for line in lines
-    ]
-    return "".join(_BETWEEN.join(line).rstrip() + "\n" for line in cells)
+    return laid_out([[_cut(*cell, ellipsis) for cell in zip(line, widths, strict=True)] for line in lines], widths)
+
+
+def laid_out(lines: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
+    """Lines of cells under each other, each cell at least as wide as `widths` says."""
+    padded = [[cell.ljust(wide) for cell, wide in zip(line, widths, strict=True)] for line in lines]
+    return "".join(_BETWEEN.join(line).rstrip() + "\n" for line in padded)
 
 
 def _shrunk(widths: list[int], most: int) -> list[int]:
@@ -87,24 +79,3 @@ def age(seconds: float) -> str:
     if total < 172800:
         return f"{total // 3600}h{total % 3600 // 60}m"
     return f"{total // 86400}d"
-
-
-def drawing(found: PortRange, used: PortSet, blocked: PortSet, quarantined: PortSet) -> str:
-    """The range as lines of cells, the port each line begins with in front."""
-    ports = [port for first, last in found.spans for port in range(first, last + 1)]
-    per = max(1, -(-len(ports) // (WIDTH * _LINES_MAX)))
-    lines = []
-    for start in range(0, len(ports), WIDTH * per):
-        line = ports[start : start + WIDTH * per]
-        cells = [_cell(line[at : at + per], used, blocked, quarantined) for at in range(0, len(line), per)]
-        lines.append(f"{line[0]:>6} |{''.join(cells)}|\n")
-    return "".join(lines) + _MARKS.format(per=per) + "\n"
-
-
-def _cell(ports: Sequence[int], used: PortSet, blocked: PortSet, quarantined: PortSet) -> str:
-    taken = sum(used >> port & 1 for port in ports)
-    if taken:
-        return _SHADES[max(1, taken * (len(_SHADES) - 1) // len(ports))]
-    if any(quarantined >> port & 1 for port in ports):
-        return _QUARANTINED
-    return "x" if all(blocked >> port & 1 for port in ports) else _SHADES[0]
