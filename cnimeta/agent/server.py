@@ -14,7 +14,6 @@ import socket
 import stat
 from typing import TYPE_CHECKING
 
-from cnimeta import afterwards
 from cnimeta.agent.wire import (
     ACCEPTED,
     ANSWER,
@@ -28,6 +27,7 @@ from cnimeta.agent.wire import (
     receive,
 )
 from cnimeta.errors import IoFailure
+from cnimeta.host import afterwards
 from cnimeta.host.netns import join
 from cnimeta.plugin.dispatch import run, to_stderr
 
@@ -147,8 +147,6 @@ class Agent:
         os.close(lifeline)
         answer = outcome.stdout.encode()
         connection.sendall(ANSWER.pack(outcome.status, len(answer)) + answer)
-        connection.close()
-        afterwards.close_all()
 
 
 def _answers(path: str) -> bool:

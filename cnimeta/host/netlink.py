@@ -11,7 +11,7 @@ import os
 import struct
 from _socket import AF_NETLINK, SO_RCVTIMEO, SOCK_CLOEXEC, SOCK_RAW, SOL_SOCKET, socket
 
-from cnimeta import afterwards
+from cnimeta.host import afterwards
 from cnimeta.host.reading import retried, told
 from cnimeta.namedtuple import NamedTuple
 
@@ -103,19 +103,30 @@ def tell(protocol: int, orders: Sequence[Order], connect: Connect = socket) -> N
             raise OSError(answer.refusal, os.strerror(answer.refusal))
 
 
+_idle: dict[tuple[int, int] | None, list[socket]] = {}
+"""Sockets to netfilter that are kept, by their network namespace (device and inode)."""
+
+
+def _place() -> tuple[int, int]:
+    here = os.stat("/proc/thread-self/ns/net")
+    return here.st_dev, here.st_ino
+
+
 class Conversation:
     """A socket to the kernel for a `with` block, with a receive timeout.
 
-    One to netfilter is kept for the next conversation where the process serves a single command (see `afterwards`),
-    unless the block failed.
+    One to netfilter is kept for the next conversation where the process serves a single command, as it may be slow to
+    close (see `afterwards`); unless the block failed: answers may be under way.
     """
 
     def __init__(self, protocol: int, connect: Connect = socket) -> None:
         self._protocol, self._connect = protocol, connect
 
     def __enter__(self) -> Conversation:
-        self._place = afterwards.place(self._protocol) if self._protocol == NETFILTER else None
-        self._link = afterwards.take(self._place) or self._opened()
+        kept = self._protocol == NETFILTER and afterwards.holding()
+        self._place = _place() if kept else None
+        idle = _idle.get(self._place)
+        self._link = idle.pop() if idle else self._opened()
         return self
 
     def _opened(self) -> socket:
@@ -125,10 +136,15 @@ class Conversation:
         except BaseException:
             link.close()
             raise
+        if self._place is not None:
+            afterwards.hold(link)
         return link
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        (afterwards.give if kind is None else afterwards.retire)(self._place, self._link)
+        if self._place is None:
+            self._link.close()
+        elif kind is None:
+            _idle.setdefault(self._place, []).append(self._link)
 
     def option(self, level: int, name: int, value: int) -> None:
         """Set an option of the socket; one that the kernel does not know, or may not be had, is done without."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 
-from cnimeta import afterwards
 from cnimeta.errors import (
     CniError,
     DecodingFailure,
@@ -134,11 +133,7 @@ def _end(status: int, answer_fd: int) -> NoReturn:
             stream.flush()
         except (AttributeError, OSError, ValueError):
             pass
-<<<<<<< HEAD
-    afterwards.leave((_STDIN, _STDOUT, _STDERR, answer_fd))
-=======
-    afterwards.leave()
->>>>>>> main
+    afterwards.leave(_STDIN, _STDOUT, _STDERR, answer_fd)
     os._exit(status)
 
 

@@ -24,7 +24,7 @@ PLUGINS = ("bandwidth", "hostport_alloc", "portmap")
 REGISTRY = ROOT / "cnimeta" / "plugin" / "registry.py"
 
 LAYERS = (
-    {"afterwards", "errors", "namedtuple"},
+    {"errors", "namedtuple"},
     {"spec", "terminal"},
     {"ports"},
     {"host"},

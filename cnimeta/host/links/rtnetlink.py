@@ -21,12 +21,8 @@ _RTM_GETROUTE, _RTA_DST, _RTA_OIF = 26, 1, 4
 _RTM_GETLINK = 18
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_TXQLEN, _IFLA_LINKINFO, _IFLA_IFALIAS = 1, 3, 4, 5, 13, 18, 20
 _IFLA_INFO_KIND = 1
-<<<<<<< HEAD
-_IFF_UP = 0x1
-=======
 IFF_UP, IFF_PROMISC, IFF_ALLMULTI = 0x1, 0x100, 0x200
 _IFLA_MASTER = 10
->>>>>>> main
 _IFLA_EXT_MASK, _SKIP_STATISTICS = 29, 1 << 3
 _NO_STATISTICS = attribute(_IFLA_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS))
 _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT, errno.ESRCH)
@@ -77,7 +73,7 @@ def route_interface(address: Address, ask: Ask = ask) -> str:
 
 def ifinfo(index: int, *, up: bool = False) -> bytes:
     """A struct ifinfomsg that names an interface, and may ask for it to be up."""
-    return struct.pack("=BxHiII", 0, 0, index, _IFF_UP * up, _IFF_UP * up)
+    return struct.pack("=BxHiII", 0, 0, index, IFF_UP * up, IFF_UP * up)
 
 
 def refused(verb: str, what: str, error: OSError) -> IoFailure:

@@ -11,7 +11,7 @@ import os
 import struct
 from _socket import SO_RCVBUF, SO_SNDBUF, SOL_SOCKET, socket
 
-from cnimeta import afterwards
+from cnimeta.host import afterwards
 from cnimeta.host.netlink import ACK, ERROR, NETFILTER, Conversation, messages, request
 from cnimeta.host.nftables.wire import BATCH, BATCH_BEGIN, BATCH_END, DELETIONS
 from cnimeta.namedtuple import NamedTuple

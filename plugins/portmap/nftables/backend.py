@@ -12,16 +12,9 @@ from cnimeta_plugins.portmap.nftables.rules import (
     TABLE,
     Elements,
     add_changes,
-<<<<<<< HEAD
-    conditional_chains,
-    idle_chains,
-    masquerading_uses,
-    own_elements,
-=======
     idle_chains,
     masquerading_uses,
     orphan_changes,
->>>>>>> main
     owner_id,
     plan_elements,
     read_elements,
@@ -317,53 +310,9 @@ class NftBackend:
 
     def check(self, plan: Plan, _payload: Elements | None) -> None:
         """Every element with its value, judged by the kernel; every rule of the base and of the plan."""
-<<<<<<< HEAD
-        if not self.nft.has_chain(BASE_CHAIN):
-            raise CheckFailed("the nftables table inet cnimeta_hostports is missing: another tool flushed the rules")
-        self._check_elements(own_elements(plan_elements(plan).groups))
-        rules = self.nft.all_rules()
-        self._check_rules(plan, rules)
-        self._check_conditions(plan, rules)
-
-    def _check_elements(self, wanted: Mapping[str, Sequence[Element]]) -> None:
-        for name, elements in wanted.items():
-            there = {
-                one.key: (one.value, said) for one, said in self.nft.lookup(name, [one.key for one in elements]).items()
-            }
-            for element in elements:
-                value, comment = there.get(element.key, ("", ""))
-                if value != element.value:
-                    raise _differs(element, comment or value)
-
-    def _check_rules(self, plan: Plan, rules: Mapping[str, Sequence[Rule]]) -> None:
-        from cnimeta_plugins.portmap.nftables.meaning import meaning
-
-        wanted: dict[str, list[str]] = {}
-        for rule in base_rules():
-            wanted.setdefault(rule.chain, []).append(rule.text)
-        for subnet in subnet_chains(plan):
-            wanted[subnet.chain] = list(subnet.rules)
-        for chain, texts in wanted.items():
-            present = [meaning(rule.text) for rule in rules.get(chain, ())]
-            for text in texts:
-                if meaning(text) not in present:
-                    raise CheckFailed(f"the nftables chain {chain} has no rule: {text}")
-
-    def _check_conditions(self, plan: Plan, rules: Mapping[str, Sequence[Rule]]) -> None:
-        conditions = conditional_chains(plan)
-        entries = rules.get(CONDITIONAL, ())
-        for condition in conditions:
-            if not any(f"jump {condition.chain}" in entry.text for entry in entries):
-                raise CheckFailed(f"the nftables chain {CONDITIONAL} has no rule that leads to {condition.chain}")
-            if len(rules.get(condition.chain, ())) != len(condition.rules):
-                raise CheckFailed(
-                    f"the nftables chain {condition.chain} does not have its {len(condition.rules)} rules"
-                )
-=======
         from cnimeta_plugins.portmap.nftables.checking import check
 
         check(self.nft, plan)
->>>>>>> main
 
     def ready(self) -> None:
         """Raise IoFailure (code 5) when the kernel has no nftables, or would not take the base."""
@@ -393,14 +342,6 @@ def _holder(others: Others, wanted: Element) -> tuple[Record | None, Elements]:
     return None, Elements()
 
 
-<<<<<<< HEAD
-def _differs(element: Element, found: str) -> CheckFailed:
-    state = "not this container's" if found else "missing"
-    return CheckFailed(f"the nftables element {element.map} {{ {element.key} }} is {state}", found)
-
-
-=======
->>>>>>> main
 def _is_renamed(holder: Owner, owner: Owner, wanted: Element) -> bool:
     """Whether the holder of an address is the same interface under an earlier name of the network."""
     return wanted.map.startswith(_ADDRESSES) and holder[1:] == owner[1:]
