@@ -28,7 +28,8 @@ PURE = VALUES | {"cnimeta.host.digest", "cnimeta.host.links.htb"}
 REVIEWED = {
     ("namespaces.py", "HostNamespaces.is_gone"): "what cannot be told is not gone",
     ("namespaces.py", "namespace_id"): "empty: it cannot be told, which callers tell from another namespace",
-    ("netlink.py", "tell"): "kept, and raised when every answer is there",
+    ("netlink.py", "Conversation.option"): "an option that makes room, and is done without",
+    ("afterwards.py", "leave"): "fork: without a process, this one waits itself",
     ("process.py", "_ends_by"): "pidfd_open: without it the process is polled",
     ("files.py", "replace_file"): "unlink of what is unfinished, on the way of another error",
     ("links/removal.py", "send_from_orphan"): "fork: without a process, the caller sends the request",
