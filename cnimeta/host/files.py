@@ -40,7 +40,7 @@ def replace_file(
     except BaseException:
         try:
             os.unlink(unfinished)
-        except OSError:
+        except OSError:  # refused: what failed is raised, and the next write takes the name
             pass
         raise
     if durable:
@@ -108,5 +108,5 @@ class PosixFiles:
 
     def make_folder(self, folder: str) -> None:
         """Make `folder` (0700) and what is missing above it."""
-        if not os.path.isdir(folder):
+        if not os.path.isdir(folder):  # unknown: making it tells
             os.makedirs(folder, mode=0o700, exist_ok=True)

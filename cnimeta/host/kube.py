@@ -151,7 +151,7 @@ class _Client:
             raise PodApiError(0, "NoAnswer", f"no answer from {self.configuration.host}: {error}") from error
         try:
             document = loads(answer.data)
-        except Exception:  # noqa: BLE001 - a proxy's error page, a truncated answer
+        except Exception:  # noqa: BLE001 - then: a proxy's page, a cut answer
             document = None
         content = document if isinstance(document, dict) else {}
         if not 200 <= answer.status < 300:

@@ -77,7 +77,7 @@ def is_full(folder: str) -> bool:
     """Whether the disk is, or nearly."""
     try:
         found = os.statvfs(folder)
-    except OSError:
+    except OSError:  # unknown: only for a message and for room
         return False
     return found.f_bavail * found.f_frsize < _SCANT_BYTES
 
@@ -87,7 +87,7 @@ def hindrance(folder: str) -> str:
     try:
         if os.statvfs(folder).f_flag & os.ST_RDONLY:
             return " (the file system is read-only)"
-    except OSError:
+    except OSError:  # unknown: only for a message
         return ""
     return " (the file system is full)" if is_full(folder) else ""
 
@@ -103,7 +103,7 @@ def unlink(path: str) -> None:
 def _make(folder: str, mode: int) -> None:
     """With the folders above it, which nobody else may write to either."""
     above = os.path.dirname(folder)
-    if above and not os.path.exists(above):
+    if above and not os.path.exists(above):  # unknown: making it tells
         _make(above, 0o755)
     try:
         os.mkdir(folder, mode)

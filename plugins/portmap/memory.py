@@ -5,11 +5,11 @@ No configuration on a host can choose it: only `registry` has its line, for `Bac
 
 from __future__ import annotations
 
-from cnimeta.errors import CheckFailed, CniError, HostPortConflict, IoFailure
+from cnimeta.errors import CheckFailed, CniError, HostPortConflict
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.ports.mapper import MappedPort
 from cnimeta.spec.fields import Fields
-from cnimeta_plugins.portmap.backends import BACKENDS, Source
+from cnimeta_plugins.portmap.backends import BACKENDS, Source, Unusable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class MemoryBackend:
     def ready(self) -> None:
         """As `usable` says."""
         if not self.usable:
-            raise IoFailure("the memory backend is switched off")
+            raise Unusable("the memory backend is switched off")
 
     def payload(self, value: JSON) -> Ports:
         """Read a payload."""

@@ -151,7 +151,7 @@ class IptablesBackend:
             try:
                 tables.commit(family, changes)
                 return
-            except Refused:
+            except Refused:  # refused: everything is looked at and written anew
                 pass  # something shared is missing, or another program was in between: look at everything
         table = tables.read(family)
         raw = tables.read(family, RAW) if family == 4 else {}
@@ -369,7 +369,7 @@ def _remove(tables: Iptables, family: int, entries: Sequence[steps.Entry], chain
         return
     try:
         tables.commit(family, changes)
-    except Refused:  # another program was in between, or something else leads to the chain: take it as it is now
+    except Refused:  # refused: another was in between; taken as it is now
         table = tables.read(family)
         changes = [
             Change("delete", holder, rule)
