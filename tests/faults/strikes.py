@@ -84,6 +84,13 @@ when all is done.
 """
 
 
+KILLED = {
+    *("write", "pwrite64", "ftruncate", "fallocate", "rename", "link", "unlink", "mkdir", "rmdir", "fchmod"),
+    *("sendto", "sendmsg", "vfork", "clone", "clone3", "setns", "flock", "connect"),
+}
+"""A kill before any other call is one before the next of these."""
+
+
 class Strike(NamedTuple):
     """What happens: to a system call (`how` as strace's inject says it), or to the n-th call of the wrapped program."""
 
@@ -98,6 +105,11 @@ class Report(NamedTuple):
     cases: int
     answers: dict[int, int]
     findings: list[str]
+
+
+def changes(call: Call, line: str) -> bool:
+    """Whether a call changes something, so that a kill before it differs from one after."""
+    return call.name in KILLED or (call.name == "openat" and "O_CREAT" in line)
 
 
 class Attack:
@@ -140,7 +152,7 @@ class Attack:
         assert outcome.answer["status"] == 0, (verb, outcome)
         self.restore(verb)
         every = [Strike(verb, call, f"error={error}") for call, _ in found for error in ERRORS[call.name]]
-        every += [Strike(verb, call, "signal=KILL") for call, _ in found]
+        every += [Strike(verb, call, "signal=KILL") for call, line in found if changes(call, line)]
         every += [
             Strike(verb, call, "retval=0") for call, line in found if call.name == "read" and line.endswith("> 0")
         ]
