@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+_TEXT_MAX = 4096
+"""Characters of an error's message, and of its details."""
+
+
 def shown(value: object, limit: int = 120) -> str:
     """A short, printable, one-line form of an untrusted value, for messages."""
     if isinstance(value, str) and len(value) >= limit:
@@ -48,6 +52,7 @@ class CniError(Exception):
     code = 999
 
     def __init__(self, msg: str, details: str = "", *, code: int | None = None) -> None:
+        msg = legible(msg, _TEXT_MAX)  # whoever's words are in it
         super().__init__(msg)
         self.msg = msg
         self.details = details
@@ -58,11 +63,11 @@ class CniError(Exception):
         """The object a plugin prints on stdout; `details` only when there are any."""
         body: dict[str, str | int] = {"cniVersion": cni_version, "code": self.code, "msg": self.msg}
         if self.details:
-            body["details"] = self.details
+            body["details"] = legible(self.details, _TEXT_MAX)
         return body
 
     def __str__(self) -> str:
-        return f"{self.msg} ({self.details})" if self.details else self.msg
+        return f"{self.msg} ({legible(self.details, _TEXT_MAX)})" if self.details else self.msg
 
 
 class IncompatibleVersion(CniError):

@@ -17,6 +17,7 @@ from cnimeta.errors import (
     InvalidEnvironment,
     InvalidNetns,
     InvalidNetworkConfig,
+    legible,
     shown,
 )
 from cnimeta.host import afterwards
@@ -26,7 +27,7 @@ from cnimeta.plugin.request import Attachment, Request
 from cnimeta.spec import cniargs, validate, version
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import dumps, loads_object
-from cnimeta.spec.netconf import NetConf
+from cnimeta.spec.netconf import MAX_BYTES, NetConf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 _OWN_NETNS = "/proc/self/ns/net"
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _INTERRUPTED = 130  # what a shell reports for SIGINT
+_LINE_MAX = 8192
+"""Characters of a line that a plugin logs."""
+_PATHS = ("CNI_ARGS", "CNI_PATH", "CNI_NETNS")
 DEBUG = "CNIMETA_DEBUG"
 """The variable that makes a failure write its traceback to stderr; unset, empty and 0 mean no."""
 
@@ -150,9 +154,11 @@ def _claim_stdout() -> int:
 
 
 def _read_stdin() -> bytes:
-    chunks = []
-    while chunk := os.read(_STDIN, 65536):
+    """What the runtime wrote. Of more than is ever read, not much more: NetConf refuses it."""
+    chunks, size = [], 0
+    while size <= MAX_BYTES and (chunk := os.read(_STDIN, 65536)):
         chunks.append(chunk)
+        size += len(chunk)
     return b"".join(chunks)
 
 
@@ -201,6 +207,9 @@ def _require_environment(verb: Verb, environ: Mapping[str, str]) -> None:
     if verb.of_attachment:
         validate.container_id(environ["CNI_CONTAINERID"])
         validate.ifname(environ["CNI_IFNAME"])
+    if verb.name != "DEL":  # which must go on with whatever it is given
+        for name in _PATHS:
+            validate.utf8(name, environ.get(name, ""))
 
 
 def _request(verb: Verb, conf: NetConf, environ: Mapping[str, str], log: Callable[[str], None]) -> Request:
@@ -216,7 +225,7 @@ def _request(verb: Verb, conf: NetConf, environ: Mapping[str, str], log: Callabl
             netns, environ = "", {**environ, "CNI_NETNS": ""}
         args = cniargs.parse(environ.get("CNI_ARGS", ""), strict=verb.name != "DEL")
         target = Attachment(conf.name, environ["CNI_CONTAINERID"], environ["CNI_IFNAME"], netns, args)
-    return Request(verb.name, conf, target, dict(environ), log)
+    return Request(verb.name, conf, target, dict(environ), lambda line: log(legible(line, _LINE_MAX)))
 
 
 def _is_own_netns(netns: str, environ: Mapping[str, str]) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from binascii import crc32
+from errno import EFBIG
 
 from cnimeta.errors import CniError, StateUnusable
 from cnimeta.host.digest import sha512_hex
@@ -233,6 +234,9 @@ class Records:
             self._log(f"portmap: the record {path} is of a later version: {error.msg}")
             return Found(error.record, error.msg, newer=True)
         except OSError as error:
+            if error.errno == EFBIG:  # nothing that was ever written
+                self._log(f"portmap: the record {path} is damaged: {error.strerror}; the kernel's rules tell the rest")
+                return Found(problem=str(error.strerror))
             raise self._unusable(error) from None
 
     def _unusable(self, error: OSError) -> StateUnusable:
