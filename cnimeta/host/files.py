@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from cnimeta.host.owned import NotOurs, is_own_folder, own_folder, own_open
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAX_BYTES = 16 << 20
 """Of a file of state that is read: a record, a cached result."""
@@ -79,15 +84,14 @@ class PosixFiles:
 
     def read(self, path: str) -> bytes | None:
         """The content, or None when there is no such file."""
-        if not is_own_folder(os.path.dirname(path)):
+        if not _is_folder(os.path.dirname(path)):
             return None
         try:
             descriptor = own_open(path, os.O_RDONLY)
         except FileNotFoundError:
             return None
         except NotOurs:
-            if os.path.isdir(path) and not os.path.islink(path):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path) from None
+            _refuse_kind(path, stat.S_ISDIR, errno.EISDIR)
             raise
         with open(descriptor, "rb", buffering=0) as file:
             if os.fstat(descriptor).st_size > MAX_BYTES:
@@ -102,7 +106,7 @@ class PosixFiles:
     def remove(self, path: str) -> None:
         """Remove `path`, durably; a missing file is fine."""
         folder, name = os.path.split(path)
-        if not is_own_folder(folder):
+        if not _is_folder(folder):
             return
         if self._exclusive:
             try:
@@ -118,7 +122,7 @@ class PosixFiles:
 
     def names(self, folder: str) -> list[str]:
         """The files of a folder, sorted, unfinished ones left out; empty when there is no such folder."""
-        if not is_own_folder(folder):
+        if not _is_folder(folder):
             return []
         try:
             with os.scandir(folder) as entries:
@@ -129,4 +133,19 @@ class PosixFiles:
 
     def make_folder(self, folder: str) -> None:
         """Make `folder` (0700) and what is missing above it."""
-        own_folder(folder)
+        if not _is_folder(folder):
+            own_folder(folder)
+
+
+def _is_folder(path: str) -> bool:
+    """As `is_own_folder`; for a file OSError (ENOTDIR), as the system has it."""
+    try:
+        return is_own_folder(path)
+    except NotOurs:
+        _refuse_kind(path, stat.S_ISREG, errno.ENOTDIR)
+        raise
+
+
+def _refuse_kind(path: str, is_kind: Callable[[int], bool], number: int) -> None:
+    if is_kind(os.lstat(path).st_mode):
+        raise OSError(number, os.strerror(number), path) from None

@@ -23,6 +23,7 @@ from cnimeta.errors import (
 from cnimeta.host import afterwards
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.plugin.base import VERBS
+from cnimeta.plugin.host import Host
 from cnimeta.plugin.request import Attachment, Request
 from cnimeta.spec import cniargs, validate, version
 from cnimeta.spec.fields import Fields
@@ -60,9 +61,12 @@ def run(plugin: Plugin, environ: Mapping[str, str], stdin: bytes, log: Callable[
 
 
 def serve(
-    plugin: Plugin, environ: Mapping[str, str], stdin: bytes, log: Callable[[str], None]
+    plugin: Plugin, environ: Mapping[str, str], stdin: bytes, log: Callable[[str], None], host: Host | None = None
 ) -> tuple[Outcome, CniError | None]:
-    """As `run`, with what it failed with, for who is in the same process; what was no CniError is its cause."""
+    """As `run`, with what it failed with, for who is in the same process; what was no CniError is its cause.
+
+    `host` is the node that the verb is given; the real one unless told otherwise.
+    """
     name = environ.get("CNI_COMMAND", "")
     if not name:
         log(_about(plugin))
@@ -80,7 +84,7 @@ def serve(
         version.reconcile(conf.cni_version, plugin.versions)
         spoken = conf.cni_version
         verb.require_in(conf.cni_version)
-        return Outcome(0, _answer(plugin, verb, _request(verb, conf, environ, log))), None
+        return Outcome(0, _answer(plugin, verb, _request(verb, conf, environ, log, host))), None
     except CniError as error:
         failure = error
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the protocol has no room for a traceback
@@ -212,7 +216,9 @@ def _require_environment(verb: Verb, environ: Mapping[str, str]) -> None:
             validate.utf8(name, environ.get(name, ""))
 
 
-def _request(verb: Verb, conf: NetConf, environ: Mapping[str, str], log: Callable[[str], None]) -> Request:
+def _request(
+    verb: Verb, conf: NetConf, environ: Mapping[str, str], log: Callable[[str], None], host: Host | None
+) -> Request:
     conf.require_name()
     target = None
     if verb.of_attachment:
@@ -225,7 +231,12 @@ def _request(verb: Verb, conf: NetConf, environ: Mapping[str, str], log: Callabl
             netns, environ = "", {**environ, "CNI_NETNS": ""}
         args = cniargs.parse(environ.get("CNI_ARGS", ""), strict=verb.name != "DEL")
         target = Attachment(conf.name, environ["CNI_CONTAINERID"], environ["CNI_IFNAME"], netns, args)
-    return Request(verb.name, conf, target, dict(environ), lambda line: log(legible(line, _LINE_MAX)))
+    return Request(verb.name, conf, target, dict(environ), _legibly(log), host or Host())
+
+
+def _legibly(log: Callable[[str], None]) -> Callable[[str], None]:
+    """Lines of a plugin may have anybody's words in them."""
+    return lambda line: log(legible(line, _LINE_MAX))
 
 
 def _is_own_netns(netns: str, environ: Mapping[str, str]) -> bool:
