@@ -17,16 +17,18 @@ from cnimeta.errors import (
     InvalidEnvironment,
     InvalidNetns,
     InvalidNetworkConfig,
+    legible,
     shown,
 )
 from cnimeta.host import afterwards
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.plugin.base import VERBS
+from cnimeta.plugin.host import Host
 from cnimeta.plugin.request import Attachment, Request
 from cnimeta.spec import cniargs, validate, version
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import dumps, loads_object
-from cnimeta.spec.netconf import NetConf
+from cnimeta.spec.netconf import MAX_BYTES, NetConf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
 _OWN_NETNS = "/proc/self/ns/net"
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _INTERRUPTED = 130  # what a shell reports for SIGINT
+_LINE_MAX = 8192
+"""Characters of a line that a plugin logs."""
+_PATHS = ("CNI_ARGS", "CNI_PATH", "CNI_NETNS")
 DEBUG = "CNIMETA_DEBUG"
 """The variable that makes a failure write its traceback to stderr; unset, empty and 0 mean no."""
 
@@ -56,9 +61,12 @@ def run(plugin: Plugin, environ: Mapping[str, str], stdin: bytes, log: Callable[
 
 
 def serve(
-    plugin: Plugin, environ: Mapping[str, str], stdin: bytes, log: Callable[[str], None]
+    plugin: Plugin, environ: Mapping[str, str], stdin: bytes, log: Callable[[str], None], host: Host | None = None
 ) -> tuple[Outcome, CniError | None]:
-    """As `run`, with what it failed with, for who is in the same process; what was no CniError is its cause."""
+    """As `run`, with what it failed with, for who is in the same process; what was no CniError is its cause.
+
+    `host` is the node that the verb is given; the real one unless told otherwise.
+    """
     name = environ.get("CNI_COMMAND", "")
     if not name:
         log(_about(plugin))
@@ -76,7 +84,7 @@ def serve(
         version.reconcile(conf.cni_version, plugin.versions)
         spoken = conf.cni_version
         verb.require_in(conf.cni_version)
-        return Outcome(0, _answer(plugin, verb, _request(verb, conf, environ, log))), None
+        return Outcome(0, _answer(plugin, verb, _request(verb, conf, environ, log, host))), None
     except CniError as error:
         failure = error
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the protocol has no room for a traceback
@@ -150,9 +158,11 @@ def _claim_stdout() -> int:
 
 
 def _read_stdin() -> bytes:
-    chunks = []
-    while chunk := os.read(_STDIN, 65536):
+    """What the runtime wrote. Of more than is ever read, not much more: NetConf refuses it."""
+    chunks, size = [], 0
+    while size <= MAX_BYTES and (chunk := os.read(_STDIN, 65536)):
         chunks.append(chunk)
+        size += len(chunk)
     return b"".join(chunks)
 
 
@@ -201,9 +211,14 @@ def _require_environment(verb: Verb, environ: Mapping[str, str]) -> None:
     if verb.of_attachment:
         validate.container_id(environ["CNI_CONTAINERID"])
         validate.ifname(environ["CNI_IFNAME"])
+    if verb.name != "DEL":  # which must go on with whatever it is given
+        for name in _PATHS:
+            validate.utf8(name, environ.get(name, ""))
 
 
-def _request(verb: Verb, conf: NetConf, environ: Mapping[str, str], log: Callable[[str], None]) -> Request:
+def _request(
+    verb: Verb, conf: NetConf, environ: Mapping[str, str], log: Callable[[str], None], host: Host | None
+) -> Request:
     conf.require_name()
     target = None
     if verb.of_attachment:
@@ -216,7 +231,12 @@ def _request(verb: Verb, conf: NetConf, environ: Mapping[str, str], log: Callabl
             netns, environ = "", {**environ, "CNI_NETNS": ""}
         args = cniargs.parse(environ.get("CNI_ARGS", ""), strict=verb.name != "DEL")
         target = Attachment(conf.name, environ["CNI_CONTAINERID"], environ["CNI_IFNAME"], netns, args)
-    return Request(verb.name, conf, target, dict(environ), log)
+    return Request(verb.name, conf, target, dict(environ), _legibly(log), host or Host())
+
+
+def _legibly(log: Callable[[str], None]) -> Callable[[str], None]:
+    """Lines of a plugin may have anybody's words in them."""
+    return lambda line: log(legible(line, _LINE_MAX))
 
 
 def _is_own_netns(netns: str, environ: Mapping[str, str]) -> bool:

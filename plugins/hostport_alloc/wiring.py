@@ -161,7 +161,7 @@ class Wiring:
         """The Pod API with the credentials of `kubeconfig`."""
         if self._pods is not None:
             return self._pods(kubeconfig)
-        from cnimeta.host.kube import KubernetesPodApi
+        from cnimeta.host.kube.api import KubernetesPodApi
 
         return KubernetesPodApi(kubeconfig)
 

@@ -16,7 +16,7 @@ from cnimeta.host.conntrack import KernelConntrack
 from cnimeta.host.iptables import netlink as iptables_netlink
 from cnimeta.host.iptables.restore import NftIptables
 from cnimeta.host.iptables.variant import detect, loaded_tables
-from cnimeta.host.kube import KubernetesPodApi
+from cnimeta.host.kube.api import KubernetesPodApi
 from cnimeta.host.links.kernel import RouteLinks
 from cnimeta.host.links.rtnetlink import route_interface
 from cnimeta.host.nodeconfig import read_section

@@ -27,7 +27,7 @@ BOOLEANS = {"os.access", *(f"os.path.{name}" for name in ("exists", "lexists", "
 
 def sources() -> Iterator[Path]:
     for folder in (*(ROOT / "cnimeta" / room for room in ROOMS), ROOT / "plugins"):
-        yield from (path for path in sorted(folder.rglob("*.py")) if "operator" not in path.parts)
+        yield from (path for path in sorted(folder.rglob("*.py")) if "operator" not in (*path.parts, path.stem))
 
 
 def caught(kind: ast.expr | None) -> set[str]:

@@ -21,7 +21,7 @@ from cnimeta_plugins.portmap.iptables.rules import (
     old_snat_chain_name,
     second_chain_name,
 )
-from cnimeta_plugins.portmap.plan import Owner
+from cnimeta_plugins.portmap.plan import Owner, address_conflict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.portmap.config import PortMapping, Settings
     from cnimeta_plugins.portmap.plan import FamilyPlan, Plan
-    from cnimeta_plugins.portmap.records import Others
+    from cnimeta_plugins.portmap.records import Others, Record
 
 _VARIANTS = ("nft", "legacy")
 
@@ -94,7 +94,12 @@ class IptablesBackend:
         When the second family's batch fails, the first's is taken back; what was there before it is not put back.
         """
         planned = [family.family for family in plan.families]
+        for record in _address_holders(plan, others):
+            if isinstance(record.payload, ContainerChain):
+                self.remove(record.owner, record.payload)
         with self.tables.held():
+            _address_holders(plan, others)  # another command may have been quicker
+            others.take([family.container.address for family in plan.families])
             work = [self._prepared(plan, family, payload.name, others) for family in plan.families]
             for at, part in enumerate(work):
                 try:
@@ -216,6 +221,7 @@ class IptablesBackend:
 
     def require_free(self, plan: Plan, others: Others) -> None:
         """By the entry rules of either variant, whoever made them: a node on its way from the reference plugin."""
+        _address_holders(plan, others)
         families = {family.family: family for family in plan.families}
         failures = Failures()
         for tables, number in self._used(failures):
@@ -333,6 +339,19 @@ class IptablesBackend:
         if not chain:
             raise CniError("the payload names no chain")
         return ContainerChain(chain)
+
+
+def _address_holders(plan: Plan, others: Others) -> list[Record]:
+    """Whose rules go because they lead to an address that is the plan's container's now: dead ones, and the interface's
+    own under an earlier name of the network. HostPortConflict for a live one.
+    """
+    found = []
+    for family in plan.families:
+        for record in others.at(family.container.address):
+            if not others.is_dead(record) and record.owner[1:] != plan.owner[1:]:
+                raise address_conflict(family.container.address.text, record.owner.text)
+            found.append(record)
+    return found
 
 
 def _is_dead(named: steps.Named, others: Others) -> bool:

@@ -14,6 +14,7 @@ from cnimeta_plugins.portmap.nftables.rules import (
     Elements,
     add_changes,
     idle_chains,
+    is_claim,
     masquerading_uses,
     orphan_changes,
     owner_id,
@@ -23,6 +24,7 @@ from cnimeta_plugins.portmap.nftables.rules import (
     shared_keys,
     subnet_chains,
 )
+from cnimeta_plugins.portmap.plan import address_conflict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ class NftBackend:
 
     def add(self, plan: Plan, payload: Elements, before: Elements | None, others: Others) -> None:
         """One transaction, so all or nothing."""
-        self.require_free(plan, others)
+        self._require_none_of_upstream(plan)
         stale, displaced = self._stale(payload, before), Elements()
         refusal: Refusal
         for _ in range(_ATTEMPTS + len(payload.groups)):
@@ -199,8 +201,23 @@ class NftBackend:
         kept = set(after.groups)
         self._drop_shared([group for group in gone if group not in kept])
 
-    def require_free(self, plan: Plan, _others: Others) -> None:
-        """By the rules of upstream's portmap on nftables."""
+    def require_free(self, plan: Plan, others: Others) -> None:
+        """By upstream's rules on nftables, and by our claims."""
+        self._require_none_of_upstream(plan)
+        claims = [Change("add", one) for group in plan_elements(plan).groups for one in group.all if is_claim(one)]
+        for _ in claims if self.nft.has_chain(BASE_CHAIN) else ():
+            try:
+                self.nft.dry_run(claims)
+                return
+            except Refusal as refusal:
+                refused = claims[refusal.index].item if 0 <= refusal.index < len(claims) else None
+                if refusal.kind != "exists" or not isinstance(refused, Element):
+                    raise
+            removal, held = self._displaced(plan.owner, refused, others)
+            self._apply_if_there(removal)
+            self._drop_shared(held.groups)
+
+    def _require_none_of_upstream(self, plan: Plan) -> None:
         for family in plan.families:
             ports = {(one.protocol, port) for one in family.mappings for port in one.host_ports}
             place, owner = self._held_by_upstream(family.family, ports, plan.owner.container_id)
@@ -358,10 +375,7 @@ def _is_renamed(holder: Owner, owner: Owner, wanted: Element) -> bool:
 def _conflict(wanted: Element, holder: Record | None, comment: str) -> HostPortConflict:
     whose = holder.owner.text if holder is not None else (comment or "another container")
     if wanted.map.startswith(_ADDRESSES):
-        return HostPortConflict(
-            f"the container's address {wanted.key} is that of {whose} too, which is alive as far as can be told: nobody"
-            " could tell the two apart; give one another address, or delete that attachment first"
-        )
+        return address_conflict(wanted.key, whose)
     protocol, _, port = wanted.key.rpartition(" . ")
     where, _, protocol = protocol.rpartition(" . ")
     place = f"{port}/{protocol}" + (f" on {where}" if where else "")
