@@ -77,7 +77,7 @@ def leave(*streams: int) -> None:
         os.dup2(nowhere, stream)
     try:
         child = os.fork()
-    except OSError:
+    except OSError:  # refused: this process waits itself
         return
     if child == 0:
         try:
