@@ -16,6 +16,7 @@ from cnimeta.spec.fields import Fields
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.portmap.backends import BACKENDS, Backends
 from cnimeta_plugins.portmap.config import AUTO, DEFAULTS
+from cnimeta_plugins.portmap.plan import Owner
 from cnimeta_plugins.portmap.records import Records
 from cnimeta_plugins.portmap.wiring import host_mapper, node_defaults
 
@@ -82,7 +83,12 @@ class PortmapPorts:
         for backend in backends.holding():
             with failures:
                 backend.heal()
-        found = self._each(data_dir, log, skip, self._add_again)
+
+        def add_again(mapper: Mapper, attachment: Attachment, conf: NetConf) -> None:
+            if mapper.add_again(Owner(*attachment.key), data_dir):  # else it went meanwhile
+                self._check(mapper, attachment, conf)
+
+        found = self._each(data_dir, log, skip, add_again)
         for backend in backends.holding():
             with failures:
                 backend.tidy()
@@ -113,10 +119,6 @@ class PortmapPorts:
 
     def _check(self, mapper: Mapper, attachment: Attachment, conf: NetConf) -> None:
         mapper.check(attachment, mapper.settings(conf), conf.require_prev_result())
-
-    def _add_again(self, mapper: Mapper, attachment: Attachment, conf: NetConf) -> None:
-        mapper.add(attachment, conf, mapper.settings(conf), conf.require_prev_result())
-        self._check(mapper, attachment, conf)
 
 
 def _ports_of(record: Record) -> Iterator[MappedPort]:

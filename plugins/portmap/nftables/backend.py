@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cnimeta.errors import Failures, HostPortConflict, IoFailure
 from cnimeta.host.nftables.values import Chain, Change, Element, Refusal
+from cnimeta_plugins.portmap.backends import Unusable
 from cnimeta_plugins.portmap.nftables.base import base_changes, healing_changes
 from cnimeta_plugins.portmap.nftables.rules import (
     BASE_CHAIN,
@@ -13,6 +14,7 @@ from cnimeta_plugins.portmap.nftables.rules import (
     Elements,
     add_changes,
     idle_chains,
+    is_claim,
     masquerading_uses,
     orphan_changes,
     owner_id,
@@ -22,6 +24,7 @@ from cnimeta_plugins.portmap.nftables.rules import (
     shared_keys,
     subnet_chains,
 )
+from cnimeta_plugins.portmap.plan import address_conflict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from cnimeta_plugins.portmap.records import Others, Record
 
 _ADDRESSES = ("addresses", "snat")
+_PASSING = ("Cannot allocate memory", "No buffer space", "Interrupted", "temporarily unavailable")
 _ATTEMPTS = 4  # another command may build the base, or a tool flush it, between a look and the transaction
 
 
@@ -86,7 +90,7 @@ class NftBackend:
 
     def add(self, plan: Plan, payload: Elements, before: Elements | None, others: Others) -> None:
         """One transaction, so all or nothing."""
-        self.require_free(plan, others)
+        self._require_none_of_upstream(plan)
         stale, displaced = self._stale(payload, before), Elements()
         refusal: Refusal
         for _ in range(_ATTEMPTS + len(payload.groups)):
@@ -197,8 +201,23 @@ class NftBackend:
         kept = set(after.groups)
         self._drop_shared([group for group in gone if group not in kept])
 
-    def require_free(self, plan: Plan, _others: Others) -> None:
-        """By the rules of upstream's portmap on nftables."""
+    def require_free(self, plan: Plan, others: Others) -> None:
+        """By upstream's rules on nftables, and by our claims."""
+        self._require_none_of_upstream(plan)
+        claims = [Change("add", one) for group in plan_elements(plan).groups for one in group.all if is_claim(one)]
+        for _ in claims if self.nft.has_chain(BASE_CHAIN) else ():
+            try:
+                self.nft.dry_run(claims)
+                return
+            except Refusal as refusal:
+                refused = claims[refusal.index].item if 0 <= refusal.index < len(claims) else None
+                if refusal.kind != "exists" or not isinstance(refused, Element):
+                    raise
+            removal, held = self._displaced(plan.owner, refused, others)
+            self._apply_if_there(removal)
+            self._drop_shared(held.groups)
+
+    def _require_none_of_upstream(self, plan: Plan) -> None:
         for family in plan.families:
             ports = {(one.protocol, port) for one in family.mappings for port in one.host_ports}
             place, owner = self._held_by_upstream(family.family, ports, plan.owner.container_id)
@@ -222,7 +241,7 @@ class NftBackend:
         for at in range(0, len(changes), 2):  # each by itself: an ADD may need one again
             try:
                 self.nft.apply(changes[at : at + 2])
-            except Refusal:
+            except Refusal:  # refused: somebody needs it again
                 continue
 
     def _removal(self, held: Elements) -> list[Change]:
@@ -320,16 +339,17 @@ class NftBackend:
         check(self.nft, plan)
 
     def ready(self) -> None:
-        """Raise IoFailure (code 5) when nft is not installed, or the kernel would not take the base."""
+        """Raise Unusable when nft is not installed, or the kernel would not take the base."""
         if not self.nft.available():
-            raise IoFailure("nftables cannot be used: nft is not installed")
+            raise Unusable("nftables cannot be used: nft is not installed")
         if self.nft.has_chain(BASE_CHAIN):
             return
         try:
             self.nft.dry_run(base_changes())
         except Refusal as refusal:
             if refusal.kind != "exists":  # another command has built it since
-                raise IoFailure(f"nftables cannot be used: {refusal.msg}") from None
+                kind = IoFailure if any(words in refusal.msg for words in _PASSING) else Unusable
+                raise kind(f"nftables cannot be used: {refusal.msg}") from None
 
     def payload(self, value: JSON) -> Elements:
         """Read a payload."""
@@ -355,10 +375,7 @@ def _is_renamed(holder: Owner, owner: Owner, wanted: Element) -> bool:
 def _conflict(wanted: Element, holder: Record | None, comment: str) -> HostPortConflict:
     whose = holder.owner.text if holder is not None else (comment or "another container")
     if wanted.map.startswith(_ADDRESSES):
-        return HostPortConflict(
-            f"the container's address {wanted.key} is that of {whose} too, which is alive as far as can be told: nobody"
-            " could tell the two apart; give one another address, or delete that attachment first"
-        )
+        return address_conflict(wanted.key, whose)
     protocol, _, port = wanted.key.rpartition(" . ")
     where, _, protocol = protocol.rpartition(" . ")
     place = f"{port}/{protocol}" + (f" on {where}" if where else "")

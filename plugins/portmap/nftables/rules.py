@@ -365,6 +365,11 @@ def _own(group: Group) -> tuple[Element, ...]:
     return tuple(element for element in group.all if element.value != SHARED)
 
 
+def is_claim(element: Element) -> bool:
+    """Whether an element tells whose a key is, and leads nowhere."""
+    return element.map.rstrip("46") in ("claims", "hostclaims", "addresses")
+
+
 def shared_keys(groups: Iterable[Group]) -> list[Element]:
     """The claims that owners with one host address each share."""
     return [element for group in groups for element in group.elements if element.value == SHARED]
