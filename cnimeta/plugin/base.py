@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import TypeAlias
 
+    from cnimeta.observe.metrics import Metric
     from cnimeta.plugin.described import Key
     from cnimeta.plugin.request import Request
     from cnimeta.ports.mapper import PortMapper
@@ -146,6 +147,10 @@ class Plugin:
 
         `confs`: its configurations on this node. Raises a CniError when that cannot be told. Changes nothing.
         """
+        return ()
+
+    def metrics(self, net_dir: str) -> Iterable[Metric]:  # noqa: ARG002 - as above
+        """For `cnimeta metrics`: what it knows now. Raises a CniError when that cannot be read: unknown is not zero."""
         return ()
 
     def dump(self, confs: Sequence[NetConf]) -> Iterable[tuple[str, Callable[[], JSON]]]:  # noqa: ARG002 - as above

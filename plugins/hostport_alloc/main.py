@@ -9,6 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from cnimeta.observe.metrics import Metric
     from cnimeta.plugin.base import Commands
     from cnimeta.plugin.described import Key
     from cnimeta.plugin.request import Request
@@ -86,6 +87,12 @@ class HostportAlloc(Plugin):
         from cnimeta_plugins.hostport_alloc.operator.examine import in_use
 
         return in_use(self.wiring, confs)
+
+    def metrics(self, net_dir: str) -> Iterable[Metric]:
+        """Ranges, annotations, whose configuration is first."""
+        from cnimeta_plugins.hostport_alloc.operator.metrics import metrics
+
+        return metrics(self.wiring, net_dir)
 
     def dump(self, confs: Sequence[NetConf]) -> Iterable[tuple[str, Callable[[], JSON]]]:
         """Records, ports and problems."""

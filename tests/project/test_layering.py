@@ -25,7 +25,7 @@ REGISTRY = ROOT / "cnimeta" / "plugin" / "registry.py"
 
 LAYERS = (
     {"errors", "namedtuple"},
-    {"spec", "terminal", "scaffold"},
+    {"spec", "terminal", "scaffold", "observe"},
     {"ports"},
     {"host"},
     {"store"},

@@ -1,0 +1,115 @@
+"""What `cnimeta metrics` tells of host ports: read from the state each time, so right from the first moment on."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from cnimeta.errors import DecodingFailure
+from cnimeta.observe.metrics import Metric, Sample, gauge
+from cnimeta_plugins.hostport_alloc.config import LOCK_TIMEOUT_S, read_settings
+from cnimeta_plugins.hostport_alloc.operator.conf import entry_of
+from cnimeta_plugins.hostport_alloc.operator.listing import RangeView, entries_of
+from cnimeta_plugins.hostport_alloc.operator.own import configurations, in_step, ownership
+from cnimeta_plugins.hostport_alloc.operator.wrap import is_wrapped
+from cnimeta_plugins.hostport_alloc.operator.wrapfile import read_document
+from cnimeta_plugins.hostport_alloc.state.store import Occupancy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cnimeta.spec.jsonio import JSON
+    from cnimeta_plugins.hostport_alloc.config import Settings
+    from cnimeta_plugins.hostport_alloc.operator.listing import Entry
+    from cnimeta_plugins.hostport_alloc.wiring import Wiring
+
+_STATES = ("used", "free", "quarantined", "blocked")
+_EXPLICIT = "explicit"
+
+
+def metrics(wiring: Wiring, net_dir: str) -> Iterator[Metric]:
+    """Every metric. Raises CniError when the state or the node cannot be read: unknown is not zero."""
+    names = configurations(net_dir) if os.path.isdir(net_dir) else []
+    documents = [_document(os.path.join(net_dir, name)) for name in names]
+    yield from _configuration(net_dir, [is_wrapped(document) for document in documents])
+    confs = [conf for document in documents if (conf := entry_of(document)) is not None]
+    if confs:
+        yield from _ports(wiring, [read_settings(conf) for conf in confs])
+
+
+def _document(path: str) -> dict[str, JSON]:
+    """A file that is no JSON is nobody's network; one that cannot be read may be ours."""
+    try:
+        return read_document(path)
+    except DecodingFailure:
+        return {}
+
+
+def _configuration(net_dir: str, ours: Sequence[bool]) -> Iterator[Metric]:
+    first = bool(ours) and ours[0]
+    yield gauge(
+        "cnimeta_configuration_first", "1 when the first network configuration of the node has hostport_alloc", first
+    )
+    own = ownership(net_dir)
+    if own is not None:
+        state, _ = in_step(own)
+        yield gauge(
+            "cnimeta_configuration_in_step",
+            "1 when ours is what the primary's file makes it",
+            state == "ok",
+        )
+
+
+def _ports(wiring: Wiring, settings: Sequence[Settings]) -> Iterator[Metric]:
+    """Of the first configuration's state; the ranges of all."""
+    store = wiring.store(settings[0].data_dir, LOCK_TIMEOUT_S, lambda _: None)
+    there = store.exists()  # looking makes none
+    entries = entries_of(store, wiring.clock.now()) if there else []
+    occupancy = store.occupancy() if there else Occupancy({}, ())
+    blocked = wiring.blocked(lambda _: None)
+    views = {found.name: RangeView.of(found, occupancy, blocked) for one in settings for found in one.ranges}
+    yield Metric(
+        "cnimeta_hostports",
+        "Host ports of a range by state: used, free, quarantined, blocked by the node itself",
+        [
+            Sample(view.counts[state], (("range", name), ("state", state)))
+            for name, view in views.items()
+            for state in _STATES
+        ],
+    )
+    yield Metric(
+        "cnimeta_hostport_range_size",
+        "Host ports that a range has",
+        [Sample(view.counts["size"], (("range", name),)) for name, view in views.items()],
+    )
+    explicit = sum(entry["range"] == _EXPLICIT for entry in entries)
+    yield gauge("cnimeta_hostports_explicit", "Host ports that were asked for by number", explicit)
+    yield gauge(
+        "cnimeta_hostport_containers", "Containers that have host ports", len({one["containerID"] for one in entries})
+    )
+    yield from _pending([entry for entry in entries if entry["annotation"] == "pending"])
+
+
+def _pending(entries: Sequence[Entry]) -> Iterator[Metric]:
+    waiting = {(entry["network"], entry["containerID"], entry["ifname"]): entry for entry in entries}
+    reasons: dict[str, int] = {}
+    for entry in waiting.values():
+        reason = _reason(str(entry["annotationError"]))
+        reasons[reason] = reasons.get(reason, 0) + 1
+    yield gauge("cnimeta_annotations_pending", "Pods whose annotation is still to be written", len(waiting))
+    yield Metric(
+        "cnimeta_annotations_pending_by_reason",
+        "The same by what the last try got: an HTTP status, no_answer, other, or none before the first try",
+        [Sample(count, (("reason", reason),)) for reason, count in sorted(reasons.items())],
+    )
+    oldest = max((int(entry["ageSeconds"]) for entry in waiting.values()), default=0)
+    yield gauge("cnimeta_annotations_pending_oldest_seconds", "Age of the oldest attachment among them", oldest)
+
+
+def _reason(error: str) -> str:
+    """One of a few words, so that no error text makes a series of its own."""
+    if not error:
+        return "none"
+    status = re.search(r"\b[1-5]\d\d\b", error)
+    return status.group() if status else "no_answer" if "answer" in error else "other"
