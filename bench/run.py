@@ -53,7 +53,7 @@ def section(name: str) -> str:
     ]
     for row in rows:
         reference = "" if row.reference is None else f"{row.reference:,.1f} {row.unit}"
-        ratio = "" if not row.reference else f"{row.ours / row.reference:.2f}"
+        ratio = "" if not row.reference or row.unit == "%" else f"{row.ours / row.reference:.2f}"
         lines.append(f"| {row.what} | {row.ours:,.1f} {row.unit} | {reference} | {ratio} |")
     return "\n".join(lines) + "\n"
 

@@ -18,8 +18,8 @@ from cnimeta.cli.install import install, interpreter
 TITLE = "Start-up: VERSION"
 NOTE = """
 The whole process, from its start to its end, with an environment of CNI_COMMAND alone: the median of 41 runs of each,
-all in turn. First beside the same interpreter doing nothing but `import json` (`python -I -S -c 'import json'`; the aim
-is a ratio of at most 1.4), then beside the reference's executable, Debian's containernetworking-plugins.
+all in turn. First beside the same interpreter doing nothing but `import json` (`python -I -S -c
+'import json'`), then beside the reference's executable, Debian's containernetworking-plugins.
 """
 REFERENCE = Path("/usr/lib/cni")
 RUNS = 41
