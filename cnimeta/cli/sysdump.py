@@ -11,6 +11,7 @@ from cnimeta.delegate.find import DEFAULT_BIN_DIR, split_path
 from cnimeta.errors import InvalidEnvironment, counted
 from cnimeta.runtime.conf import DEFAULT_FOLDER
 from cnimeta.terminal.colour import painted
+from cnimeta.terminal.progress import Progress
 
 if TYPE_CHECKING:
     import argparse
@@ -41,22 +42,13 @@ def _sysdump(args: argparse.Namespace) -> int:
     bin_dirs = split_path(args.bin_dir or [DEFAULT_BIN_DIR])
     top = f"cnimeta-sysdump-{os.uname().nodename}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     path = args.output or f"{top}.tar.gz"
-    files = collect(everything(bin_dirs, args.net_dir), _progress)
-    if path != "-":
-        missing = write(path, files, top)
-    elif sys.stdout.isatty() or args.json:
+    if path == "-" and (sys.stdout.isatty() or args.json):
         raise InvalidEnvironment("--output -: the archive goes to stdout, which must be a file or a pipe for it alone")
-    else:
-        missing = archive(files, top, sys.stdout.buffer)
-    _progress("")
+    with Progress("collecting") as progress:
+        files = collect(everything(bin_dirs, args.net_dir), progress)
+        missing = archive(files, top, sys.stdout.buffer) if path == "-" else write(path, files, top)
     _tell(path, missing, as_json=args.json)
     return 0
-
-
-def _progress(name: str) -> None:
-    """One line that is written anew, where somebody sees it."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{name}", end="", file=sys.stderr, flush=True)
 
 
 def _tell(path: str, missing: list[Collected], *, as_json: bool) -> None:

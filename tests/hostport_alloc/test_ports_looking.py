@@ -350,6 +350,45 @@ def test_the_terminal_is_as_it_was_when_top_ends(tmp_path: Path, end: str) -> No
         os.close(descriptor)
 
 
+PROGRESS = """
+import sys
+from cnimeta.terminal.progress import Progress
+with Progress("repairing") as progress:
+    progress("c1")
+print("done")
+"""
+
+
+@pytest.mark.kernel
+def test_progress_is_for_a_terminal_alone_and_gone_in_the_end() -> None:
+    ours, theirs = pty.openpty()
+    for stderr in (theirs, subprocess.PIPE):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRESS], stdout=subprocess.PIPE, stderr=stderr, text=True, check=True
+        )
+        assert done.stdout == "done\n"
+        assert not done.stderr
+    shown = read_until(ours, b"repairing 1: c1\r\x1b[K")
+    assert shown == b"\r\x1b[Krepairing 1: c1\r\x1b[K"
+    for descriptor in (ours, theirs):
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("environment", "painted"),
+    [({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False), ({}, False)],
+)
+def test_colours_are_for_a_terminal_that_wants_them(environment: dict[str, str], painted: bool) -> None:
+    program = "from cnimeta.terminal.colour import painted; print(painted('x', 'fail'))"
+    ours, theirs = pty.openpty()
+    subprocess.run([sys.executable, "-c", program], stdout=theirs, env=environment, check=True)
+    assert (b"\x1b[31mx\x1b[0m" in read_until(ours, b"x")) == painted
+    piped = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment, check=True)
+    assert piped.stdout == b"x\n"
+    for descriptor in (ours, theirs):
+        os.close(descriptor)
+
+
 def test_looking_makes_no_state_when_there_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     node = Node()
     shell = Shell(node, tmp_path, capsys)

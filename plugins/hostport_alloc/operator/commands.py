@@ -115,8 +115,10 @@ def _repairing(args: argparse.Namespace, wiring: Wiring) -> Repair:
 
 
 def _repair(args: argparse.Namespace, wiring: Wiring) -> int:
-    repair = _repairing(args, wiring)
-    repaired, failed = repair.run()
+    from cnimeta.terminal.progress import Progress
+
+    with Progress("repairing") as progress:
+        repaired, failed = _repairing(args, wiring).run(progress)
     if wants_json(args):
         body = {"ok": not failed, "containerIDs": repaired, "problems": [problem.body for problem in failed]}
         print(json.dumps(body, indent=2))

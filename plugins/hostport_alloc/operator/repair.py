@@ -45,12 +45,16 @@ class Repair:
         self.folders = folders
         self.log = log
 
-    def run(self) -> tuple[list[str], list[Problem]]:
-        """Repair every live attachment. Returns the containers whose mappings are in place, and what could not be."""
+    def run(self, tell: Callable[[str], None] = lambda _: None) -> tuple[list[str], list[Problem]]:
+        """Repair every live attachment. Returns the containers whose mappings are in place, and what could not be.
+
+        `tell`: each container, before it is looked at.
+        """
         self.store.rebuild()
         done: list[str] = []
         failed: list[Problem] = []
         for record in self.store.records():
+            tell(record.container_id)
             try:
                 if self._one(record):
                     done.append(record.container_id)
