@@ -129,7 +129,7 @@ def test_it_is_told_whose_configuration_is_first(node: Node) -> None:
 
 def test_there_are_no_zeros_when_the_state_cannot_be_read(node: Node) -> None:
     node.add("c1")
-    node.databases.busy = True
+    node.databases.connections["/data"].execute("PRAGMA user_version=99")  # a later version's
     with pytest.raises(CniError):
         list(node.plugin.metrics(str(node.folder)))
     said: list[str] = []

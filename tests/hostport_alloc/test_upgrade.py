@@ -56,11 +56,14 @@ def node(make_netns: Callable[[str], Namespace], tmp_path: Path) -> Iterator[Ker
     made.close()
 
 
+@pytest.mark.timeout(300)
 def test_no_container_fails_when_the_version_goes_up_and_down(node: KernelNode, tmp_path: Path) -> None:
     versions = [installation(tmp_path / version, version) for version in ("0.1.7", "0.2.0")]
     names = [f"c{number}" for number in range(CONTAINERS)]
     for name in names:
         node.container(name)
+    node.call("ADD", node.conf(), "c0")  # makes the bridge
+    node.call("DEL", node.conf(), "c0")
     done, seen = threading.Event(), []
 
     def switching() -> None:

@@ -204,7 +204,7 @@ def test_unwrapping_keeps_an_edit_and_says_so_unless_forced(tmp_path: Path, caps
         assert json.loads(file.read_text()) == {**CONFIGURATIONS["ptp.conf"], **({} if force else {"mtu": 1400})}
         assert [path.name for path in tmp_path.iterdir()] == ["a.conf"]
         assert ("edits are kept: $.mtu" in said) == (not force)
-        assert ("$[0].sticky was changed and goes with hostport_alloc" in said) == (not force)
+        assert ("$.sticky was changed and goes with hostport_alloc" in said) == (not force)
 
 
 def test_nothing_is_changed_when_unwrapping_is_only_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,7 +88,9 @@ def test_ours_is_the_first_and_the_primarys_is_untouched_when_it_is_taken(folder
     assert [plugin["type"] for plugin in first.plugins] == ["hostport_alloc"]
     assert first.plugins[0]["delegates"] == FLANNEL["plugins"][:1]
     assert first.plugins[0]["ranges"] == {"default": "21000-21999"}
-    assert own.ownership(str(folder.path)) == own.Ownership(str(folder.path), PRIMARY, OPTIONS)
+    found = own.ownership(str(folder.path))
+    assert found is not None
+    assert (found.primary, found.options.ranges, found.options.expose) == (PRIMARY, OPTIONS.ranges, OPTIONS.expose)
     assert folder.keeper.look() == "ok"
     assert folder.said == []
 
@@ -256,7 +258,7 @@ def test_an_edit_is_kept_when_it_has_a_place_in_the_original() -> None:
 def test_an_edit_of_our_own_keys_is_named_when_it_goes_with_them() -> None:
     found = edited(lambda entry, _list: entry["ranges"].update(default="1-2"))
     assert found.document == FLANNEL
-    assert found.own == ("$[0].ranges.default",)
+    assert found.own == ("$.plugins[0].ranges.default",)
 
 
 def test_a_conflict_is_named_when_the_original_was_edited_too() -> None:

@@ -74,6 +74,11 @@ def delegates(conf: NetConf) -> list[Mapping[str, JSON]]:
 def in_use(wiring: Wiring, confs: Sequence[NetConf]) -> Iterator[str]:
     """As `Plugin.in_use`: from the records of this boot, in the default folder and in those that are configured."""
     for folder in {DATA_DIR, *(read_data_dir(conf.fields) for conf in confs)}:
-        if os.path.lexists(os.path.join(folder, FILE)):  # opening a database makes one
-            store = wiring.store(folder, LOCK_TIMEOUT_S, lambda _: None)
-            yield from (record.container_id for record in store.records() if store.is_alive(record))
+        yield from on_record(wiring, folder)
+
+
+def on_record(wiring: Wiring, folder: str) -> Iterator[str]:
+    """The containers of this boot that a state has; there may be none, and then none is made."""
+    if os.path.lexists(os.path.join(folder, FILE)):
+        store = wiring.store(folder, LOCK_TIMEOUT_S, lambda _: None)
+        yield from (record.container_id for record in store.records() if store.is_alive(record))

@@ -111,5 +111,7 @@ def _reason(error: str) -> str:
     """One of a few words, so that no error text makes a series of its own."""
     if not error:
         return "none"
-    status = re.search(r"\b[1-5]\d\d\b", error)
-    return status.group() if status else "no_answer" if "answer" in error else "other"
+    if "no answer" in error:
+        return "no_answer"
+    status = re.search(r"(?<![:.\d])[45]\d\d(?![\d.])", error)  # no port, and no part of an address
+    return status.group() if status else "other"

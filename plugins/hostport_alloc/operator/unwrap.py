@@ -37,7 +37,10 @@ def unwrapped(original: Mapping[str, JSON], before: Mapping[str, JSON], now: Map
     document = _merged(original, _inverse(before), _inverse(now), "$", conflicts)
     if not isinstance(document, dict):
         raise TypeError(document)
-    own = differences("$", _own(before), _own(now))
+    is_list = Fields(now).has("plugins")
+    own = differences("$.plugins" if is_list else "", _own(before), _own(now))
+    if not is_list:  # the one entry is the document itself
+        own = [text.replace("[0]", "$", 1) for text in own]
     return Unwrapped(document, tuple(own), tuple(conflicts))
 
 

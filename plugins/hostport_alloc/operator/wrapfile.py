@@ -81,6 +81,8 @@ class Unwrapping(NamedTuple):
     """The original byte for byte, unless something was edited since."""
     told: tuple[str, ...] = ()
     """What becomes of each edit."""
+    edited: bool = False
+    """Whether the content is not the original's."""
 
 
 def unwrapped(path: str, *, force: bool = False) -> Unwrapping:
@@ -117,7 +119,7 @@ def unwrapped(path: str, *, force: bool = False) -> Unwrapping:
     if found.document == read_document(original):
         return Unwrapping(content, told)
     kept = ", ".join(unwrap.differences("$", read_document(original), found.document))
-    return Unwrapping(render(found.document).encode(), (f"edits are kept: {kept}", *told))
+    return Unwrapping(render(found.document).encode(), (f"edits are kept: {kept}", *told), edited=True)
 
 
 def _as_wrapped(path: str) -> dict[str, JSON] | None:
@@ -131,13 +133,15 @@ def _as_wrapped(path: str) -> dict[str, JSON] | None:
 def unwrap_file(path: str, *, force: bool = False) -> tuple[str, ...]:
     """Put the original back, with what was edited since. Returns what there is to say of that.
 
-    Whenever it ends, the file is there and whole, and what it was is too: the file first, then what lay beside it.
+    Whenever it ends, the file is there and whole: the file first, then what lay beside it.
     """
     found = unwrapped(path, force=force)
     original = path + ORIGINAL_SUFFIX
     try:
-        mode = os.stat(path if os.path.exists(path) else original).st_mode & 0o777
-        replace(path, found.content, mode)
+        if not found.edited:
+            os.rename(original, path)
+        else:
+            replace(path, found.content, os.stat(path).st_mode & 0o777)
         for suffix in (ORIGINAL_SUFFIX, WRAPPED_SUFFIX):
             if os.path.lexists(path + suffix):
                 os.unlink(path + suffix)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from cnimeta.errors import CniError, InvalidEnvironment, InvalidNetworkConfig, counted, shown
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.hostport_alloc.allocate.ranges import refuse_reserved
-from cnimeta_plugins.hostport_alloc.config import read_settings, refuse_unreadable_credentials
+from cnimeta_plugins.hostport_alloc.config import read_data_dir, read_settings, refuse_unreadable_credentials
 from cnimeta_plugins.hostport_alloc.operator import own, wrapfile
 from cnimeta_plugins.hostport_alloc.operator.conf import entry_of, log
-from cnimeta_plugins.hostport_alloc.operator.examine import in_use
+from cnimeta_plugins.hostport_alloc.operator.examine import on_record
 from cnimeta_plugins.hostport_alloc.operator.wrap import Options, alone, wrapped
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _live(document: Mapping[str, JSON], wiring: Wiring) -> int:
     """How many containers have host ports on record; 0 where that cannot be told, which others complain of."""
     conf = entry_of(document)
     try:
-        return len(set(in_use(wiring, [conf] if conf is not None else [])))
+        return 0 if conf is None else len(set(on_record(wiring, read_data_dir(conf.fields))))
     except CniError:
         return 0
 
