@@ -134,7 +134,7 @@ def _files() -> Iterable[str]:
     for folder, _, names in os.walk(DATA):
         for name in names:
             path = os.path.join(folder, name)
-            if not re.match(r"cnimeta\.db|sequence|reserve|probe", name) and "/locks" not in folder:
+            if not re.match(r"cnimeta\.db|sequence|reserve|probe", name) and "locks" not in folder:
                 text = Path(path).read_text(encoding="utf-8", errors="replace")
                 yield f"{os.path.relpath(path, DATA)} {text}"
 
