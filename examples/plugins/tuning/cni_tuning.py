@@ -107,9 +107,13 @@ def read(request: Request) -> Wanted:
 
 def differing(link: Link, wanted: SetLink) -> list[str]:
     """What of the interface is not as wanted, a line each."""
-    wanted = wanted._replace(mac=wanted.mac.lower() if wanted.mac else None)
     pairs = [(key, getattr(link, key), getattr(wanted, key)) for key in PROPERTIES]
-    return [f"{key} is {shown(now)} instead of {shown(then)}" for key, now, then in pairs if then not in (None, now)]
+    return [f"{key} is {shown(now)} instead of {shown(then)}" for key, now, then in pairs if not same(now, then)]
+
+
+def same(now: object, then: object) -> bool:
+    """Whether a property is as asked; the letters of a hardware address may be small or capital."""
+    return then is None or str(now).lower() == str(then).lower()
 
 
 def put_back(ifname: str, before: Fields) -> SetLink:
