@@ -243,6 +243,10 @@ class Nft(Protocol):
         """The rules of every chain with their handles. IoFailure (code 5)."""
         ...
 
+    def lookup(self, name: str, keys: Iterable[str]) -> Mapping[Element, str]:
+        """The elements of a map that have one of these keys, and their comments. IoFailure (code 5)."""
+        ...
+
     def elements(self, name: str) -> Mapping[Element, str]:
         """Every element of a map and its comment, none when there is no such map. IoFailure (code 5)."""
         ...
