@@ -68,7 +68,7 @@ def current_trace() -> TraceContext | None:
     """The span that OpenTelemetry says is the current one, in a program that uses it; None in any other."""
     if "opentelemetry" not in sys.modules:
         return None
-    from opentelemetry import propagate
+    from opentelemetry import propagate  # type: ignore[import-not-found,unused-ignore]  # whose program has it
 
     carrier: dict[str, str] = {}
     propagate.inject(carrier)

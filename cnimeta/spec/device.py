@@ -1,7 +1,7 @@
 """Devices of a container, as runtimes and device plugins name them: `deviceID`, and the file of device information.
 
-`deviceID` is of the CNI conventions; `CNIDeviceInfoFile` and the file's form are of the Network Plumbing Working Group's
-Device Information Specification 1.1.0. A plugin that declares the capabilities is given both in runtimeConfig.
+`deviceID` is of the CNI conventions; `CNIDeviceInfoFile` and the file's form are of the Network Plumbing Working
+Group's Device Information Specification 1.1.0. A plugin that declares the capabilities is given both in runtimeConfig.
 """
 
 from __future__ import annotations
