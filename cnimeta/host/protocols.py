@@ -216,10 +216,8 @@ class Conntrack(Protocol):
     def forget_udp(
         self, family: int, ports: Iterable[tuple[int, int, bytes]], translated_to: Collection[bytes] | None
     ) -> None:
-        """Delete the UDP flows to (first port, last port, packed address or empty for every address).
-
-        Of these, the ones translated to one of the packed addresses; None: the ones to an address of this host.
-        IoFailure (code 5) when the kernel refuses.
+        """Delete the UDP flows to (first port, last port, packed address or empty for every address), of these the ones
+        translated to one of the packed addresses; None: to an address of this host. IoFailure (code 5).
         """
 
 
