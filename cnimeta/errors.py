@@ -7,6 +7,8 @@ value; values of foreign origin go through `shown()` so that they can never brea
 
 from __future__ import annotations
 
+from _codecs import unicode_escape_encode  # `encode` would import the codec, which can fail while an error is told
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +24,7 @@ def shown(value: object, limit: int = 120) -> str:
         text = f'"{value[:limit]}'  # a megabyte is not escaped to be cut off
     else:
         text = f'"{value}"' if isinstance(value, str) else repr(value)
-    text = text.encode("unicode_escape", "backslashreplace").decode("ascii")
+    text = unicode_escape_encode(text, "backslashreplace")[0].decode("ascii")
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
@@ -182,11 +184,11 @@ class DelegateFailed(CniError):
 
 
 def joined(errors: Iterable[CniError]) -> CniError | None:
-    """One error for many: the first one's code, every message. None for none."""
+    """One error for many: the first one's code, every message once. None for none."""
     found = list(errors)
     if len(found) < 2:
         return found[0] if found else None
-    return CniError("; ".join(str(error) for error in found), code=found[0].code)
+    return CniError("; ".join(dict.fromkeys(str(error) for error in found)), code=found[0].code)
 
 
 class Failures:

@@ -28,6 +28,7 @@ from cnimeta.host.iptables.values import Table, split
 from cnimeta.host.kube.client import Client
 from cnimeta.host.kube.credentials import _checked, server_of
 from cnimeta.host.links.rtnetlink import every_link, route_interface
+from cnimeta.host.nftables.kernel import KernelNft
 from cnimeta.host.nftables.program import NftProgram
 from cnimeta.host.portscan import RulesetScan
 from cnimeta.host.sockets import NodeSockets
@@ -285,6 +286,8 @@ def netlink_answer(data: bytes) -> None:
 
     for call in (
         lambda: netlink.nft_tables(ask),
+        lambda: KernelNft("t", ask=ask, program=Refusing()).elements("m"),
+        lambda: KernelNft("t", ask=ask, program=Refusing()).all_rules(),
         lambda: netlink.nft_chain_uses("inet", "t", ask),
         lambda: table_names(ask),
         lambda: entry_rules(4, "PREROUTING", (), ask),
