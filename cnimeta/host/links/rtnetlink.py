@@ -48,7 +48,7 @@ def link_seen_in(netns: str, name: str, ask: Ask = ask) -> Link | None:
     older kernel. Whoever asks has to go there then, which takes an import of 2 ms.
     """
     try:
-        descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a FIFO
     except (OSError, ValueError):
         return None
     try:
