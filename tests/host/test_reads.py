@@ -381,7 +381,7 @@ def test_credentials_are_missing_or_unreadable_but_never_passed_over(tmp_path: P
     loop.symlink_to(loop)
     for path, words in ((tmp_path / "none", "does not exist"), (tmp_path, "does not exist"), (loop, "symbolic links")):
         with pytest.raises(PodApiError, match=words) as caught:
-            KubernetesPodApi(str(path), {}).read("default", "web", 1)
+            KubernetesPodApi(str(path), {}).read("default", "web", 20)
         assert (caught.value.status, caught.value.reason) == (0, "NoCredentials")
 
 

@@ -9,7 +9,7 @@ from _socket import AF_INET, AF_INET6
 
 from cnimeta.errors import IoFailure, shown
 from cnimeta.host.links.values import Link
-from cnimeta.host.netlink import DUMP, ROUTE, ask, attribute, attributes
+from cnimeta.host.netlink import DUMP, ROUTE, ask, attribute, attributes, understood
 from cnimeta.host.reading import told
 
 TYPE_CHECKING = False
@@ -82,6 +82,7 @@ def every_link(ask: Ask = ask) -> list[Link]:
     return [_link(one) for one in told("the interfaces", lambda: ask(ROUTE, _RTM_GETLINK, DUMP, body), ()) or ()]
 
 
+@understood("a route")
 def route_interface(address: Address, ask: Ask = ask) -> str:
     """The interface through which the kernel routes to `address`; empty when it has no route.
 
@@ -116,6 +117,7 @@ def _one(body: bytes, what: str, ask: Ask) -> Link | None:
     return _link(messages[0]) if messages else None
 
 
+@understood("an interface")
 def _link(message: Message) -> Link:
     found = attributes(message.body[16:])
     kind = _text(attributes(found.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND, b""))
