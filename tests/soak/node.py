@@ -175,6 +175,9 @@ class Soak:
                 raise Finding(f"DEL of {one.name}: {answer}")
             self.model.attachments.pop(one.name, None)
             self.flushed.discard(one.name)
+            if before is not None and before.damaged:
+                if before.network == "plain" or self.name_of(before) != self.names[before.network]:
+                    self.model.excused.add(one.name)
         elif verb == "CHECK":
             whole = one.sure and not (one.flushed or one.damaged or one.old)
             if code not in ((0,) if whole else (0, 101)):
