@@ -7,9 +7,15 @@ value; values of foreign origin go through `shown()` so that they can never brea
 
 from __future__ import annotations
 
+from _codecs import unicode_escape_encode  # `encode` would import the codec, which can fail while an error is told
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+_TEXT_MAX = 4096
+"""Characters of an error's message, and of its details."""
 
 
 def shown(value: object, limit: int = 120) -> str:
@@ -18,7 +24,7 @@ def shown(value: object, limit: int = 120) -> str:
         text = f'"{value[:limit]}'  # a megabyte is not escaped to be cut off
     else:
         text = f'"{value}"' if isinstance(value, str) else repr(value)
-    text = text.encode("unicode_escape", "backslashreplace").decode("ascii")
+    text = unicode_escape_encode(text, "backslashreplace")[0].decode("ascii")
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
@@ -48,6 +54,7 @@ class CniError(Exception):
     code = 999
 
     def __init__(self, msg: str, details: str = "", *, code: int | None = None) -> None:
+        msg = legible(msg, _TEXT_MAX)  # whoever's words are in it
         super().__init__(msg)
         self.msg = msg
         self.details = details
@@ -58,11 +65,11 @@ class CniError(Exception):
         """The object a plugin prints on stdout; `details` only when there are any."""
         body: dict[str, str | int] = {"cniVersion": cni_version, "code": self.code, "msg": self.msg}
         if self.details:
-            body["details"] = self.details
+            body["details"] = legible(self.details, _TEXT_MAX)
         return body
 
     def __str__(self) -> str:
-        return f"{self.msg} ({self.details})" if self.details else self.msg
+        return f"{self.msg} ({legible(self.details, _TEXT_MAX)})" if self.details else self.msg
 
 
 class IncompatibleVersion(CniError):

@@ -9,7 +9,7 @@ from cnimeta.spec.version import ALL, at_least
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import TypeAlias
 
     from cnimeta.plugin.described import Key
@@ -138,6 +138,13 @@ class Plugin:
         """For `cnimeta uninstall`: the IDs of the containers that it has something of, which its DEL is to remove.
 
         `confs`: its configurations on this node. Raises a CniError when that cannot be told. Changes nothing.
+        """
+        return ()
+
+    def dump(self, confs: Sequence[NetConf]) -> Iterable[tuple[str, Callable[[], JSON]]]:  # noqa: ARG002 - as above
+        """For `cnimeta sysdump`: documents of what it keeps on this node, each with a name such as `records.json`.
+
+        Reading one raises a CniError when it cannot be had. Secrets are taken out of what is read. Changes nothing.
         """
         return ()
 

@@ -17,6 +17,7 @@ from cnimeta.errors import (
     InvalidEnvironment,
     InvalidNetns,
     InvalidNetworkConfig,
+    legible,
     shown,
 )
 from cnimeta.host import afterwards
@@ -27,7 +28,7 @@ from cnimeta.plugin.request import Attachment, Request
 from cnimeta.spec import cniargs, validate, version
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import dumps, loads_object
-from cnimeta.spec.netconf import NetConf
+from cnimeta.spec.netconf import MAX_BYTES, NetConf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 _OWN_NETNS = "/proc/self/ns/net"
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _INTERRUPTED = 130  # what a shell reports for SIGINT
+_LINE_MAX = 8192
+"""Characters of a line that a plugin logs."""
+_PATHS = ("CNI_ARGS", "CNI_PATH", "CNI_NETNS")
 DEBUG = "CNIMETA_DEBUG"
 """The variable that makes a failure write its traceback to stderr; unset, empty and 0 mean no."""
 
@@ -116,7 +120,7 @@ def start(make: Callable[[], Plugin]) -> None:
         _end(_INTERRUPTED)
     try:
         _write_all(answer_fd, outcome.stdout.encode())
-    except OSError:  # nobody reads: the status still tells
+    except OSError:  # refused: nobody reads, the status still tells
         _end(outcome.status or 1)
     _end(outcome.status)
 
@@ -131,7 +135,7 @@ def _end(status: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (AttributeError, OSError, ValueError):
+        except (AttributeError, OSError, ValueError):  # refused: nobody reads
             pass
     afterwards.leave()
     os._exit(status)
@@ -154,9 +158,11 @@ def _claim_stdout() -> int:
 
 
 def _read_stdin() -> bytes:
-    chunks = []
-    while chunk := os.read(_STDIN, 65536):
+    """What the runtime wrote. Of more than is ever read, not much more: NetConf refuses it."""
+    chunks, size = [], 0
+    while size <= MAX_BYTES and (chunk := os.read(_STDIN, 65536)):
         chunks.append(chunk)
+        size += len(chunk)
     return b"".join(chunks)
 
 
@@ -205,6 +211,9 @@ def _require_environment(verb: Verb, environ: Mapping[str, str]) -> None:
     if verb.of_attachment:
         validate.container_id(environ["CNI_CONTAINERID"])
         validate.ifname(environ["CNI_IFNAME"])
+    if verb.name != "DEL":  # which must go on with whatever it is given
+        for name in _PATHS:
+            validate.utf8(name, environ.get(name, ""))
 
 
 def _request(
@@ -222,7 +231,12 @@ def _request(
             netns, environ = "", {**environ, "CNI_NETNS": ""}
         args = cniargs.parse(environ.get("CNI_ARGS", ""), strict=verb.name != "DEL")
         target = Attachment(conf.name, environ["CNI_CONTAINERID"], environ["CNI_IFNAME"], netns, args)
-    return Request(verb.name, conf, target, dict(environ), log, host or Host())
+    return Request(verb.name, conf, target, dict(environ), _legibly(log), host or Host())
+
+
+def _legibly(log: Callable[[str], None]) -> Callable[[str], None]:
+    """Lines of a plugin may have anybody's words in them."""
+    return lambda line: log(legible(line, _LINE_MAX))
 
 
 def _is_own_netns(netns: str, environ: Mapping[str, str]) -> bool:
@@ -231,7 +245,7 @@ def _is_own_netns(netns: str, environ: Mapping[str, str]) -> bool:
         return False
     try:
         given, own = os.stat(netns), os.stat(_OWN_NETNS)
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # unknown: the plugin judges; on DEL it may be gone
         return False  # a namespace that cannot be reached is for the plugin to judge; on DEL it may just be gone
     return (given.st_dev, given.st_ino) == (own.st_dev, own.st_ino)
 
@@ -265,5 +279,5 @@ def to_stderr(line: str) -> None:
     """Log a line; without anybody to read it, it is lost."""
     try:
         os.write(_STDERR, (line + "\n").encode("utf-8", "backslashreplace"))
-    except OSError:
+    except OSError:  # refused: nobody reads
         pass

@@ -159,6 +159,6 @@ def _key_in(text: str, names: list[str]) -> list[str]:
     """The key as the document has it, under its checksum; that of the row where it cannot be read."""
     try:
         found = document.decode(_ANY_VERSION, text).texts("key")
-    except (Damaged, CniError):
+    except (Damaged, CniError):  # unknown: the row's key is right or nobody's
         return names
     return found if len(found) == len(names) else names

@@ -79,7 +79,10 @@ KEYS = (
         ("kubernetes.timeout",),
         "seconds, 0.1 to 86400",
         "5",
-        "for all attempts together",
+        (
+            "for reading the Pod, and again for annotating it: credentials, name resolution, all attempts and answers "
+            "together"
+        ),
     ),
     Key(
         ("kubernetes.readPod",),

@@ -7,7 +7,7 @@ from cnimeta_plugins.hostport_alloc.wiring import Wiring
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from cnimeta.plugin.base import Commands
     from cnimeta.plugin.described import Key
@@ -80,6 +80,12 @@ class HostportAlloc(Plugin):
         from cnimeta_plugins.hostport_alloc.operator.examine import in_use
 
         return in_use(self.wiring, confs)
+
+    def dump(self, confs: Sequence[NetConf]) -> Iterable[tuple[str, Callable[[], JSON]]]:
+        """Records, ports and problems."""
+        from cnimeta_plugins.hostport_alloc.operator.dumping import dump
+
+        return dump(self.wiring, confs)
 
     def add_commands(self, commands: Commands) -> None:
         """`cnimeta ports` and `cnimeta wrap`."""

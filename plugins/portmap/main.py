@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cnimeta.plugin.described import Key
     from cnimeta.plugin.request import Request
     from cnimeta.ports.mapper import PortMapper
+    from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.netconf import NetConf
     from cnimeta.spec.result import Result
     from cnimeta_plugins.portmap.mapper import Mapper
@@ -97,6 +98,12 @@ class Portmap(Plugin):
         from cnimeta_plugins.portmap.operator import in_use
 
         return in_use(confs)
+
+    def dump(self, confs: Sequence[NetConf]) -> Iterable[tuple[str, Callable[[], JSON]]]:
+        """Records."""
+        from cnimeta_plugins.portmap.operator import dump
+
+        return dump(confs)
 
     def _mapper(self, request: Request) -> Mapper:
         if self._make_mapper is not None:

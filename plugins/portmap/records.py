@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from binascii import crc32
+from errno import EFBIG
 
 from cnimeta.errors import CniError, StateUnusable
 from cnimeta.namedtuple import NamedTuple
@@ -227,7 +228,7 @@ class Records:
 
     def usable(self) -> None:
         """Raise StateUnusable unless records can be written."""
-        probe = os.path.join(self.folder, f"probe-{os.getpid()}")
+        probe = os.path.join(self.folder, "probe")  # always the same: one that cannot be removed is not joined by more
         try:
             self._files.write(probe, b"")
             self._files.remove(probe)
@@ -257,6 +258,9 @@ class Records:
             self._log(f"portmap: the record {path} is of a later version: {error.msg}")
             return Found(error.record, error.msg, newer=True)
         except OSError as error:
+            if error.errno == EFBIG:  # nothing that was ever written
+                self._log(f"portmap: the record {path} is damaged: {error.strerror}; the kernel's rules tell the rest")
+                return Found(problem=str(error.strerror))
             raise self._unusable(error) from None
 
     def _unusable(self, error: OSError) -> StateUnusable:
@@ -349,7 +353,7 @@ def _checksum(version: int, body: str) -> int:
 def _understood(body: Fields, read_payload: Callable[[str, JSON], Payload | None]) -> Record | None:
     try:
         return _READERS[VERSION](body, read_payload)
-    except (CniError, ValueError):
+    except (CniError, ValueError):  # unknown: told as of a later version
         return None
 
 

@@ -7,7 +7,7 @@ the annotations' map when there is none; and the sub-resource is what a node's o
 
 from __future__ import annotations
 
-from cnimeta.errors import CniError, PodMismatch, shown
+from cnimeta.errors import CniError, PodMismatch, legible, shown
 from cnimeta.host.values import PodApiError
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.fields import Fields
@@ -157,7 +157,7 @@ def deliver(api: PodApi, record: Record, deadline: Deadline, *, patient: bool) -
         _require_written(patch, api.patch_status(pod.namespace, pod.name, patch, timeout_s))
 
     error = attempt(api, pod, deadline, static=static, patient=patient, request=request)
-    return Annotation("pending", patch, error) if error else Annotation("done", patch)
+    return Annotation("pending", patch, legible(error)) if error else Annotation("done", patch)
 
 
 def _require_written(patch: Mapping[str, JSON], answer: Mapping[str, JSON]) -> None:
@@ -165,7 +165,7 @@ def _require_written(patch: Mapping[str, JSON], answer: Mapping[str, JSON]) -> N
     sent, found = (Fields(document).object("metadata") for document in (patch, answer))
     try:
         there = found.object("annotations").raw
-    except CniError:
+    except CniError:  # unknown: not written
         there = {}
     if any(there.get(key) != value for key, value in sent.object("annotations").raw.items()):
         raise PodApiError(0, "NotWritten", "the API server answered without the annotations that were sent")
