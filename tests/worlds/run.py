@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.append(os.path.join(os.path.dirname(__file__), os.pardir, "harness"))
 
+from allocating import Allocation
 from found import FOUND
 from hunt import Hunt, fault_of
 from kinds import KINDS
 from mutants import MUTANTS, without
+from shaping import Shaping
 from worlds import BACKENDS, read
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def _hunt(options: Any) -> int:
 
 
 def _one(text: str, kind: str) -> int:
-    world = read(text)
+    world = read(text, Allocation, Shaping)
     breaches = KINDS[kind].examine(world)
     for breach in breaches:
         fault = fault_of(world, breach)
