@@ -236,9 +236,11 @@ def flush_part(which: str) -> None:
     variants = [("nft", f) for f in (4, 6) if _managed(tables(), "ip " if f == 4 else "ip6 ")]
     for variant, family in [*variants, *(("legacy", family) for family in legacy_families())]:
         command = f"{'iptables' if family == 4 else 'ip6tables'}-{variant}"
+        table = ""
         for line in saved(variant, family).splitlines():
+            table = line[1:] if line.startswith("*") else table
             if line.startswith(":CNI"):
-                found.append((command, "-w", "-t", "nat", "-F", line[1:].split()[0]))
+                found.append((command, "-w", "-t", table, "-F", line[1:].split()[0]))
     if which.isdigit():
         found = [found[int(which) % len(found)]] if found else []
     for command in found:

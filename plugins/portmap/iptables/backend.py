@@ -144,7 +144,8 @@ class IptablesBackend:
 
     def _write(self, work: _Work, settings: Settings) -> None:
         tables, family, wanted, entries = self.tables, work.family.family, work.wanted, work.entries
-        if entries is not None:
+        # Without the guard, which goes with the node's last mapping, the batch would be refused.
+        if entries is not None and (family == 6 or tables.has_chain(family, GUARD_CHAIN, RAW)):
             known = any(entry.chain == wanted.chain for entry in entries)
             changes = [
                 *steps.base_present(family, settings),
