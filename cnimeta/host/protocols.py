@@ -170,9 +170,7 @@ class PortScan(Protocol):
 
 
 class Iptables(Protocol):
-    """The tables of one iptables variant, nat unless another is named. `family` is 4 or 6; rules are text as
-    `iptables-save` prints them.
-    """
+    """The tables of one iptables variant. `family` is 4 or 6; rules are text as `iptables-save` prints them."""
 
     variant: str
 
@@ -197,10 +195,7 @@ class Iptables(Protocol):
         ...
 
     def commit(self, family: int, changes: Sequence[Change]) -> None:
-        """Apply all changes of a table or none, the raw table's first; under `held()`.
-
-        cnimeta.host.iptables.values.Refused when one does not fit.
-        """
+        """Apply all changes of a table or none, under `held()`. Raises cnimeta.host.iptables.values.Refused."""
         ...
 
     def has_rule(self, family: int, chain: str, rule: str) -> bool:
@@ -243,6 +238,10 @@ class Nft(Protocol):
         """The rules of every chain with their handles. IoFailure (code 5)."""
         ...
 
+    def lookup(self, name: str, keys: Iterable[str]) -> Mapping[Element, str]:
+        """The elements of a map that have one of these keys, and their comments. IoFailure (code 5)."""
+        ...
+
     def elements(self, name: str) -> Mapping[Element, str]:
         """Every element of a map and its comment, none when there is no such map. IoFailure (code 5)."""
         ...
@@ -254,10 +253,8 @@ class Conntrack(Protocol):
     def forget_udp(
         self, family: int, ports: Iterable[tuple[int, int, bytes]], translated_to: Collection[bytes] | None
     ) -> None:
-        """Delete the UDP flows to (first port, last port, packed address or empty for every address).
-
-        Of these, the ones translated to one of the packed addresses; None: the ones to an address of this host.
-        IoFailure (code 5) when the kernel refuses.
+        """Delete the UDP flows to (first port, last port, packed address or empty for every address), of these the ones
+        translated to one of the packed addresses; None: to an address of this host. IoFailure (code 5).
         """
         ...
 
@@ -371,27 +368,21 @@ class Network(Protocol):
 
     def link(self, name: str = "", *, index: int = 0) -> Link | None:
         """An interface by name or index, None when there is none."""
-        ...
 
     def links(self) -> list[Link]:
         """Every interface."""
-        ...
 
     def addresses(self, link: str) -> list[str]:
         """The addresses of an interface, `10.0.0.2/24`."""
-        ...
 
     def routes(self, link: str) -> list[Route]:
         """The routes through an interface that somebody set; not those that its addresses bring."""
-        ...
 
     def sysctl(self, name: str) -> str:
         """A setting under /proc/sys, its name with slashes; empty when there is no such setting."""
-        ...
 
     def apply(self, *changes: NetworkChange) -> None:
         """Carry out the changes (cnimeta.host.network.values) in order, up to the first that fails."""
-        ...
 
 
 class Networks(Protocol):
@@ -399,8 +390,6 @@ class Networks(Protocol):
 
     def here(self) -> Network:
         """That of the namespace the plugin runs in."""
-        ...
 
     def within(self, netns: str) -> AbstractContextManager[Network]:
         """That of the namespace at a path, for a block that runs there. cnimeta.host.values.NoNamespace without it."""
-        ...

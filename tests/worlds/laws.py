@@ -305,7 +305,8 @@ class Judge:
         """No line of the kernel's or of a file has the container's ID, unless it is still there otherwise."""
         for attachment in attachments:
             name = attachment.container
-            if len(name) < 2 or name in ("net", "eth0") or any(a.container == name for a in self.model.held.values()):
+            others = {"net", "eth0", *(word for a in self.world.attachments for word in (a.network, a.ifname))}
+            if len(name) < 2 or name in others or any(a.container == name for a in self.model.held.values()):
                 continue
             found = self.seen.mentions(name)
             if found:
