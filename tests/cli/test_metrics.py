@@ -160,6 +160,7 @@ def promtool(*words: str, text: str = "") -> subprocess.CompletedProcess[str]:
 
 
 def test_promtool_reads_it_when_everything_is_in_it(node: Node) -> None:
+    node.pods.create("default", "web", uid="0a-1b")
     node.add("c1", POD)
     text = render(collected({"hostport_alloc": node.plugin}, str(node.folder), print)[0])
     done = promtool("check", "metrics", text=text)
