@@ -101,19 +101,12 @@ def main(plugin: Plugin) -> None:
 def start(make: Callable[[], Plugin]) -> None:
     """As `main`, of a plugin that is yet to be made; a CniError of `make` is the answer.
 
-    The only code that touches the process's environment and streams.
+    With `answered`, the only code that touches the process's environment and streams.
     """
     answer_fd = _claim_stdout()
     afterwards.begin()
     try:
-        plugin = make()
-        stdin = _read_stdin() if os.environ.get("CNI_COMMAND") else b""
-        outcome = run(plugin, os.environ, stdin, to_stderr)
-    except CniError as error:
-        trace(error, os.environ, to_stderr)
-        outcome = _failed(error)
-    except OSError as error:
-        outcome = _failed(IoFailure(f"cannot read the network configuration on stdin: {error.strerror}"))
+        outcome = answered(make, _STDIN)
     except KeyboardInterrupt:
         _end(_INTERRUPTED)
     try:
@@ -121,6 +114,19 @@ def start(make: Callable[[], Plugin]) -> None:
     except OSError:  # nobody reads: the status still tells
         _end(outcome.status or 1)
     _end(outcome.status)
+
+
+def answered(make: Callable[[], Plugin], stdin: int) -> Outcome:
+    """What this process's environment asks of a plugin that is yet to be made. `stdin` is read to its end."""
+    try:
+        plugin = make()
+        conf = _read_all(stdin) if os.environ.get("CNI_COMMAND") else b""
+        return run(plugin, os.environ, conf, to_stderr)
+    except CniError as error:
+        trace(error, os.environ, to_stderr)
+        return _failed(error)
+    except OSError as error:
+        return _failed(IoFailure(f"cannot read the network configuration on stdin: {error.strerror}"))
 
 
 def _end(status: int) -> NoReturn:
@@ -155,9 +161,9 @@ def _claim_stdout() -> int:
     return answer_fd
 
 
-def _read_stdin() -> bytes:
+def _read_all(fd: int) -> bytes:
     chunks = []
-    while chunk := os.read(_STDIN, 65536):
+    while chunk := os.read(fd, 65536):
         chunks.append(chunk)
     return b"".join(chunks)
 
