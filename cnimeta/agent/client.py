@@ -89,7 +89,7 @@ def _connect(connection: socket) -> int:
 
 
 def _ask(connection: socket, agent: int, plugin: str, lifeline: list[int]) -> None:
-    """Until it has accepted. Our end of the pipe is left in `lifeline`: it closes with this process, however that ends."""
+    """Until it has accepted. Our end of the pipe, which closes with this process, is left in `lifeline`."""
     if _heard(connection, agent, len(HELLO)) != HELLO:
         raise Broken("another protocol")
     name = identity(sys.modules["cnimeta"].__path__[0], plugin)
@@ -105,8 +105,9 @@ def _ask(connection: socket, agent: int, plugin: str, lifeline: list[int]) -> No
     for descriptor in (*opened, theirs):
         os.close(descriptor)
     connection.settimeout(PATIENCE_S)
-    connection.sendall(request[sent:])
-    connection.settimeout(_LOOK_S)
+    while sent < len(request):
+        sent += connection.send(request[sent:], MSG_NOSIGNAL)
+    connection.settimeout(_LOOK_S)  # all of it is there: from here on, only what the agent says can tell
     try:
         answer = _heard(connection, agent, 1)
     except OSError:

@@ -1,8 +1,8 @@
 """The agent's socket: its own path, or one that systemd listens on, or the one of the agent it has been a moment ago.
 
-A path has one agent: it holds a record lock on the file beside it, which its forks do not inherit and which ends with it.
-The socket is bound under a name of its own and renamed into place, so that nobody meets one that does not listen yet; it is
-removed at the end only when it still is the one that was put there.
+A path has one agent: it holds a record lock on the file beside it, which its forks do not inherit and which ends with
+it. The socket is bound under a name of its own and renamed into place, so that nobody meets one that does not listen
+yet; it is removed at the end only when it still is the one that was put there.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Listening:
 
 
 def listen(path: str) -> Listening:
-    """The socket passed to this process, if one is, or one of its own at `path`. IoFailure (code 5) says what is wrong."""
+    """The socket passed to this process, if one is, or one of its own at `path`. Raises IoFailure (code 5)."""
     passed = os.environ.pop("LISTEN_FDS", "0"), os.environ.pop("LISTEN_PID", "")
     owned = os.environ.pop(_OWNED, "")
     try:

@@ -43,8 +43,8 @@ class Served:
 
 
 class Code:
-    """The files of what is loaded: the sources of the plugins and of cnimeta themselves; of all else that they import the
-    folders, which an upgrade changes. What a file was is noted before it is loaded.
+    """The files of what is loaded: the sources of the plugins and of cnimeta themselves; of all else that they import
+    the folders, which an upgrade changes. What a file was is noted before it is loaded.
     """
 
     def __init__(self, sources: Iterable[str]) -> None:

@@ -1,8 +1,8 @@
 """The agent's side: keeping workers ready.
 
-Workers are forked ahead and wait for connections themselves; each serves one and ends, and is replaced as soon as it has
-taken one. While none is free the agent takes the connections: it greets each at once, so that no launcher doubts that
-somebody is there, and forks a worker for it.
+Workers are forked ahead and wait for connections themselves; each serves one and ends, and is replaced as soon as it
+has taken one. While none is free the agent takes the connections: it greets each at once, so that no launcher doubts
+that somebody is there, and forks a worker for it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import socket
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,11 +19,14 @@ from cnimeta.agent.worker import SHORT, Service, accepted, greet, serve
 from cnimeta.errors import shown
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
 
     from cnimeta.agent.listening import Listening
 
 WORKERS = 4
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What `serve` returns for. To be blocked from when the socket is there: it is removed at the end."""
 _LOOK_S = 1.0
 _SETTLED_S = 1.0
 _MOST = 256
@@ -78,11 +80,11 @@ class Agent:
 
         Invocations that run then run to their end.
         """
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in ENDING:
             signal.signal(number, self._end)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whoever started this may have blocked some
         self._fill()
         self._manager.ready()
         looked = time.monotonic()
@@ -197,7 +199,7 @@ class Agent:
         status = _FAILED
         try:
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            for number in (signal.SIGCHLD, *ENDING):
                 signal.signal(number, signal.SIG_DFL)
             for descriptor in (self._keep, self._reports, self._woken, self._wake):
                 os.close(descriptor)

@@ -1,14 +1,14 @@
 """What launcher and agent say to each other over a unix socket.
 
-    agent -> launcher   HELLO: somebody has the connection. Nothing is sent to an agent before it has shown itself alive:
-                        in the queue of one that hangs, the launcher's descriptors would stay open
+    agent -> launcher   HELLO: somebody has the connection. Nothing is sent to an agent that has not shown itself
+                        alive: in the queue of one that hangs, the launcher's descriptors would stay open
     launcher -> agent   HELLO, umask, two lengths; which plugin of which installation; the environment (KEY=VALUE, NUL
                         between). With the first byte come the DESCRIPTORS
     agent -> launcher   ACCEPTED, when all of that is here and the launcher's place is taken; or REFUSED, or the end
     agent -> launcher   exit status, length, stdout
 
-Until ACCEPTED the launcher may do the work itself at any time: it shuts its receiving side, after which ACCEPTED cannot be
-sent. From there on it never does. `launch.c` is the same in C.
+Until ACCEPTED the launcher may do the work itself at any time: it shuts its receiving side, after which ACCEPTED cannot
+be sent. From there on it never does. `launch.c` is the same in C.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ ANSWER = struct.Struct("=iI")
 """Exit status, length of stdout."""
 LENGTH = struct.Struct("=I")
 DESCRIPTORS = 7
-"""The launcher's network namespace, mount namespace, working directory, root, stdin (unread) and stderr, and the reading
-end of a pipe that is never written to: it ends when the launcher does.
+"""The launcher's network namespace, mount namespace, working directory, root, stdin (unread) and stderr, and the
+reading end of a pipe that is never written to: it ends when the launcher does.
 """
 CREDENTIALS = struct.Struct("=3i")
 """struct ucred: pid, uid, gid."""
 LARGEST = 1 << 26
 PATIENCE_S = 10
-"""How long a launcher waits for each word of an agent that is not stopped. Long, since working alone would add to the load
-that makes the agent late.
+"""How long a launcher waits for each word of an agent that is not stopped. Long, since working alone would add to the
+load that makes the agent late.
 """
 
 

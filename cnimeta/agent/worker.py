@@ -1,7 +1,7 @@
 """One invocation, in a process that was forked for it: in the launcher's place, with the agent's code.
 
 So a plugin behaves as in a process of its own: it may change its namespace, its environment and its memory, be killed,
-and leave nothing in the agent. It is forked ahead and waits in `accepted`; all that can be done before, is done by then.
+and leave nothing in the agent. It is forked ahead and waits in `accepted`; what can be done before is done by then.
 """
 
 from __future__ import annotations
@@ -164,4 +164,3 @@ def _die_with(lifeline: int) -> None:
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
     if select.select([lifeline], [], [], 0)[0]:
         raise Broken("the launcher went away")
-

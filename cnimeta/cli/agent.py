@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
 from cnimeta.agent.listening import listen
 from cnimeta.agent.peer import own_capabilities
 from cnimeta.agent.plugins import Served
-from cnimeta.agent.server import WORKERS, Agent, Job
+from cnimeta.agent.server import ENDING, WORKERS, Agent, Job
 from cnimeta.agent.systemd import Manager
 from cnimeta.agent.wire import SOCKET
 from cnimeta.agent.worker import Service
@@ -40,6 +41,7 @@ def _run(args: argparse.Namespace) -> int:
     os.umask(0o022)
     manager = Manager()
     served = Served(_log)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     listening = listen(args.socket)
     jobs = []
     if args.deliver > 0:

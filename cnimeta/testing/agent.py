@@ -30,9 +30,9 @@ class RunningAgent:
         eventually(lambda: os.path.exists(self.socket))
 
     def children(self) -> list[int]:
-        """The processes that serve an invocation now."""
+        """The processes that serve an invocation now, or do something else than wait for one."""
         with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children", encoding="ascii") as file:
-            return [int(word) for word in file.read().split()]
+            return [pid for pid in map(int, file.read().split()) if not _waits(pid)]
 
     def close(self) -> None:
         """End it; AssertionError when it does not end well."""
@@ -40,6 +40,15 @@ class RunningAgent:
         self.process.terminate()
         assert self.process.wait(20) == 0
         assert not os.path.exists(self.socket)
+
+
+def _waits(pid: int) -> bool:
+    """Whether a worker still has what it waits with, or has just ended."""
+    folder = f"/proc/{pid}/fd"
+    try:
+        return any(os.readlink(f"{folder}/{name}") == "anon_inode:[eventpoll]" for name in os.listdir(folder))
+    except OSError:
+        return True
 
 
 def eventually(true: Callable[[], object], seconds: float = 20) -> None:

@@ -264,7 +264,7 @@ def test_launcher_works_alone_when_something_else_answers(programs: Programs, tm
 
 
 def test_nothing_happens_when_strangers_talk_to_the_agent(programs: Programs, agent: RunningAgent) -> None:
-    for words in (b"", b"GET / HTTP/1.1\r\n\r\n", b"cnimeta-agent 2\n", b"cnimeta-agent 2\n\xff\xff\xff\xffx"):
+    for words in (b"", b"GET / HTTP/1.1\r\n\r\n", b"cnimeta-agent 3\n", b"cnimeta-agent 3\n\xff\xff\xff\xffx"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stranger:
             stranger.connect(agent.socket)
             stranger.sendall(words)
@@ -282,12 +282,14 @@ def test_second_agent_is_refused_and_a_left_socket_is_replaced(own: RunningAgent
     command = [CNIMETA, "agent", "--socket", own.socket, "--deliver", "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     assert (done.returncode, "another agent serves" in done.stderr) == (1, True)
+    left = os.stat(own.socket)
     own.process.kill()
     own.process.wait()
     other = subprocess.Popen(command)
     try:
-        eventually(lambda: other.poll() is not None or listens(own.socket))
+        eventually(lambda: other.poll() is not None or not os.path.samestat(os.stat(own.socket), left))
         assert other.poll() is None
+        assert listens(own.socket)
     finally:
         other.terminate()
         assert other.wait(20) == 0

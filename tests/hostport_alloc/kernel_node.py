@@ -38,6 +38,8 @@ try:
 except OSError:
     print("")
 """
+NATIVE = "CNIMETA_TEST_NATIVE"
+"""With CNIMETA_AGENT: the launchers that ask it are native."""
 POD_ARGS = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID=0a-1b"
 
 
@@ -56,11 +58,11 @@ class Killed(Exception):
 
 def forbid_working_alone(launcher: Path) -> None:
     """For a test through the agent: the launcher fails when the agent does not serve it."""
-    text = launcher.read_text()
-    start = "from cnimeta.plugin.dispatch import start"
-    assert "hand_over" in text
-    assert start in text
-    launcher.write_text(text.replace(start, "raise SystemExit('the agent did not serve this')"))
+    content = launcher.read_bytes()  # a native launcher has the same text in it, at a place of its own
+    start = b"from cnimeta.plugin.dispatch import start"
+    assert b"hand_over" in content
+    assert start in content
+    launcher.write_bytes(content.replace(start, b"raise SystemExit('served by no agent')".ljust(len(start))))
 
 
 class KernelNode:
@@ -72,7 +74,7 @@ class KernelNode:
         self.bin = folder / "bin"
         self.bin.mkdir()
         self.agent = os.environ.get(VARIABLE, "")
-        install(str(self.bin), plugins, agent=bool(self.agent))
+        install(str(self.bin), plugins, agent=bool(self.agent), native=bool(self.agent and os.environ.get(NATIVE)))
         for name in plugins if self.agent else ():
             forbid_working_alone(self.bin / name)
         self.node, self.client = make("node"), make("client")
