@@ -32,7 +32,6 @@ from cnimeta.agent.wire import (
 )
 
 _LOOK_S = 1.0
-_STREAMS = (0, 1, 2)
 _IN_PROCESS = ("", "VERSION")
 _PLACES = ("/proc/self/ns/net", "/proc/self/ns/mnt", ".", "/")
 _LOST = b'{"cniVersion":"1.1.0","code":5,"msg":"the cnimeta agent ended before it answered"}\n'
@@ -75,8 +74,8 @@ def hand_over(plugin: str) -> None:
 def _connect(connection: socket) -> int:
     """The process ID of the agent. Raises OSError or Broken."""
     path = os.environ.get(VARIABLE) or SOCKET
-    for descriptor in _STREAMS:
-        os.fstat(descriptor)  # one that is closed cannot be handed over
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        raise Broken("one that is closed cannot be handed over")
     folder = os.lstat(os.path.dirname(path))
     if folder.st_uid not in (0, os.geteuid()) or folder.st_mode & 0o170022 != 0o040000:
         raise Broken("others may put a socket there")
@@ -92,7 +91,20 @@ def _ask(connection: socket, agent: int, plugin: str, lifeline: list[int]) -> No
     """Until it has accepted. Our end of the pipe, which closes with this process, is left in `lifeline`."""
     if _heard(connection, agent, len(HELLO)) != HELLO:
         raise Broken("another protocol")
-    name = identity(sys.modules["cnimeta"].__path__[0], plugin)
+    send(connection, identity(sys.modules["cnimeta"].__path__[0], plugin), lifeline)
+    connection.settimeout(_LOOK_S)  # all of it is there: from here on, only what the agent says can tell
+    try:
+        answer = _heard(connection, agent, 1)
+    except OSError:
+        connection.shutdown(SHUT_RD)  # from here on it cannot accept; it may have done so just before
+        connection.setblocking(False)
+        answer = connection.recv(1)
+    if answer != ACCEPTED:
+        raise Broken("refused")
+
+
+def send(connection: socket, name: bytes, lifeline: list[int]) -> None:
+    """Send the request of this process, for the plugin of that identity. Raises OSError."""
     environ = b"\0".join(key + b"=" + value for key, value in os.environb.items())
     umask = os.umask(0)
     os.umask(umask)
@@ -107,15 +119,6 @@ def _ask(connection: socket, agent: int, plugin: str, lifeline: list[int]) -> No
     connection.settimeout(PATIENCE_S)
     while sent < len(request):
         sent += connection.send(request[sent:], MSG_NOSIGNAL)
-    connection.settimeout(_LOOK_S)  # all of it is there: from here on, only what the agent says can tell
-    try:
-        answer = _heard(connection, agent, 1)
-    except OSError:
-        connection.shutdown(SHUT_RD)  # from here on it cannot accept; it may have done so just before
-        connection.setblocking(False)
-        answer = connection.recv(1)
-    if answer != ACCEPTED:
-        raise Broken("refused")
 
 
 def _heard(connection: socket, agent: int, count: int) -> bytes:

@@ -5,9 +5,11 @@ Written by `cnimeta install --native`; what runs a launcher imports none of this
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import subprocess
+import sys
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -39,6 +41,7 @@ _LINKED = (("-static-pie",), ("-pie",))
 _COMPILE_S = 120
 
 
+@functools.cache
 def program() -> bytes:
     """The launcher without settings. IoFailure (code 5) where none was shipped and no compiler makes one."""
     try:
@@ -95,8 +98,6 @@ def render(launcher: bytes, target: Target, plugin: Plugin, text: str, interpret
 
 def _sources(target: Target, plugin: Plugin) -> list[str]:
     """The files that the answer to VERSION comes from, as far as they are files."""
-    import sys
-
     module = getattr(sys.modules.get(type(plugin).__module__), "__file__", None) or ""
     package = package_folder()
     found = [f"{package}/__init__.py", f"{package}/spec/version.py", f"{package}/plugin/dispatch.py"]

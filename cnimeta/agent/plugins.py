@@ -64,12 +64,10 @@ class Code:
         self._of_others = _stamps(self._others)
 
     def is_current(self) -> bool:
-        """Whether nothing was added, replaced or removed: an upgrade is noticed. Some 0.1 ms.
+        """Whether none of the sources was added, replaced or removed: an upgrade is noticed. Some 0.2 ms.
 
-        A source that was written anew in its place is not; `is_the_same` sees that too.
+        `is_the_same` sees more: what was written anew in its place, and what others have upgraded.
         """
-        if _stamps(self._others) != self._of_others:
-            return False
         found = _stamps(self._folders)
         if found != self._of_folders:
             if _stamps(self._files) != self._of_files:
@@ -78,8 +76,8 @@ class Code:
         return True
 
     def is_the_same(self) -> bool:
-        """Whether every source is as it was loaded."""
-        return _stamps(self._files) == self._of_files and self.is_current()
+        """Whether everything is as it was loaded. Some 2 ms."""
+        return _stamps(self._files) == self._of_files and _stamps(self._others) == self._of_others
 
     def is_settled(self) -> bool:
         """Whether the sources are as when this was asked last: nobody is at work on them."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cnimeta.agent.systemd import Manager
 from cnimeta.agent.wire import REFUSED, Broken
-from cnimeta.agent.worker import SHORT, Service, accepted, greet, serve
+from cnimeta.agent.worker import SHORT, Service, accepted, greet, rehearse, serve
 from cnimeta.errors import shown
 
 if TYPE_CHECKING:
@@ -214,12 +214,10 @@ class Agent:
 
     def _work(self, connection: socket.socket | None) -> None:
         """A worker's life."""
-        own = os.open("/dev/null", os.O_RDONLY)
-        os.dup2(own, 0)
-        os.close(own)
         log = os.dup(2)
         service = self._service._replace(log=lambda line: _write(log, f"cnimeta agent: {line}\n"))
         if connection is None:
+            rehearse(service)
             connection = accepted(self._listener, self._retired)
             if connection is None:
                 return
@@ -254,6 +252,7 @@ class Agent:
         self._retire()
         since = time.monotonic()
         while not self._ended:
+            self._manager.alive()
             if not self._service.code.is_settled():
                 since = time.monotonic()
             if time.monotonic() - since >= _SETTLED_S:

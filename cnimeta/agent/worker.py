@@ -15,6 +15,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from cnimeta.agent.client import send
 from cnimeta.agent.peer import Peer
 from cnimeta.agent.wire import ACCEPTED, ANSWER, DESCRIPTORS, HELLO, REFUSED, REQUEST, Broken, receive
 from cnimeta.errors import shown
@@ -34,6 +35,16 @@ SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """What accept says where something is used up: to ask again at once would use the processor up too."""
 _WHOLE = socket.MSG_WAITALL | socket.MSG_CMSG_CLOEXEC
 _ROOT = "/"
+_REHEARSAL = {
+    "CNI_COMMAND": "ADD",
+    "CNI_CONTAINERID": "rehearsal",
+    "CNI_IFNAME": "eth0",
+    "CNI_NETNS": "/proc/self/ns/net",
+    "CNI_PATH": "/nonexistent",
+    "CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAME=rehearsal",
+}
+_REHEARSED = b"""{"cniVersion":"1.1.0","name":"rehearsal","type":"rehearsal","runtimeConfig":{"portMappings":[]},
+"prevResult":{"interfaces":[{"name":"eth0","sandbox":"/"}],"ips":[{"address":"192.0.2.1/24","interface":0}]}}"""
 
 
 class Service(NamedTuple):
@@ -101,6 +112,27 @@ def serve(connection: socket.socket, service: Service, report: Callable[[str], N
     answer = outcome.stdout.encode()
     request.let_go()
     connection.sendall(ANSWER.pack(outcome.status, len(answer)) + answer)
+
+
+def rehearse(service: Service) -> None:
+    """Serve a request of our own that the SDK refuses before any plugin acts: an ADD into our own namespace.
+
+    A fork shares its memory until it writes to it, and each page that it writes to first costs some 8 µs. There are 600
+    of them on the way of every request.
+    """
+    for name in service.plugins:
+        reading, writing = os.pipe()
+        os.write(writing, _REHEARSED)
+        os.close(writing)
+        os.dup2(reading, 0)
+        os.close(reading)
+        os.environ.update(_REHEARSAL)
+        ours, theirs = socket.socketpair()
+        lifeline: list[int] = []
+        with ours, theirs:
+            send(ours, name, lifeline)
+            serve(theirs, service, lambda _: None)
+        os.close(lifeline[0])
 
 
 class _Request:

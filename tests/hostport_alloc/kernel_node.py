@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnimeta.agent.wire import VARIABLE
 from cnimeta.cli.install import install
+from cnimeta.testing.agent import forbid_working_alone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,15 +55,6 @@ class Failed(Exception):
 
 class Killed(Exception):
     """The plugin died of a signal."""
-
-
-def forbid_working_alone(launcher: Path) -> None:
-    """For a test through the agent: the launcher fails when the agent does not serve it."""
-    content = launcher.read_bytes()  # a native launcher has the same text in it, at a place of its own
-    start = b"from cnimeta.plugin.dispatch import start"
-    assert b"hand_over" in content
-    assert start in content
-    launcher.write_bytes(content.replace(start, b"raise SystemExit('served by no agent')".ljust(len(start))))
 
 
 class KernelNode:
