@@ -7,6 +7,8 @@ from __future__ import annotations
 import os
 import sys
 
+from cnimeta.errors import legible
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +36,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], most: int | None 
     most: the columns of a line. The widest cells are cut to fit, ending in an ellipsis; with None, or where even cells
     of a few characters do not fit, lines are as long as they are.
     """
-    lines = [list(heads), *([str(cell) for cell in row] for row in rows)]
+    lines = [list(heads), *([legible(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     if most is not None:
         widths = _shrunk(widths, most - len(_BETWEEN) * (len(heads) - 1))
@@ -43,7 +45,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], most: int | None 
 
 
 def laid_out(lines: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
-    """Lines of cells under each other, each cell at least as wide as `widths` says."""
+    """Lines of cells under each other, each cell at least as wide as `widths` says. Cells are shown as they are."""
     padded = [[cell.ljust(wide) for cell, wide in zip(line, widths, strict=True)] for line in lines]
     return "".join(_BETWEEN.join(line).rstrip() + "\n" for line in padded)
 

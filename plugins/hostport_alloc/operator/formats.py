@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from cnimeta.errors import legible
 from cnimeta.terminal.table import age, laid_out, table
 
 TYPE_CHECKING = False
@@ -55,7 +56,7 @@ def yaml_of(value: object) -> str:
 
 def _cells(entry: Entry) -> list[str]:
     return [
-        *(str(entry[key]) for key in ("hostPort", "protocol", "range", "containerPort", "pod")),
+        *(legible(str(entry[key])) for key in ("hostPort", "protocol", "range", "containerPort", "pod")),
         str(entry["containerID"])[:SHORT_ID],
         str(entry["network"]),
         age(float(entry["ageSeconds"])),
@@ -67,7 +68,7 @@ def _cells(entry: Entry) -> list[str]:
 def _wide(entry: Entry) -> list[str]:
     cells = _cells(entry)
     cells[_HEADS.index("CONTAINER")] = str(entry["containerID"])
-    return [*cells, *(str(entry[key]) for key in ("hostIP", "ifname", "podUID", "annotationError"))]
+    return [*cells, *(legible(str(entry[key])) for key in ("hostIP", "ifname", "podUID", "annotationError"))]
 
 
 class Changes:
