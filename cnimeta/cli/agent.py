@@ -38,16 +38,17 @@ def add_commands(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until it serves: one that comes meanwhile is not lost
     os.umask(0o022)
     manager = Manager()
     served = Served(_log)
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     listening = listen(args.socket)
     jobs = []
     if args.deliver > 0:
         jobs.append(Job("deliver", args.deliver, lambda: _deliver(["--conf", args.conf] if args.conf else [])))
     service = Service(served.plugins, served.code, own_capabilities(), _log)
     if Agent(listening, service, jobs=jobs, workers=args.workers, manager=manager).serve():
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         os.environ.update({**listening.pass_on(), **manager.environ()})
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - no shell, and no new process: the socket goes along
     listening.close()

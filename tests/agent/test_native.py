@@ -165,9 +165,9 @@ def test_version_is_pythons_when_the_files_it_comes_from_have_changed(tmp_path: 
         native.render(native.program(), target._replace(file=str(changed)), load(target), text, interpreter())
     )
     path.chmod(0o755)
-    assert b"python" not in version(path, b"")[1]
+    assert b"python" not in version(path, b"")[2]
     changed.write_text("x")
-    assert b"python" in version(path, b"")[1]
+    assert b"python" in version(path, b"")[2]
 
 
 def test_python_serves_when_a_variable_turns_the_native_one_off(programs: Programs, tmp_path: Path) -> None:
