@@ -112,6 +112,8 @@ def serve(connection: socket.socket, service: Service, report: Callable[[str], N
     answer = outcome.stdout.encode()
     request.let_go()
     connection.sendall(ANSWER.pack(outcome.status, len(answer)) + answer)
+    connection.close()
+    afterwards.linger()
 
 
 def rehearse(service: Service) -> None:

@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from cnimeta import __version__
-from cnimeta.cli import agent, conformance, doctor, explain, install, manual, run, sysdump, validate
+from cnimeta.cli import agent, conformance, doctor, explain, install, manual, new, run, sysdump, validate
 from cnimeta.errors import CniError, InvalidEnvironment
 from cnimeta.plugin import registry
 from cnimeta.plugin.dispatch import trace
@@ -33,7 +33,7 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
-    for module in (install, run, agent, doctor, sysdump, validate, explain, conformance, manual):
+    for module in (install, run, agent, doctor, sysdump, validate, explain, conformance, new, manual):
         module.add_commands(commands)
     if command not in (commands.choices or ()):
         _add_plugins(commands)

@@ -108,12 +108,12 @@ def start(make: Callable[[], Plugin]) -> None:
     try:
         outcome = answered(make, _STDIN)
     except KeyboardInterrupt:
-        _end(_INTERRUPTED)
+        _end(_INTERRUPTED, answer_fd)
     try:
         _write_all(answer_fd, outcome.stdout.encode())
-    except OSError:  # nobody reads: the status still tells
-        _end(outcome.status or 1)
-    _end(outcome.status)
+    except OSError:  # refused: nobody reads, the status still tells
+        _end(outcome.status or 1, answer_fd)
+    _end(outcome.status, answer_fd)
 
 
 def answered(make: Callable[[], Plugin], stdin: int) -> Outcome:
@@ -131,7 +131,7 @@ def answered(make: Callable[[], Plugin], stdin: int) -> Outcome:
         return _failed(failure)
 
 
-def _end(status: int) -> NoReturn:
+def _end(status: int, answer_fd: int) -> NoReturn:
     """End without taking the interpreter down piece by piece: the answer is out, and the kernel closes the rest.
 
     It saves 2 ms, and the wait for the disk with which SQLite closes a database.
@@ -141,9 +141,9 @@ def _end(status: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (AttributeError, OSError, ValueError):
+        except (AttributeError, OSError, ValueError):  # refused: nobody reads
             pass
-    afterwards.leave()
+    afterwards.leave(_STDIN, _STDOUT, _STDERR, answer_fd)
     os._exit(status)
 
 
@@ -251,7 +251,7 @@ def _is_own_netns(netns: str, environ: Mapping[str, str]) -> bool:
         return False
     try:
         given, own = os.stat(netns), os.stat(_OWN_NETNS)
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # unknown: the plugin judges; on DEL it may be gone
         return False  # a namespace that cannot be reached is for the plugin to judge; on DEL it may just be gone
     return (given.st_dev, given.st_ino) == (own.st_dev, own.st_ino)
 
@@ -285,5 +285,5 @@ def to_stderr(line: str) -> None:
     """Log a line; without anybody to read it, it is lost."""
     try:
         os.write(_STDERR, (line + "\n").encode("utf-8", "backslashreplace"))
-    except OSError:
+    except OSError:  # refused: nobody reads
         pass

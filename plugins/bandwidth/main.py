@@ -86,12 +86,9 @@ class Bandwidth(Plugin):
             raise PluginNotAvailable(f"bandwidth cannot shape: {error.msg}") from None
 
     def preload(self) -> Iterable[str]:
-        """What its verbs import on their way; pyroute2's definitions of messages are made with the first of them."""
-        from cnimeta.host.links.tc import token_bucket
-
-        token_bucket(1, 1000, 1000, 1000, 15.625)
+        """What its verbs import on their way."""
         own = ("cnimeta_plugins.bandwidth.config", "cnimeta_plugins.bandwidth.apply")
-        return ("pyroute2", "ctypes", "cnimeta.host.links.kernel", *own)
+        return ("ctypes", "cnimeta.host.links.kernel", *own)
 
     def describe(self) -> Iterable[Key]:
         """Its keys."""
@@ -156,7 +153,7 @@ def _restore(shaper: Shaper, request: Request) -> None:
     try:
         settings = _settings(request)
         limited, may_be_inside = settings.limited, settings.inside
-    except CniError:
+    except CniError:  # unknown: everything is looked for
         limited = may_be_inside = True
     from cnimeta_plugins.bandwidth.apply import find_ifb
 
@@ -205,7 +202,7 @@ def _ends_on_host(links: Links, request: Request) -> Iterator[Link]:
 
     try:
         result = request.conf.prev_result
-    except CniError:
+    except CniError:  # unknown: then it names no device
         return
     _, ifb = find_ifb(links, request.attachment.key)
     if result is None or ifb is None:

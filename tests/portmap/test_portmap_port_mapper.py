@@ -11,7 +11,7 @@ from portmap_kit import Host, conf, tcp
 from cnimeta.errors import CniError
 from cnimeta.host.clock import boot_id
 from cnimeta.host.files import PosixFiles
-from cnimeta.host.nftables.program import NftProgram
+from cnimeta.host.nftables.kernel import KernelNft
 from cnimeta.ports.mapper import MappedPort, Repaired
 from cnimeta.testing import call
 from cnimeta_plugins.portmap.backends import Backends
@@ -217,4 +217,4 @@ def test_the_registered_mapper_tells_the_kernels_mappings_when_records_are_lost(
         for path in (tmp_path / "portmap").iterdir():
             path.unlink()
         assert mapper.mappings(str(tmp_path), print) == [one._replace(recorded=False) for one in wanted]
-        assert len(NftProgram(TABLE).elements("claims4")) == 3
+        assert len(KernelNft(TABLE).elements("claims4")) == 3

@@ -76,10 +76,20 @@ def _renamed(wiring: Wiring, store: Store, request: Request) -> Record | None:
     if record is None:
         return None
     now = wiring.namespace_id(request.attachment.netns)
-    if now and record.netns_id and now != record.netns_id and os.path.exists(record.netns):
+    if now and record.netns_id and now != record.netns_id and _may_be_there(record.netns):
         return None
     request.log(f"hostport_alloc: this container was added to the network {shown(record.network)}")
     return record
+
+
+def _may_be_there(path: str) -> bool:
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return False
+    except OSError:  # unknown: another's record is left alone
+        return True
+    return True
 
 
 def _prev_result(request: Request) -> Result | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cnimeta.errors import Failures, HostPortConflict, IoFailure
 from cnimeta.host.nftables.values import Chain, Change, Element, Refusal
+from cnimeta_plugins.portmap.backends import Unusable
 from cnimeta_plugins.portmap.nftables.base import base_changes, healing_changes
 from cnimeta_plugins.portmap.nftables.rules import (
     BASE_CHAIN,
@@ -38,12 +39,13 @@ if TYPE_CHECKING:
     from cnimeta_plugins.portmap.records import Others, Record
 
 _ADDRESSES = ("addresses", "snat")
+_PASSING = ("Cannot allocate memory", "No buffer space", "Interrupted", "temporarily unavailable")
 _ATTEMPTS = 4  # another command may build the base, or a tool flush it, between a look and the transaction
 
 
 def on_host(path: str) -> NftBackend:
-    """The backend with the `nft` program, looked for in `path` first."""
-    from cnimeta.host.nftables.program import NftProgram
+    """The backend on this kernel; the `nft` program, where it is needed, is looked for in `path` first."""
+    from cnimeta.host.nftables.kernel import KernelNft
 
     def remove_upstream(container_id: str) -> bool:
         from cnimeta_plugins.portmap.nftables.upstream import remove_container
@@ -55,7 +57,7 @@ def on_host(path: str) -> NftBackend:
 
         return other_holder(family, ports, container_id, path)
 
-    return NftBackend(NftProgram(TABLE, path), remove_upstream, held_by_upstream)
+    return NftBackend(KernelNft(TABLE, path), remove_upstream, held_by_upstream)
 
 
 class NftBackend:
@@ -144,15 +146,10 @@ class NftBackend:
             return []
         if any(one.key.endswith(f" . {wanted.key}") for one in self.nft.elements(f"host{wanted.map}")):
             return []
-        return [
-            Change("delete", one)
-            for one in self.nft.elements(wanted.map)
-            if one.key == wanted.key and one.value == SHARED
-        ]
+        return [Change("delete", one) for one in self.nft.lookup(wanted.map, [wanted.key]) if one.value == SHARED]
 
     def _comment_of(self, wanted: Element) -> str:
-        listed = self.nft.elements(wanted.map)
-        return next((comment for one, comment in listed.items() if one.key == wanted.key), "")
+        return next(iter(self.nft.lookup(wanted.map, [wanted.key]).values()), "")
 
     # --- DEL and GC ------------------------------------------------------------------------------------------
 
@@ -239,7 +236,7 @@ class NftBackend:
         for at in range(0, len(changes), 2):  # each by itself: an ADD may need one again
             try:
                 self.nft.apply(changes[at : at + 2])
-            except Refusal:
+            except Refusal:  # refused: somebody needs it again
                 continue
 
     def _removal(self, held: Elements) -> list[Change]:
@@ -337,16 +334,17 @@ class NftBackend:
         check(self.nft, plan)
 
     def ready(self) -> None:
-        """Raise IoFailure (code 5) when nft is not installed, or the kernel would not take the base."""
+        """Raise Unusable when the kernel has no nftables, or would not take the base."""
         if not self.nft.available():
-            raise IoFailure("nftables cannot be used: nft is not installed")
+            raise Unusable("nftables cannot be used: this kernel has no nf_tables")
         if self.nft.has_chain(BASE_CHAIN):
             return
         try:
             self.nft.dry_run(base_changes())
         except Refusal as refusal:
             if refusal.kind != "exists":  # another command has built it since
-                raise IoFailure(f"nftables cannot be used: {refusal.msg}") from None
+                kind = IoFailure if any(words in refusal.msg for words in _PASSING) else Unusable
+                raise kind(f"nftables cannot be used: {refusal.msg}") from None
 
     def payload(self, value: JSON) -> Elements:
         """Read a payload."""

@@ -6,15 +6,14 @@ It reads every rule of the table, so no ADD or DEL comes here.
 from __future__ import annotations
 
 from cnimeta.errors import CheckFailed
-from cnimeta.host.nftables.values import Chain, Change, Element, Refusal, Rule
+from cnimeta.host.nftables.values import Chain, Change, Rule
 from cnimeta_plugins.portmap.nftables.base import difference, foreign_entries, renewal, strange_rule
 from cnimeta_plugins.portmap.nftables.rules import (
     BASE_CHAIN,
     CONDITIONAL,
     conditional_chains,
-    content_changes,
+    own_elements,
     plan_elements,
-    presence_changes,
     subnet_chains,
     subnet_named,
 )
@@ -23,6 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from cnimeta.host.nftables.values import Element
     from cnimeta.host.protocols import Nft
     from cnimeta_plugins.portmap.plan import Plan
 
@@ -31,13 +31,8 @@ def check(nft: Nft, plan: Plan) -> None:
     """Raise CheckFailed (code 101) unless every element and rule of the plan, and the whole base, is there as made."""
     if not nft.has_chain(BASE_CHAIN):
         raise CheckFailed("the nftables table inet cnimeta_hostports is missing: another tool flushed the rules")
-    groups = plan_elements(plan).groups
-    for changes in (presence_changes(groups), content_changes(groups)):
-        try:
-            nft.dry_run(changes)
-        except Refusal as refusal:
-            refused = changes[refusal.index].item if 0 <= refusal.index < len(changes) else None
-            raise _differs(refused, refusal.kind == "missing", refusal.msg) from None
+    for name, elements in own_elements(plan_elements(plan).groups).items():
+        _check_elements(elements, nft.lookup(name, [one.key for one in elements]))
     rules = nft.all_rules()
     found = strange_rule(rules)
     for subnet in subnet_chains(plan):
@@ -47,6 +42,15 @@ def check(nft: Nft, plan: Plan) -> None:
     _check_conditions(plan, rules)
 
 
+def _check_elements(wanted: Sequence[Element], present: Mapping[Element, str]) -> None:
+    there = {one.key: comment or one.value for one, comment in present.items()}
+    for element in wanted:
+        if element not in present:
+            state = "not this container's" if element.key in there else "missing"
+            what = f"the nftables element {element.map} {{ {element.key} }} is {state}"
+            raise CheckFailed(what, there.get(element.key, ""))
+
+
 def _check_conditions(plan: Plan, rules: Mapping[str, Sequence[Rule]]) -> None:
     entries = rules.get(CONDITIONAL, ())
     for condition in conditional_chains(plan):
@@ -54,12 +58,6 @@ def _check_conditions(plan: Plan, rules: Mapping[str, Sequence[Rule]]) -> None:
             raise CheckFailed(f"the nftables chain {CONDITIONAL} has no rule that leads to {condition.chain}")
         if len(rules.get(condition.chain, ())) != len(condition.rules):
             raise CheckFailed(f"the nftables chain {condition.chain} does not have its {len(condition.rules)} rules")
-
-
-def _differs(element: object, missing: bool, details: str) -> CheckFailed:
-    where = f"{element.map} {{ {element.key} }}" if isinstance(element, Element) else ""
-    state = "missing" if missing else "not this container's"
-    return CheckFailed(f"the nftables element {where} is {state}", details)
 
 
 def heal(nft: Nft) -> None:
