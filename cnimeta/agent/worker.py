@@ -149,6 +149,7 @@ class _Request:
             raise Broken("another protocol")
         self.identity = receive(connection, named)
         self._environ = receive(connection, length)
+        self._nothing = os.open("/dev/null", os.O_RDWR)  # where the launcher stands, there may be none
         *self._places, self.stdin, self._stderr, self.lifeline = descriptors
 
     def take_place(self) -> None:
@@ -178,9 +179,8 @@ class _Request:
     def let_go(self) -> None:
         """Keep nothing open that somebody waits for the end of."""
         os.close(self.stdin)
-        nothing = os.open("/dev/null", os.O_RDWR)
-        os.dup2(nothing, 1)
-        os.dup2(nothing, 2)
+        os.dup2(self._nothing, 1)
+        os.dup2(self._nothing, 2)
 
 
 def _is_same(descriptor: int, path: str) -> bool:
