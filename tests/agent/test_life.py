@@ -457,21 +457,22 @@ def test_launcher_works_alone_when_it_may_do_less_than_the_agent(
 
 
 def test_root_of_the_launcher_is_where_the_work_is_done(programs: Programs, own: RunningAgent, tmp_path: Path) -> None:
-    """A launcher in a chroot: paths mean there what they mean to it."""
+    """A launcher in a chroot, without a /dev: paths mean there what they mean to it."""
     root = tmp_path / "root"
-    (root / "state").mkdir(parents=True)
-    for name in ("bin", "lib", "lib64", "usr", "proc", "work", "root", "tmp"):
-        (root / name).mkdir(exist_ok=True)
+    for name in ("plugins", "state", "usr", "proc", "work", "root", "tmp"):
+        (root / name).mkdir(parents=True)
+    for name in ("bin", "lib", "lib64"):
+        (root / name).symlink_to(f"usr/{name}")
+    delegate = root / "plugins" / "told"
+    delegate.write_text("#!/bin/sh\npwd > /state/here; exit 1\n")
+    delegate.chmod(0o755)
     binds = ["/usr", "/proc", "/work", "/root", "/tmp"]
     script = "; ".join([*(f"mount --rbind {place} {root}{place}" for place in binds), f'exec chroot {root} "$@"'])
-    for name in ("bin", "lib", "lib64"):
-        (root / name).rmdir()
-        (root / name).symlink_to(f"usr/{name}")
     environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": "/run/netns/none"}
-    environ |= {"CNI_PATH": "/none", "PATH": os.environ["PATH"], **own.environ}
-    stdin = conf("hostport_alloc", delegates=[{"type": "none"}], dataDir="/state/here", expose=["80"])
+    environ |= {"CNI_PATH": "/plugins", "PATH": os.environ["PATH"], **own.environ}
+    stdin = conf("hostport_alloc", delegates=[{"type": "told"}], dataDir="/state/data", expose=["80"])
     command = ["unshare", "--mount", "sh", "-c", script, "-", str(programs.folders["native"] / "hostport_alloc")]
     done = subprocess.run(command, env=environ, input=stdin, capture_output=True, check=False, timeout=60)
     assert json.loads(done.stdout)["code"], done
-    assert not os.path.exists("/state/here")
-    assert (root / "state" / "here").is_dir(), done
+    assert (root / "state" / "here").read_text() == "/\n"
+    assert own.log.read_text() == ""
