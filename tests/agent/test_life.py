@@ -469,10 +469,11 @@ def test_root_of_the_launcher_is_where_the_work_is_done(programs: Programs, own:
     binds = ["/usr", "/proc", "/work", "/root", "/tmp"]
     script = "; ".join([*(f"mount --rbind {place} {root}{place}" for place in binds), f'exec chroot {root} "$@"'])
     environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": "/run/netns/none"}
-    environ |= {"CNI_PATH": "/plugins", "PATH": os.environ["PATH"], **own.environ}
+    environ |= {"CNI_PATH": f"/plugins:{programs.folders['native']}", "PATH": os.environ["PATH"], **own.environ}
     stdin = conf("hostport_alloc", delegates=[{"type": "told"}], dataDir="/state/data", expose=["80"])
     command = ["unshare", "--mount", "sh", "-c", script, "-", str(programs.folders["native"] / "hostport_alloc")]
     done = subprocess.run(command, env=environ, input=stdin, capture_output=True, check=False, timeout=60)
     assert json.loads(done.stdout)["code"], done
+    assert (root / "state" / "here").exists(), done
     assert (root / "state" / "here").read_text() == "/\n"
     assert own.log.read_text() == ""
