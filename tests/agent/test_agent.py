@@ -192,3 +192,42 @@ def test_error_is_told_when_the_work_is_killed(
     assert process.wait(10) == 1
     end_delegate(tmp_path / "out")
     process.communicate()
+
+
+EVERY_VERB = """
+import json, sys
+from cnimeta.agent.plugins import Served
+from cnimeta.plugin.dispatch import run
+base, environ = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+for plugin in Served(print).plugins.values():
+    for verb in ("ADD", "CHECK", "DEL", "GC", "STATUS"):
+        before = set(sys.modules)
+        conf = json.dumps({**base, "type": plugin.name}).encode()
+        outcome = run(plugin, {**environ, "CNI_COMMAND": verb}, conf, lambda _: None)
+        assert outcome.status == 0, (plugin.name, verb, outcome.stdout)
+        print(plugin.name, verb, *sorted(set(sys.modules) - before))
+"""
+
+
+def test_nothing_is_imported_on_the_way_when_the_agent_has_loaded_its_plugins(
+    programs: Programs, make_netns: Callable[[str], Namespace], tmp_path: Path
+) -> None:
+    host, container = make_netns("aghost"), make_netns("agcont")
+    host.veth("v0", container, "eth0")
+    base = {
+        "cniVersion": "1.1.0", "name": "net", "dataDir": str(tmp_path), "ingressRate": 8_000_000, "ingressBurst": 8_000_000,
+        "expose": ["80"], "capabilities": {"portMappings": True}, "cni.dev/valid-attachments": [],
+        "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 81, "protocol": "tcp"}]},
+        "prevResult": {
+            "cniVersion": "1.1.0", "interfaces": [{"name": "v0"}, {"name": "eth0", "sandbox": container.path}],
+            "ips": [{"address": "10.1.0.2/24", "interface": 1}],
+        },
+    }  # fmt: skip
+    environ = {"CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": container.path}
+    environ |= {"CNI_PATH": str(programs.folders["alone"]), "PATH": os.environ["PATH"]}
+    command = [sys.executable, "-c", EVERY_VERB, json.dumps(base), json.dumps(environ)]
+    done = subprocess.run(["ip", "netns", "exec", host.name, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 15
+    assert [line for line in lines if len(line) > 2] == [], done.stdout
