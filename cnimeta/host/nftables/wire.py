@@ -9,7 +9,6 @@ import struct
 
 from cnimeta.host.netlink import NESTED, attribute
 from cnimeta.host.nftables.elements import element_attributes, map_attributes, said
-from cnimeta.host.nftables.expressions import expressions_of
 from cnimeta.host.nftables.values import Chain, Map, Rule, Table
 
 TYPE_CHECKING = False
@@ -80,6 +79,8 @@ def _rule(change: Change, rule: Rule, table: bytes, numbers: dict[str, int]) -> 
     body = INET + table + text(2, rule.chain)
     if change.verb == "delete":
         return DELETE_RULE, 0, body + attribute(3, struct.pack(">Q", int(rule.handle)))
+    from cnimeta.host.nftables.expressions import expressions_of
+
     body += nested(4, expressions_of(rule.text, numbers))
     return NEW_RULE, _CREATE | _APPEND, body + (attribute(7, said(change.comment)) if change.comment else b"")
 
