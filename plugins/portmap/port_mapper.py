@@ -61,12 +61,15 @@ class PortmapPorts:
         backends = self._backends(os.environ.get("PATH", ""))
         found: list[MappedPort] = []
         recorded = set()
+        failures = Failures()
         for folder in {data_dir, DEFAULTS.data_dir, node_defaults(os.environ, backends.names).data_dir} - {""}:
-            for record in Records(folder, PosixFiles(), log).every():
+            for record in Records(folder, PosixFiles(), log).readable(failures):
                 owner = record.owner
                 recorded |= {tuple(owner), *((*owner[:2], *port[3:5]) for port in _ports_of(record))}
                 if folder == data_dir and record.boot_id == boot_id():
                     found += _ports_of(record)
+        for failure in failures.found:  # the kernel tells what is mapped; after a reboot nothing is
+            log(f"portmap: {failure.msg}")
         for backend in backends.holding():
             for port in sorted(set(backend.listed())):
                 names = port[:3] if port.ifname else (*port[:2], *port[3:5])
@@ -105,8 +108,8 @@ class PortmapPorts:
     ) -> list[Repaired]:
         """Do `work` for every record; those of an earlier boot, or whose namespace is gone, are left for DEL and GC."""
         mapper = self._mapper(os.environ, log)
-        found = []
-        for record in list(Records(data_dir, PosixFiles(), log).every()):
+        found, failures = [], Failures()
+        for record in list(Records(data_dir, PosixFiles(), log).readable(failures)):
             network, container_id, ifname = record.owner
             if container_id not in skip and not mapper.life.is_dead(record) and isinstance(record.conf, dict):
                 error = ""
@@ -115,7 +118,7 @@ class PortmapPorts:
                 except CniError as failure:
                     error = str(failure)
                 found.append(Repaired(container_id, ifname, network, error))
-        return found
+        return found + [Repaired("", "", "", failure.msg) for failure in failures.found]
 
     def _check(self, mapper: Mapper, attachment: Attachment, conf: NetConf) -> None:
         mapper.check(attachment, mapper.settings(conf), conf.require_prev_result())

@@ -1,7 +1,11 @@
-"""Every Python snippet of the guides is a whole program: it passes strict types, and it runs. So do the examples."""
+"""Every Python snippet of the guides is a whole program: it passes mypy's and pyright's strict types, and it runs.
+
+The examples are checked with them, so that the public API is typed for whoever uses either checker.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -67,6 +71,27 @@ def checked(folder: Path) -> str:
 def test_snippets_and_examples_are_typed_when_mypy_is_strict(checked: str) -> None:
     assert len(SNIPPETS) > 12
     assert [line for line in checked.splitlines() if "error:" in line and "wrong_" not in line] == []
+
+
+def test_snippets_and_examples_are_typed_and_mistakes_found_when_pyright_is_strict(folder: Path) -> None:
+    """basedpyright is pyright with its own node in the wheel: it fetches nothing."""
+    place = folder / "pyright"
+    place.mkdir()
+    for path in (*folder.glob("*.py"), *(ROOT / name for name in EXAMPLES)):
+        (place / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    settings = {"typeCheckingMode": "strict", "extraPaths": [str(ROOT), str(ROOT / "typings")], "include": ["."]}
+    (place / "pyrightconfig.json").write_text(json.dumps(settings))
+    done = subprocess.run(
+        [sys.executable, "-m", "basedpyright", "--outputjson", "--pythonpath", sys.executable],
+        cwd=place, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    report = json.loads(done.stdout)
+    said = [
+        (Path(one["file"]).name, one["message"]) for one in report["generalDiagnostics"] if one["severity"] == "error"
+    ]
+    assert report["summary"]["filesAnalyzed"] > 20
+    assert [one for one in said if not one[0].startswith("wrong_")] == []
+    assert {name for name, _ in said} == {f"wrong_{number}.py" for number in range(len(WRONG))}
 
 
 @pytest.mark.parametrize("mistake", WRONG)
