@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -48,6 +49,7 @@ class Soak:
         self.flushed: set[str] = set()
         self.served = 0
         self.codes: dict[str, int] = {}
+        importlib.import_module("kubernetes.client")
         self.pods = PodServer("/run")
         self.kubeconfig = self.pods.kubeconfig("/run/kubeconfig", token=self.pods.token("cnimeta"))
         self.boot()
@@ -108,6 +110,10 @@ class Soak:
 
     def name_of(self, one: Attachment) -> str:
         return getattr(one, "named", self.names[one.network])
+
+    def is_excused(self, one: Attachment) -> bool:
+        """See `Model.excused`."""
+        return one.network == "plain" or self.name_of(one) != self.names[one.network]
 
     def wanted(self, network: str, name: str) -> frozenset[tuple[str, int]]:
         if network == "plain":
@@ -173,6 +179,8 @@ class Soak:
                 raise Finding(f"DEL of {one.name}: {answer}")
             self.model.attachments.pop(one.name, None)
             self.flushed.discard(one.name)
+            if before is not None and before.damaged and self.is_excused(before):
+                self.model.excused.add(one.name)
         elif verb == "CHECK":
             whole = one.sure and not (one.flushed or one.damaged or one.old)
             if code not in ((0,) if whole else (0, 101)):

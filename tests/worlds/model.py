@@ -75,7 +75,9 @@ class Model:
         if self.reference and conflict(attachment, ELSEWHERE):
             codes = {0, 100} if self.flushed or attachment.key in self.held else {100}
         for key, other in self.held.items():
-            if other.container == attachment.container:
+            if other.container == attachment.container:  # one address on two of its interfaces is refused
+                same = other.key != attachment.key and _served_addresses(attachment) & _served_addresses(other)
+                codes = codes | {100} if same else codes
                 continue
             if conflict(attachment, other) or _served_addresses(attachment) & _served_addresses(other):
                 known = key not in self.lost and self.fate.get(other.container) in (None, "hide")
