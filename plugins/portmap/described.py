@@ -10,8 +10,8 @@ KEYS = (
         "text",
         "`auto`",
         (
-            "`nftables`, `iptables`, or `auto`: nftables where `nft` is there, the kernel takes the base (tried while "
-            "the table is missing) and no key needs iptables; else iptables"
+            "`nftables`, `iptables`, or `auto`: nftables where the kernel has it and takes the base (tried while the "
+            "table is missing), and no key needs iptables; else iptables"
         ),
     ),
     Key(
