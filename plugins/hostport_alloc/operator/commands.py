@@ -186,7 +186,7 @@ def _list(args: argparse.Namespace, wiring: Wiring) -> int:
     from cnimeta_plugins.hostport_alloc.operator.table import width
 
     _, store = _opened(args, wiring)
-    found = entries_of(store, wiring.clock.now())
+    found = entries_of(store)
     if _json(args):
         print(json.dumps(found, indent=2))
     else:

@@ -68,4 +68,4 @@ def in_use(wiring: Wiring, confs: Sequence[NetConf]) -> Iterator[str]:
     for folder in {DATA_DIR, *(read_data_dir(conf.fields) for conf in confs)}:
         if os.path.lexists(os.path.join(folder, FILE)):  # opening a database makes one
             store = wiring.store(folder, LOCK_TIMEOUT_S, lambda _: None)
-            yield from (record.container_id for record in store.records() if store.is_alive(record))
+            yield from store.containers()

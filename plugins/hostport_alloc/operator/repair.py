@@ -107,7 +107,7 @@ class Repair:
         `container` is the ID, or its beginning where that is enough. Without knowledge of how its ports were mapped,
         they are not freed: somebody's rules may still be there. Nor while its namespace lives, unless `force`.
         """
-        found = [record for record in self.store.records() if record.container_id.startswith(container)]
+        found = self.store.beginning(container)
         exact = [record for record in found if record.container_id == container]
         if not exact and len({record.container_id for record in found}) > 1:
             raise InvalidNetworkConfig(f"more than one container ID begins with {shown(container)}: give more of it")

@@ -18,6 +18,7 @@ later   for record in store.pending(limit): deliver record.annotation.patch, the
 from __future__ import annotations
 
 import os
+from itertools import filterfalse
 
 from cnimeta.errors import CniError, TryAgainLater, shown
 from cnimeta.namedtuple import NamedTuple
@@ -25,7 +26,7 @@ from cnimeta.store.values import Damage, storable
 from cnimeta_plugins.hostport_alloc.allocate import picks
 from cnimeta_plugins.hostport_alloc.allocate.picks import Situation
 from cnimeta_plugins.hostport_alloc.config import QUARANTINE_S, STICKY_S
-from cnimeta_plugins.hostport_alloc.state import rows
+from cnimeta_plugins.hostport_alloc.state import listed, rows
 from cnimeta_plugins.hostport_alloc.state.record import SALVAGED, Record
 
 TYPE_CHECKING = False
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from cnimeta_plugins.hostport_alloc.allocate.expose import Exposure
     from cnimeta_plugins.hostport_alloc.allocate.picks import Port, Preferred, QuarantinedPort
     from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange, Ports
+    from cnimeta_plugins.hostport_alloc.state.listed import Listed
     from cnimeta_plugins.hostport_alloc.state.record import Key
 
 _ATTEMPTS = 100  # each that fails means that another command got a port
@@ -47,6 +49,10 @@ class Superseded(CniError):
     """The record was released, or replaced by another ADD's, while this command worked: undo and give up."""
 
     code = 11
+
+
+class _Nothing(Exception):
+    """There is nothing to do: the transaction is rolled back, and nothing is written."""
 
 
 class Demand(NamedTuple):
@@ -260,10 +266,10 @@ class Store:
         if not self._database.exists():
             return None
 
-        def work(connection: Connection) -> Record | None:
+        def work(connection: Connection) -> Record:
             row = rows.find(connection, key)
             if row is None or (token and row.token not in (token, SALVAGED)):
-                return None
+                raise _Nothing
             record = self._record(row)
             if self._database.later:
                 connection.execute("INSERT OR REPLACE INTO meta VALUES ('stale', 1)")
@@ -272,9 +278,10 @@ class Store:
             rows.delete(connection, row)
             return record
 
-        if self.load(key) is None:  # a DEL that has nothing to do writes nothing
+        try:
+            return self._database.write(work, tolerant=True)
+        except _Nothing:
             return None
-        return self._database.write(work, tolerant=True)
 
     def _free(
         self, connection: Connection, row: rows.Row, record: Record, quarantine_s: float, sticky_s: float
@@ -308,13 +315,45 @@ class Store:
         found = rows.select(connection, "id > ? ORDER BY id LIMIT ?", after, _CHUNK)
         return [(row.id, self._record(row)) for row in found]
 
+    def listed(self) -> list[Listed]:
+        """Every host port on record, by number: what lists show, without reading a document."""
+        now = self._clock.now()
+
+        def work(connection: Connection) -> list[Listed] | None:
+            return None if self._database.later else listed.every(connection, self._boot_id, now)
+
+        found = self._database.read(work, tolerant=True)
+        if found is None:  # a later version may keep this elsewhere
+            found = [port for record in self.records() for port in listed.of(record, self._boot_id, now)]
+            found.sort(key=lambda port: port[:2])
+        return found
+
+    def containers(self) -> list[str]:
+        """The IDs of the containers of this boot that have a record."""
+        statement = "SELECT DISTINCT container_id FROM attachments WHERE boot_id=?"
+        found = self._database.read(
+            lambda connection: connection.execute(statement, (self._boot_id,)).fetchall(), tolerant=True
+        )
+        return [str(container_id) for (container_id,) in found]
+
+    def beginning(self, container: str) -> list[Record]:
+        """The records of the containers whose ID begins with this text."""
+
+        def work(connection: Connection) -> list[Record]:
+            found = rows.select(connection, "container_id>=? AND substr(container_id, 1, ?)=?", *names)
+            return [self._record(row) for row in found]
+
+        (text,) = storable(container)
+        names = text, len(text), text
+        return self._database.read(work, tolerant=True)
+
     def unlisted(self, network: str, keep: Collection[tuple[str, str]]) -> list[Record]:
         """The records of a network whose (container ID, ifname) is not in `keep`. Reads no others."""
 
         def work(connection: Connection) -> list[Record]:
             found = connection.execute("SELECT container_id, ifname FROM attachments WHERE network=?", (network,))
-            gone = [names for names in found if names not in keep]
-            chosen = [rows.find(connection, (network, *names)) for names in gone]
+            gone = filterfalse(keep.__contains__, found)
+            chosen = [rows.find(connection, (network, *names)) for names in list(gone)]
             return [self._record(row) for row in chosen if row is not None]
 
         return self._database.read(work, tolerant=True)
@@ -353,10 +392,13 @@ class Store:
             return [str(error)]
 
     def _disagreements(self, connection: Connection) -> list[str]:
-        owed = {(row.id, *place) for row in rows.every(connection) for place in self._places(row)}
+        records = {row.id: rows.record_of(row) for row in rows.every(connection)}
+        alive = {number: record for number, record in records.items() if self.is_alive(record)}
+        owed = {(number, *place) for number, record in alive.items() for place in rows.places(record)}
         held = set(connection.execute("SELECT attachment, protocol, port, host_ip FROM ports"))
         lines = [f"port {port}/{protocol} has a record and is not held" for _, protocol, port, _ in owed - held]
         lines += [f"port {port}/{protocol} is held and has no record" for _, protocol, port, _ in held - owed]
+        lines += listed.disagreements(connection, records)
         bits, taken = rows.bits(connection), rows.held_bits(connection)
         if bits is None:
             return [*sorted(lines), "the bitmaps are stale; the next command that changes them makes them anew"]
@@ -367,10 +409,6 @@ class Store:
                 for port in rows.members(one[protocol] & ~other.get(protocol, 0))
             ]
         return sorted(lines)
-
-    def _places(self, row: rows.Row) -> list[tuple[str, int, str]]:
-        record = rows.record_of(row)
-        return rows.places(record) if self.is_alive(record) else []
 
     def rebuild(self) -> None:
         """Make ports and bitmaps anew where anything is wrong with them: from records and rules, as after damage."""
