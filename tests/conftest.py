@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -32,3 +35,11 @@ def make_netns() -> Iterator[Callable[[str], Namespace]]:
     yield make
     for namespace in made:
         namespace.close()
+
+
+@pytest.fixture
+def path_in_memory() -> Iterator[Path]:
+    """A folder that no disk is waited for in, for thousands of commands that each end with an fsync."""
+    folder = tempfile.mkdtemp(prefix="cnimeta-", dir="/dev/shm")
+    yield Path(folder)
+    shutil.rmtree(folder)

@@ -28,7 +28,7 @@ from cnimeta.agent.wire import (
 )
 from cnimeta.errors import IoFailure
 from cnimeta.host.netns import join
-from cnimeta.plugin.dispatch import run
+from cnimeta.plugin.dispatch import run, to_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -141,7 +141,7 @@ class Agent:
         os.environb.clear()
         os.environb.update(pair.partition(b"=")[::2] for pair in environ.split(b"\0") if pair)
         _die_with(lifeline)
-        outcome = run(plugin(), os.environ, stdin, _log)
+        outcome = run(plugin(), os.environ, stdin, to_stderr)
         os.close(lifeline)
         answer = outcome.stdout.encode()
         connection.sendall(ANSWER.pack(outcome.status, len(answer)) + answer)
@@ -200,10 +200,3 @@ def _die_with(lifeline: int) -> None:
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
     if select.select([lifeline], [], [], 0)[0]:
         raise Broken("the launcher went away")
-
-
-def _log(line: str) -> None:
-    try:
-        os.write(2, (line + "\n").encode("utf-8", "backslashreplace"))
-    except OSError:
-        pass

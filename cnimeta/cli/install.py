@@ -109,7 +109,7 @@ def install(
     chosen = {name: known[name] for name in (known if names is None else names)}
     os.makedirs(bin_dir, exist_ok=True)
     paths = {name: os.path.join(os.path.abspath(bin_dir), name) for name in chosen}
-    foreign = [path for path in paths.values() if os.path.lexists(path) and not is_launcher(path)]
+    foreign = [path for path in paths.values() if os.path.lexists(path) and not launcher.is_launcher(path)]
     folders = [path for path in foreign if os.path.isdir(path) and not os.path.islink(path)]
     if folders:
         raise IoFailure(f"folders are in the way: {', '.join(folders)}")
@@ -143,7 +143,7 @@ def _in_the_way(foreign: Sequence[str], free: Sequence[str]) -> str:
 
 def refuse_needed(bin_dir: str, names: Sequence[str] | None, net_dir: str) -> None:
     """Raise IoFailure (code 5) when a launcher that uninstall would remove is still needed on this node."""
-    from cnimeta.cli.needed import needs
+    from cnimeta.node.needed import needs
 
     gone = [name for name in _chosen(bin_dir, names) if launcher.read_target(os.path.join(bin_dir, name)) is not None]
     restored = {name for name in gone if os.path.lexists(os.path.join(bin_dir, name + BACKUP_SUFFIX))}
@@ -168,7 +168,7 @@ def uninstall(bin_dir: str, names: Sequence[str] | None = None) -> list[str]:
         ours = launcher.read_target(path) is not None
         backup = path + BACKUP_SUFFIX
         if os.path.lexists(path) and not ours:
-            whose = "of another cnimeta" if is_launcher(path) else "not written by cnimeta"
+            whose = "of another cnimeta" if launcher.is_launcher(path) else "not written by cnimeta"
             lines.append(f"{path}: {whose}, left alone")
         elif os.path.lexists(backup):
             os.replace(backup, path)
@@ -185,16 +185,6 @@ def _written(bin_dir: str) -> Iterator[str]:
         for name in os.listdir(bin_dir):
             if launcher.read_target(os.path.join(bin_dir, name)) is not None:
                 yield name
-
-
-def is_launcher(path: str) -> bool:
-    """Whether the file at `path` is a launcher of any cnimeta installation."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(4096).splitlines()
-    except OSError:
-        return False
-    return any(line.startswith(launcher.MARK.encode() + b" ") for line in head[1:3])
 
 
 def launcher_text(target: Target, *, agent: bool = False) -> str:

@@ -7,14 +7,15 @@ its exit status: 0 done, 1 failed or found fault, 2 wrong usage.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING
 
 from cnimeta import __version__
-from cnimeta.cli import agent, conformance, install, run
-from cnimeta.cli.doctor import command as doctor
+from cnimeta.cli import agent, conformance, doctor, install, run
 from cnimeta.errors import CniError, InvalidEnvironment
 from cnimeta.plugin import registry
+from cnimeta.plugin.dispatch import trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,18 +56,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser(*words[:1]).parse_args(words)
         status: int = args.run(args)
     except CniError as error:
+        _trace(error)
         print(f"cnimeta: {error}", file=sys.stderr)
         return 2 if isinstance(error, InvalidEnvironment) else 1
     except BrokenPipeError:  # `cnimeta ports | head`
         sys.stderr.close()
         return 1
     except OSError as error:
+        _trace(error)
         where = f"{error.filename}: " if error.filename else ""
         print(f"cnimeta: {where}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _trace(error: Exception) -> None:
+    trace(error, os.environ, lambda text: print(text, file=sys.stderr))
 
 
 def _version(_: argparse.Namespace) -> int:

@@ -115,8 +115,9 @@ def _serve(args: argparse.Namespace, network: NetworkList, runtime: Runtime) -> 
     elif args.verb == "status":
         runtime.status(network)
     else:
-        plugins = {name: list(versions) for name, versions in runtime.validate(network).items()}
-        return {"name": network.name, "cniVersion": network.cni_version, "plugins": plugins}
+        plugins: dict[str, JSON] = {name: list(versions) for name, versions in runtime.validate(network).items()}
+        answer: dict[str, JSON] = {"name": network.name, "cniVersion": network.cni_version, "plugins": plugins}
+        return answer
     return None
 
 

@@ -6,7 +6,6 @@ import errno
 import os
 
 from cnimeta.errors import IoFailure, shown
-from cnimeta.host.namespaces import namespace_id as namespace_id
 from cnimeta.host.values import NoNamespace
 
 _CLONE_NEWNET = 0x40000000

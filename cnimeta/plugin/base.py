@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - it has no public name
     """Where sub-commands are added: what `argparse.ArgumentParser.add_subparsers` returns."""
+else:
+    Commands = object
 
 
 class Verb(NamedTuple):
@@ -80,6 +82,17 @@ class Plugin:
     node_keys: tuple[str, ...] = ()
     """The keys of the section of its name in the node-wide configuration (`cnimeta.host.nodeconfig`)."""
 
+    def __init_subclass__(cls) -> None:
+        """Warn of a method that is hardly meant to be what it is: a misspelt verb does nothing, without a word."""
+        super().__init_subclass__()
+        for name, value in cls.__dict__.items():
+            meant = "" if name in Plugin.__dict__ or not callable(value) else _meant(name)
+            if meant and getattr(cls, meant) is getattr(Plugin, meant):
+                from warnings import warn
+
+                said = f"{cls.__name__}.{name} is no verb and is never called: did you mean {meant}?"
+                warn(said, RuntimeWarning, stacklevel=2)
+
     def add(self, request: Request) -> Result:
         """Attach. A chained plugin returns prevResult, changed or not."""
         return request.conf.require_prev_result()
@@ -125,3 +138,33 @@ class Plugin:
     def preload(self) -> Iterable[str]:
         """Called once, in the node agent: do what is slow the first time, and name modules to be imported then."""
         return ()
+
+
+_ALIASES = {"del": "delete", "remove": "delete", "teardown": "delete", "garbagecollect": "gc", "detach": "delete"}
+_BY_CNI = ("cmd", "cni", "do", "on", "handle")
+"""What people put in front of a verb, out of habit from other SDKs."""
+
+
+def _meant(name: str) -> str:
+    """The method that `name` may be meant for; empty for none. Cheap: it runs where a plugin starts."""
+    plain = name.replace("_", "").lower()
+    for prefix in _BY_CNI:
+        rest = plain.removeprefix(prefix)
+        if rest != plain and rest in (*_ALIASES, *(verb.method for verb in VERBS.values())):
+            plain = rest
+    if name.startswith("_"):
+        return ""
+    for verb in VERBS.values():
+        if plain == verb.method or (len(verb.method) > 2 and _one_slip(plain, verb.method)):
+            return verb.method
+    return _ALIASES.get(plain, "")
+
+
+def _one_slip(left: str, right: str) -> bool:
+    """Whether one letter more, less, other, or two exchanged ones make the two alike."""
+    at = 0
+    while at < min(len(left), len(right)) and left[at] == right[at]:
+        at += 1
+    left, right = left[at:], right[at:]
+    exchanged = len(left) > 1 and left[:2] == right[1::-1] and left[2:] == right[2:]
+    return exchanged or left[1:] == right or left == right[1:] or left[1:] == right[1:]

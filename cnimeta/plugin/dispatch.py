@@ -20,6 +20,7 @@ from cnimeta.errors import (
     IoFailure,
     shown,
 )
+from cnimeta.host import afterwards
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.plugin.base import VERBS
 from cnimeta.plugin.request import Attachment, Request
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 _OWN_NETNS = "/proc/self/ns/net"
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _INTERRUPTED = 130  # what a shell reports for SIGINT
+DEBUG = "CNIMETA_DEBUG"
+"""The variable that makes a failure write its traceback to stderr; unset, empty and 0 mean no."""
 
 
 class Outcome(NamedTuple):
@@ -50,14 +53,22 @@ class Outcome(NamedTuple):
 
 def run(plugin: Plugin, environ: Mapping[str, str], stdin: bytes, log: Callable[[str], None]) -> Outcome:
     """Serve one invocation. Never raises an Exception: errors become the spec's JSON object."""
+    return serve(plugin, environ, stdin, log)[0]
+
+
+def serve(
+    plugin: Plugin, environ: Mapping[str, str], stdin: bytes, log: Callable[[str], None]
+) -> tuple[Outcome, CniError | None]:
+    """As `run`, with what it failed with, for who is in the same process; what was no CniError is its cause."""
     name = environ.get("CNI_COMMAND", "")
     if not name:
         log(_about(plugin))
-        return Outcome(0, "")
+        return Outcome(0, ""), None
     spoken = version.CURRENT
+    failure: CniError
     try:
         if name == "VERSION":
-            return Outcome(0, dumps(_version_info(plugin, stdin)) + "\n")
+            return Outcome(0, dumps(_version_info(plugin, stdin)) + "\n"), None
         verb = VERBS.get(name)
         if verb is None:
             raise InvalidEnvironment(f"unknown CNI_COMMAND: {shown(name)}")
@@ -66,17 +77,20 @@ def run(plugin: Plugin, environ: Mapping[str, str], stdin: bytes, log: Callable[
         version.reconcile(conf.cni_version, plugin.versions)
         spoken = conf.cni_version
         verb.require_in(conf.cni_version)
-        return Outcome(0, _serve(plugin, verb, _request(verb, conf, environ, log)))
+        return Outcome(0, _answer(plugin, verb, _request(verb, conf, environ, log))), None
     except CniError as error:
         failure = error
     except OSError as error:  # what the host refused, and the plugin did not translate
         where = f"{error.filename}: " if error.filename else ""
         failure = IoFailure(f"{name} failed: {where}{error.strerror or error}")
+        failure.__cause__ = error
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the protocol has no room for a traceback
         failure = InternalError(
             f"internal error in {plugin.name} {name}: {type(error).__name__}: {error}", _origin(error)
         )
-    return _failed(failure, spoken)
+        failure.__cause__ = error
+    trace(failure, environ, log)
+    return _failed(failure, spoken), failure
 
 
 def main(plugin: Plugin) -> None:
@@ -90,11 +104,13 @@ def start(make: Callable[[], Plugin]) -> None:
     The only code that touches the process's environment and streams.
     """
     answer_fd = _claim_stdout()
+    afterwards.begin()
     try:
         plugin = make()
         stdin = _read_stdin() if os.environ.get("CNI_COMMAND") else b""
-        outcome = run(plugin, os.environ, stdin, _to_stderr)
+        outcome = run(plugin, os.environ, stdin, to_stderr)
     except CniError as error:
+        trace(error, os.environ, to_stderr)
         outcome = _failed(error)
     except OSError as error:
         outcome = _failed(IoFailure(f"cannot read the network configuration on stdin: {error.strerror}"))
@@ -119,6 +135,7 @@ def _end(status: int) -> NoReturn:
             stream.flush()
         except (AttributeError, OSError, ValueError):
             pass
+    afterwards.leave()
     os._exit(status)
 
 
@@ -160,12 +177,18 @@ def _failed(error: CniError, cni_version: str = version.CURRENT) -> Outcome:
     return Outcome(1, dumps(error.as_json(cni_version)) + "\n")
 
 
-def _serve(plugin: Plugin, verb: Verb, request: Request) -> str:
+def _answer(plugin: Plugin, verb: Verb, request: Request) -> str:
     answer = getattr(plugin, verb.method)(request)
     if not verb.answers:
         return ""
     from cnimeta.spec.convert import render_result
+    from cnimeta.spec.result import Result
 
+    if not isinstance(answer, Result):
+        raise InternalError(
+            f"{plugin.name}: {verb.method}() returned {type(answer).__name__}, not a Result: "
+            "a chained plugin returns the prevResult, changed or not"
+        )
     return dumps(render_result(answer, request.conf.cni_version)) + "\n"
 
 
@@ -231,7 +254,17 @@ def _origin(error: BaseException) -> str:
     return f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
 
 
-def _to_stderr(line: str) -> None:
+def trace(error: BaseException, environ: Mapping[str, str], log: Callable[[str], None]) -> None:
+    """Where DEBUG is set, write the traceback, and those of what led to the error."""
+    if environ.get(DEBUG, "") in ("", "0"):
+        return
+    from traceback import format_exception  # costs 15 ms, and somebody is looking
+
+    log("".join(format_exception(error)).rstrip())
+
+
+def to_stderr(line: str) -> None:
+    """Log a line; without anybody to read it, it is lost."""
     try:
         os.write(_STDERR, (line + "\n").encode("utf-8", "backslashreplace"))
     except OSError:

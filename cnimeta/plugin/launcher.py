@@ -58,6 +58,16 @@ def _start(interpreter: str) -> tuple[str, str]:
     return "#!/bin/sh", f"'''exec' '{interpreter}' -IS \"$0\" \"$@\"\n' '''\n"
 
 
+def is_launcher(path: str) -> bool:
+    """Whether the file at `path` is a launcher of any cnimeta installation."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD_BYTES).splitlines()
+    except OSError:
+        return False
+    return any(line.startswith(MARK.encode() + b" ") for line in head[1:3])
+
+
 def asks_agent(path: str) -> bool:
     """Whether the file at `path` is a launcher, of whatever installation, that asks the node agent first."""
     try:

@@ -14,10 +14,23 @@ from cnimeta.errors import DecodingFailure, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from typing import TypeAlias
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Protocol, SupportsIndex, TypeAlias, TypeVar
 
-    JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
+    T_co = TypeVar("T_co", covariant=True)
+
+    class Array(Protocol[T_co]):
+        """A list of whatever is JSON. No tuple: a record (a Result, say) is one, and would be written as an array."""
+
+        def __iter__(self) -> Iterator[T_co]: ...
+        def __len__(self) -> int: ...
+        def __getitem__(self, index: SupportsIndex, /) -> T_co: ...
+        def copy(self) -> Array[T_co]: ...
+
+    JSON: TypeAlias = "bool | int | float | str | Array[JSON] | Mapping[str, JSON] | None"
+else:
+    JSON = object
+    """Anything, at run time: the name can be imported by whoever annotates with it."""
 
 MAX_DEPTH = 100
 """Levels of nesting that are read. Go allows 10,000; a network configuration has about ten."""

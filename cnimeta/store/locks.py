@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     Key: TypeAlias = tuple[str, str, str]
     """(network, container ID, ifname), as `Attachment.key`."""
+else:
+    Key = tuple
 
 STRIPES = 1024
 """Never change: an earlier and a later version have to meet at the same file."""

@@ -71,6 +71,8 @@ class Maker:
 
     def make(self) -> None:
         """Make the database under another name, and link it into place whole."""
+        from cnimeta.host.files import sync_folder
+
         self.move_aside()  # a log without its database must not be taken for the new one's
         gathered = self.contents.gather()
         temporary = self.path + _NEW
@@ -80,7 +82,7 @@ class Maker:
             os.link(temporary, self.path)
         finally:
             self._clear(temporary)
-        _sync_folder(os.path.dirname(self.path))
+        sync_folder(os.path.dirname(self.path))
         self._keep_damaged()
 
     def _fill(self, path: str, gathered: object) -> None:
@@ -182,11 +184,3 @@ def _kept(path: str) -> list[int]:
     folder, name = os.path.split(path)
     ends = [found[len(name) + 1 :] for found in os.listdir(folder) if found.startswith(f"{name}-")]
     return [int(end) for end in ends if end.isdigit()]
-
-
-def _sync_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

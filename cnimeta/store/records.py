@@ -74,7 +74,7 @@ class Records:
 
     def put(self, key: Key, body: Mapping[str, JSON]) -> None:
         """Write the record of an attachment, in place of what there was."""
-        text = document.encode(self._version, {"key": storable(*key), "body": body})
+        text = document.encode(self._version, {"key": list(storable(*key)), "body": body})
         self._database.write(
             lambda connection: connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)", (*key, text))
         )

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from cnimeta.store.values import Connection
 
     Cells: TypeAlias = tuple[object, ...]
+else:
+    Cells = tuple
 
 
 class Table(NamedTuple):

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         def new_boot(self, connection: Connection) -> None:
             """Forget what did not outlive the boot."""
             ...
+else:
+    Connection = object
 
 
 class Damage(Exception):

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from cnimeta.spec.jsonio import JSON
 
     Answer = Completed | CniError | Mapping[str, JSON]
+else:
+    Answer = object
 
 FOLDER = "/opt/cni/bin"
 """Where `FakeExec.locate` says its plugins lie when CNI_PATH is empty."""

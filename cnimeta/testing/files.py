@@ -10,31 +10,26 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+from cnimeta.testing.faults import Killed as Killed
+from cnimeta.testing.faults import Steps
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _TEMPORARY = ".tmp-"
 
 
-class Killed(BaseException):
-    """The process ends here: nothing catches it, nothing after it runs."""
-
-
-class MemoryFiles:
+class MemoryFiles(Steps):
     """Files for tests. `content` is what a reader sees, by path."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.content: dict[str, bytes] = {}
-        self.steps: list[str] = []
-        """Every step taken so far, such as `rename /a/b`."""
         self.reads: list[str] = []
         """Every path read and every folder listed (with a slash behind it)."""
         self.unreadable: dict[str, int] = {}
         """Paths (a folder's with a slash behind it) whose reading fails, with the errno."""
         self._older: dict[str, list[bytes | None]] = {}
-        self._fault: Callable[[], BaseException] | None = None
-        self._countdown = 0
-        self._lasting = False
 
     # --- the Files protocol ----------------------------------------------------------------------------
 
@@ -91,14 +86,6 @@ class MemoryFiles:
         """Let the step-th step from now (1 for the next) fail with this errno; `lasting`: and all after it."""
         self._arm(step, lambda: _refused(number), lasting=lasting)
 
-    def kill_at(self, step: int) -> None:
-        """End the process before the step-th step from now."""
-        self._arm(step, Killed, lasting=False)
-
-    def heal(self) -> None:
-        """No more faults."""
-        self._fault = None
-
     def power_loss(self, keep: Callable[[str], bool] = lambda _: False) -> None:
         """Lose what was never synchronised: each such path falls back, unless `keep` says its rename got through."""
         for path, versions in self._older.items():
@@ -117,19 +104,6 @@ class MemoryFiles:
 
     def _is_folder(self, path: str) -> bool:
         return any(other.startswith(path + "/") for other in self.content)
-
-    def _arm(self, step: int, fault: Callable[[], BaseException], *, lasting: bool) -> None:
-        self._fault, self._countdown, self._lasting = fault, step, lasting
-
-    def _step(self, text: str) -> None:
-        if self._fault is not None:
-            self._countdown -= 1
-            if self._countdown <= 0:
-                fault = self._fault
-                if not self._lasting:
-                    self._fault = None
-                raise fault()
-        self.steps.append(text)
 
     def _change(self, path: str, data: bytes | None) -> None:
         self._older.setdefault(path, []).append(self.content.get(path))

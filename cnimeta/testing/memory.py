@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cnimeta.errors import CniError
-from cnimeta.plugin.dispatch import run
+from cnimeta.plugin.dispatch import serve
 from cnimeta.spec.convert import parse_result
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import dumps, loads_object
@@ -31,7 +30,11 @@ def call(
     path: str = "/opt/cni/bin",
     log: list[str] | None = None,
 ) -> Result | None:
-    """Serve one verb through the real protocol. Returns ADD's result; raises the CniError the plugin printed."""
+    """Serve one verb through the real protocol. Returns ADD's result; raises what the plugin failed with.
+
+    A CniError is the very one that was raised. Anything else becomes what the protocol makes of it (IoFailure for an
+    OSError, InternalError for a defect), with the exception as its cause.
+    """
     environ = {
         "CNI_COMMAND": verb,
         "CNI_CONTAINERID": container_id,
@@ -41,10 +44,9 @@ def call(
         "CNI_PATH": path,
     }
     lines = log if log is not None else []
-    outcome = run(plugin, environ, dumps(conf).encode(), lines.append)
-    if outcome.status != 0:
-        fields = Fields(loads_object(outcome.stdout))
-        raise CniError(fields.text("msg"), fields.text("details"), code=fields.integer("code", 1, 2**32))
+    outcome, error = serve(plugin, environ, dumps(conf).encode(), lines.append)
+    if error is not None:
+        raise error
     if verb != "ADD":
         assert outcome.stdout == "", f"{verb} must print nothing, printed {outcome.stdout!r}"
         return None

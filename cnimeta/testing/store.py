@@ -15,7 +15,7 @@ from cnimeta.store.database import LaterVersion
 from cnimeta.store.rescue import tolerant as tolerant_of_text
 from cnimeta.store.sql import begin, enter_boot, migrate
 from cnimeta.store.values import Damage
-from cnimeta.testing.files import Killed
+from cnimeta.testing.faults import Steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class MemoryDatabases:
+class MemoryDatabases(Steps):
     """The databases of a node, by folder; call it as `cnimeta.store.Database` is called."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.connections: dict[str, Connection] = {}
         self.busy = False
         """Let every transaction time out."""
@@ -39,12 +40,8 @@ class MemoryDatabases:
         self.reads = 0
         self.statements: list[str] = []
         """Every statement of the transactions and snapshots, as it was run."""
-        self.steps: list[str] = []
         self.hook: Callable[[str], None] | None = None
         """Called with every step, before it is taken."""
-        self._fault: Callable[[], BaseException] | None = None
-        self._countdown = 0
-        self._lasting = False
 
     def __call__(
         self, folder: str, contents: Contents, boot_id: str, log: Callable[[str], None], timeout_s: float = 10
@@ -64,28 +61,13 @@ class MemoryDatabases:
     def fail_at(self, step: int, error: CniError | None = None, *, lasting: bool = False) -> None:
         """Let the step-th step from now (1 for the next) fail; `lasting`: and all after it."""
         failure = error or StateUnusable("state: disk I/O error")
-        self._fault, self._countdown, self._lasting = lambda: failure, step, lasting
-
-    def kill_at(self, step: int) -> None:
-        """End the process before the step-th step from now."""
-        self._fault, self._countdown, self._lasting = Killed, step, False
-
-    def heal(self) -> None:
-        """No more faults."""
-        self._fault = None
+        self._arm(step, lambda: failure, lasting=lasting)
 
     def step(self, text: str) -> None:
         """Count a step, and take the fault that was set for it."""
         if self.hook is not None:
             self.hook(text)
-        if self._fault is not None:
-            self._countdown -= 1
-            if self._countdown <= 0:
-                fault = self._fault
-                if not self._lasting:
-                    self._fault = None
-                raise fault()
-        self.steps.append(text)
+        self._step(text)
 
 
 class MemoryDatabase:

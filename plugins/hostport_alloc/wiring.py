@@ -138,7 +138,7 @@ class Wiring:
         """Which namespace a path leads to, whatever it is called: `device:inode`; empty when that cannot be told."""
         if self._namespace_id is not None:
             return self._namespace_id(path)
-        from cnimeta.host.netns import namespace_id
+        from cnimeta.host.namespaces import namespace_id
 
         return namespace_id(path)
 

@@ -49,7 +49,8 @@ class Ports(NamedTuple):
 
     def as_json(self) -> JSON:
         """The form in the record."""
-        return {"ports": self.ports}
+        ports: list[JSON] = [list(port) for port in self.ports]
+        return {"ports": ports}
 
 
 class MemoryBackend:

@@ -274,7 +274,7 @@ def _digest(text: str) -> str:
 def encode(record: Record) -> bytes:
     """The file's content."""
     owner = record.owner
-    body = {
+    body: dict[str, JSON] = {
         "network": owner.network,
         "containerID": owner.container_id,
         "ifname": owner.ifname,
@@ -285,7 +285,7 @@ def encode(record: Record) -> bytes:
         "backend": record.backend,
         "payload": None if record.payload is None else record.payload.as_json(),
         "conf": record.conf,
-        "interfaces": record.interfaces,
+        "interfaces": list(record.interfaces),
         "netnsID": record.netns_id,
         "waiting": [_mapping_json(mapping) for mapping in record.waiting],
     }
@@ -346,7 +346,7 @@ _READERS = {2: _read_2}
 
 
 def _mapping_json(mapping: PortMapping) -> JSON:
-    host_ip = {} if mapping.host_ip is None else {"hostIP": mapping.host_ip.text}
+    host_ip: dict[str, JSON] = {} if mapping.host_ip is None else {"hostIP": mapping.host_ip.text}
     return {
         "hostPort": mapping.first,
         "endPort": mapping.last,

@@ -10,9 +10,10 @@ import pytest
 from hostport_harness import DATA_DIR, POD_ARGS, Node, conf
 
 from cnimeta.ports.mapper import Repaired
+from cnimeta.terminal.table import age
 from cnimeta.testing.kube import Fault
 from cnimeta_plugins.hostport_alloc.operator.commands import add_commands
-from cnimeta_plugins.hostport_alloc.operator.table import age, drawing
+from cnimeta_plugins.hostport_alloc.operator.drawing import drawing
 
 if TYPE_CHECKING:
     from pathlib import Path

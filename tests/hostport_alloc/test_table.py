@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnimeta_plugins.hostport_alloc.operator.listing import listing
-from cnimeta_plugins.hostport_alloc.operator.table import table, width
+from cnimeta.terminal.table import table, width
+from cnimeta_plugins.hostport_alloc.operator.formats import listing
 
 pytestmark = pytest.mark.unit
 

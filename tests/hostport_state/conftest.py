@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hostport_state_kit import Node
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture
-def tmp_path() -> Iterator[Path]:
+def tmp_path(path_in_memory: Path) -> Path:
     """In memory: thousands of commands that each end with an fsync are made here."""
-    folder = tempfile.mkdtemp(prefix="cnimeta-state-", dir="/dev/shm")
-    yield Path(folder)
-    shutil.rmtree(folder)
+    return path_in_memory
 
 
 @pytest.fixture(params=["real", "memory"])

@@ -90,8 +90,8 @@ def test_examples_parse_when_they_are_json_python_or_toml(document: Path) -> Non
         tomllib.loads(block)
 
 
-def test_the_plugin_of_the_readme_answers_when_it_is_run() -> None:
-    program = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")[0]
+def answer_to_version(program: str) -> str:
+    """What a program prints when it is run as a plugin and asked for its versions."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         env={"CNI_COMMAND": "VERSION"},
@@ -100,20 +100,18 @@ def test_the_plugin_of_the_readme_answers_when_it_is_run() -> None:
         capture_output=True,
         text=True,
     )
-    assert "1.1.0" in json.loads(done.stdout)["supportedVersions"]
+    return done.stdout
+
+
+def test_the_plugin_of_the_readme_answers_when_it_is_run() -> None:
+    program = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")[0]
+    assert "1.1.0" in json.loads(answer_to_version(program))["supportedVersions"]
 
 
 @pytest.mark.parametrize("program", [block for block in blocks(SDK, "python") if "class " in block])
 def test_the_classes_of_the_sdk_guide_work_when_they_are_run(program: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={"CNI_COMMAND": "VERSION"},
-        input="",
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert "main(" not in program or json.loads(done.stdout)["supportedVersions"] == ["0.4.0", "1.0.0", "1.1.0"]
+    answer = answer_to_version(program)
+    assert "main(" not in program or json.loads(answer)["supportedVersions"] == ["0.4.0", "1.0.0", "1.1.0"]
 
 
 def test_every_name_is_public_and_there_when_the_sdk_guide_names_it() -> None:

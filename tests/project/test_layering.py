@@ -25,14 +25,14 @@ REGISTRY = ROOT / "cnimeta" / "plugin" / "registry.py"
 
 LAYERS = (
     {"errors", "namedtuple"},
-    {"spec"},
+    {"spec", "terminal"},
     {"ports"},
     {"host"},
     {"store"},
     {"plugin"},
     {"delegate"},
     {"agent", "runtime"},
-    {"testing"},
+    {"testing", "node"},
     {"cli"},
     {"plugins"},
 )
@@ -221,7 +221,7 @@ def reachable(start: list[Path]) -> set[Path]:
     while waiting:
         for found in imports(waiting.pop()):
             path = None if found.typing else source_of(found.module)
-            if path is not None and path not in seen and "operator" not in path.parts:
+            if path is not None and path not in seen and "operator" not in path.relative_to(ROOT).parts:
                 seen.add(path)
                 waiting.append(path)
     return seen

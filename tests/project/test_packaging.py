@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,25 +11,20 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from source_copy import ROOT, copy_source
 
 import cnimeta
 
 pytestmark = pytest.mark.project
 
-ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's wheel, built from a copy (a build writes into its source folder)."""
+    """The project's wheel, built from a copy."""
     folder = tmp_path_factory.mktemp("wheel")
-    copy = folder / "source"
-    copy.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
-    for name in ("cnimeta", "plugins"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    copy = copy_source(folder / "source")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-index"]
     done = subprocess.run(
         [*pip, "--no-build-isolation", "--no-deps", "--wheel-dir", str(folder), str(copy)],

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from source_copy import ROOT, copy_source
 
 from cnimeta.agent.wire import VARIABLE
 from cnimeta.testing.agent import RunningAgent
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.project, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "plugins" / "chained"
 PREV = {
     "cniVersion": "1.1.0",
@@ -41,12 +41,7 @@ class Clean:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.python = str(folder / "venv" / "bin" / "python")
-        cnimeta = folder / "cnimeta"
-        cnimeta.mkdir()
-        for name in ("pyproject.toml", "README.md", "LICENSE"):
-            shutil.copy(ROOT / name, cnimeta)
-        for name in ("cnimeta", "plugins"):
-            shutil.copytree(ROOT / name, cnimeta / name, ignore=shutil.ignore_patterns("__pycache__"))
+        cnimeta = copy_source(folder / "cnimeta")
         shutil.copytree(EXAMPLE, folder / "chained")
         self.run(sys.executable, "-m", "venv", str(folder / "venv"))
         pip = (self.python, "-m", "pip", "-q", "--disable-pip-version-check", "install")

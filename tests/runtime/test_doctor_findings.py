@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cnimeta.cli.doctor.command import examine
-from cnimeta.cli.doctor.finding import Finding
 from cnimeta.cli.install import install
 from cnimeta.cli.main import main
+from cnimeta.node.doctor.examination import examine
+from cnimeta.node.doctor.finding import Finding
 from cnimeta.plugin import launcher
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cnimeta.cli.doctor.networks import networks
-from cnimeta.cli.networks import called, loadable
+from cnimeta.node.doctor.networks import networks
+from cnimeta.node.networks import called, loadable
 from cnimeta.runtime.conf import parse_list
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.keys import OF_EVERY_PLUGIN, strangers

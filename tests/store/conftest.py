@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from store_kit import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """A folder that is removed afterwards."""
-    folder = tempfile.mkdtemp(prefix="cnimeta-store-", dir="/dev/shm")
-    yield Path(folder)
-    shutil.rmtree(folder)
+def tmp_path(path_in_memory: Path) -> Path:
+    """In memory."""
+    return path_in_memory
 
 
 @pytest.fixture(params=["real", "memory"])

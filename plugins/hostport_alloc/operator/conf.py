@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from cnimeta.delegate.find import split_path
 from cnimeta.errors import CniError, InvalidNetworkConfig, shown
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.netconf import NetConf
-from cnimeta_plugins.hostport_alloc.config import DATA_DIR, PLUGIN_TYPE, read_settings
+from cnimeta_plugins.hostport_alloc.config import DATA_DIR, LOCK_TIMEOUT_S, PLUGIN_TYPE, read_settings
 from cnimeta_plugins.hostport_alloc.operator.wrapfile import read_document
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.hostport_alloc.config import Settings
+    from cnimeta_plugins.hostport_alloc.state.store import Store
+    from cnimeta_plugins.hostport_alloc.wiring import Wiring
 
 CONF_DIR = "/etc/cni/net.d"
 
@@ -65,3 +68,20 @@ def data_dir(args: argparse.Namespace, settings: Settings | None) -> str:
 def bin_dirs(args: argparse.Namespace) -> tuple[str, ...]:
     """The folders of plugins that were given; none: those of each ADD."""
     return tuple(os.path.abspath(folder) for folder in split_path(getattr(args, "bin_dir", None) or ()))
+
+
+def opened(args: argparse.Namespace, wiring: Wiring) -> tuple[Settings | None, Store]:
+    """The configuration, if there is one, and the state."""
+    settings = settings_of(args)
+    timeout_s = settings.lock_timeout_s if settings is not None else LOCK_TIMEOUT_S
+    return settings, wiring.store(data_dir(args, settings), timeout_s, log)
+
+
+def log(line: str) -> None:
+    """To people, beside what is printed."""
+    print(line, file=sys.stderr)
+
+
+def wants_json(args: argparse.Namespace) -> bool:
+    """Whether --json was given."""
+    return bool(getattr(args, "json", False))

@@ -7,19 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from cnimeta.errors import InvalidEnvironment, InvalidNetworkConfig, shown
 from cnimeta_plugins.hostport_alloc.allocate.expose import PROTOCOLS
 from cnimeta_plugins.hostport_alloc.allocate.ranges import parse_range, ports_of
-from cnimeta_plugins.hostport_alloc.operator.table import SHORT_ID, age, drawing, table
+from cnimeta_plugins.hostport_alloc.operator.drawing import drawing, in_words
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange, Ports, PortSet
     from cnimeta_plugins.hostport_alloc.config import Settings
     from cnimeta_plugins.hostport_alloc.state.store import Occupancy, Store
 
 Entry = dict[str, str | int]
 """One host port of one attachment, with the keys that `--json` prints."""
-
-_HEADS = ("HOST PORT", "PROTOCOL", "RANGE", "PORT", "POD", "CONTAINER", "NETWORK", "AGE", "STATE", "ANNOTATION")
 
 
 _KEYS = (
@@ -32,25 +28,6 @@ _KEYS = (
 def entries_of(store: Store) -> list[Entry]:
     """Every host port on record, by number."""
     return [dict(zip(_KEYS, port, strict=True)) for port in store.listed()]
-
-
-def listing(entries: Sequence[Entry], most: int | None = None) -> str:
-    """The table for people, in lines of at most so many columns."""
-    if not entries:
-        return "no host ports are allocated\n"
-    keys = ("hostPort", "protocol", "range", "containerPort", "pod")
-    rows = [
-        [
-            *(str(entry[key]) for key in keys),
-            str(entry["containerID"])[:SHORT_ID],
-            str(entry["network"]),
-            age(float(entry["ageSeconds"])),
-            str(entry["state"]),
-            str(entry["annotation"]),
-        ]
-        for entry in entries
-    ]
-    return table(_HEADS, rows, most)
 
 
 class RangeView(NamedTuple):
@@ -79,6 +56,7 @@ class RangeView(NamedTuple):
             "used": (self.used & ports).bit_count(),
             "quarantined": (self.quarantined & ports & ~self.used).bit_count(),
             "blocked": (self.blocked & ports & ~self.used).bit_count(),
+            "free": (ports & ~self.used & ~self.quarantined & ~self.blocked).bit_count(),
         }
 
     @property
@@ -89,11 +67,10 @@ class RangeView(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The drawing for people."""
+        """The drawing for people, and what it shows in words."""
         counts = ", ".join(f"{name} {count}" for name, count in self.counts.items())
-        return f"{self.range.name}: {self.range.text}, {counts}\n" + drawing(
-            self.range, self.used, self.blocked, self.quarantined
-        )
+        shown_of = self.range, self.used, self.blocked, self.quarantined
+        return f"{self.range.name}: {self.range.text}, {counts}\n{drawing(*shown_of)}{in_words(*shown_of)}"
 
 
 def range_named(name: str, settings: Settings | None) -> PortRange:

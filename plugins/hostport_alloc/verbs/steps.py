@@ -114,7 +114,7 @@ def call_conf(step: Step, mappings: Sequence[JSON], prev: Result | None) -> dict
         conf["prevResult"] = render_result(prev, step.version)
     if step.maps and mappings:
         given = conf.get("runtimeConfig")
-        conf["runtimeConfig"] = {**(given if isinstance(given, dict) else {}), "portMappings": mappings}
+        conf["runtimeConfig"] = {**(given if isinstance(given, dict) else {}), "portMappings": list(mappings)}
     return conf
 
 

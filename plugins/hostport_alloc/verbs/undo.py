@@ -43,8 +43,9 @@ class Undo(NamedTuple):
 
 def encode_undo(undo: Undo) -> JSON:
     """The JSON form."""
+    steps: list[JSON] = [{"conf": step.conf, "maps": step.maps, "own": step.own} for step in undo.steps]
     return {
-        "steps": [{"conf": step.conf, "maps": step.maps, "own": step.own} for step in undo.steps],
+        "steps": steps,
         "version": undo.version,
         "result": None if undo.result is None else render_result(undo.result, undo.version),
         "args": undo.args,

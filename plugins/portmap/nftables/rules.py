@@ -82,7 +82,8 @@ class Elements(NamedTuple):
 
     def as_json(self) -> JSON:
         """The form in the record: a group is an array of its claim and its elements, an element of its three parts."""
-        return {"groups": self.groups, "conditions": self.conditions}
+        body: object = {"groups": self.groups, "conditions": self.conditions}
+        return body  # type: ignore[return-value]  # records are meant as arrays here
 
 
 class Condition(NamedTuple):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from cnimeta.cli.doctor.finding import Finding
-from cnimeta.cli.networks import called, file_names, loadable
 from cnimeta.delegate.find import find
 from cnimeta.errors import CniError
+from cnimeta.node.doctor.finding import Finding
+from cnimeta.node.networks import called, file_names, loadable
 from cnimeta.runtime.conf import LIST_SUFFIX, declared, load_file
 from cnimeta.spec import version
 from cnimeta.spec.fields import Fields
@@ -18,7 +18,7 @@ from cnimeta.spec.keys import OF_LISTS, strangers
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from cnimeta.cli.networks import Called
+    from cnimeta.node.networks import Called
     from cnimeta.plugin.base import Plugin
     from cnimeta.runtime.conf import NetworkList
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from cnimeta.cli.doctor.finding import Finding
 from cnimeta.errors import CniError
+from cnimeta.node.doctor.finding import Finding
 from cnimeta.plugin import launcher, registry
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ def _plugin(name: str, target: Target) -> Finding:
 
 def _launcher(registered: Target, name: str, bin_dirs: Sequence[str]) -> Finding:
     """A launcher is there, is ours, and answers the way a runtime calls it."""
-    from cnimeta.cli.install import is_launcher
     from cnimeta.delegate.call import Delegates
     from cnimeta.delegate.spawn import ProcessExec
 
@@ -65,7 +64,7 @@ def _launcher(registered: Target, name: str, bin_dirs: Sequence[str]) -> Finding
     path = next((path for folder in bin_dirs if os.path.lexists(path := os.path.join(folder, name))), "")
     if not path:
         return Finding(what, "warn", f"not in {':'.join(bin_dirs)}: cnimeta install --bin-dir {bin_dirs[0]}")
-    if not is_launcher(path):
+    if not launcher.is_launcher(path):
         return Finding(what, "warn", f"{path} is not of this installation, nor cnimeta's; install has --replace for it")
     try:
         spoken = Delegates(ProcessExec(_TIMEOUT_S), {}, [os.path.dirname(path)]).versions(name)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from cnimeta.cli.doctor.finding import Finding
-from cnimeta.cli.networks import loadable
 from cnimeta.errors import CniError, IoFailure
+from cnimeta.node.doctor.finding import Finding
+from cnimeta.node.networks import loadable
 from cnimeta.spec.keys import strangers
 
 if TYPE_CHECKING:

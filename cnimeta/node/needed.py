@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from cnimeta.cli.networks import called, file_names, loadable
 from cnimeta.errors import CniError, counted
+from cnimeta.node.networks import called, file_names, loadable
 from cnimeta.runtime.conf import load_file
 
 if TYPE_CHECKING:
