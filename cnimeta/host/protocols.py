@@ -87,8 +87,8 @@ class Database(Protocol):
         """Run `work` on one snapshot."""
         ...
 
-    def problems(self) -> list[str]:
-        """What a check of every page finds, in words."""
+    def problems(self, *, quick: bool = False) -> list[str]:
+        """What a check of every page finds, in words; `quick`: of the pages alone, not of the indices."""
         ...
 
 

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
             ...
 
 
+DATA_DIR = "/var/lib/cni/cnimeta"
+"""Where plugins keep what they have to remember, when `dataDir` says nothing else. Never change: nodes have it."""
+
 MANAGED_BY = "managedBy"
 """The key of a mapper's configuration that tells on whose behalf it maps: the type of a plugin."""
 

@@ -9,7 +9,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from cnimeta.delegate.call import Delegates
-    from cnimeta.host.protocols import Clock, Database, Locks, NodeAddresses, PluginExec, PodApi, PortScan, Sockets
+    from cnimeta.host.protocols import (
+        Clock,
+        Database,
+        Locks,
+        Namespaces,
+        NodeAddresses,
+        PluginExec,
+        PodApi,
+        PortScan,
+        Sockets,
+    )
     from cnimeta.ports.mapper import MappedPort, PortMapper
     from cnimeta_plugins.hostport_alloc.allocate.ranges import PortSet
     from cnimeta_plugins.hostport_alloc.state.store import Store
@@ -31,7 +41,7 @@ class Wiring:
         addresses: NodeAddresses | None = None,
         pods: Callable[[str], PodApi] | None = None,
         mapper: Callable[[str], PortMapper | None] | None = None,
-        namespace_id: Callable[[str], str] | None = None,
+        namespaces: Namespaces | None = None,
         boot_id: str | None = None,
     ) -> None:
         self._executor = executor
@@ -44,7 +54,7 @@ class Wiring:
         self._addresses = addresses
         self._pods = pods
         self._mapper = mapper
-        self._namespace_id = namespace_id
+        self._namespaces = namespaces
         self._boot_id = boot_id
 
     # --- the state -------------------------------------------------------------------------------------
@@ -134,13 +144,14 @@ class Wiring:
 
     # --- the container, its node and its Pod -------------------------------------------------------------
 
-    def namespace_id(self, path: str) -> str:
-        """Which namespace a path leads to, whatever it is called: `device:inode`; empty when that cannot be told."""
-        if self._namespace_id is not None:
-            return self._namespace_id(path)
-        from cnimeta.host.namespaces import namespace_id
+    @property
+    def namespaces(self) -> Namespaces:
+        """Which namespace a path leads to, and whether one is gone."""
+        if self._namespaces is None:
+            from cnimeta.host.namespaces import HostNamespaces
 
-        return namespace_id(path)
+            self._namespaces = HostNamespaces()
+        return self._namespaces
 
     def primary_addresses(self) -> tuple[str, ...]:
         """The node's own addresses, at most one per family."""

@@ -10,6 +10,7 @@ from cnimeta.testing.clock import FakeClock
 from cnimeta.testing.delegates import FakeDelegate, FakeExec, address_result
 from cnimeta.testing.kube import FakePods
 from cnimeta.testing.memory import call
+from cnimeta.testing.namespaces import FakeNamespaces
 from cnimeta.testing.sockets import FakePortScan, FakeSockets
 from cnimeta.testing.store import FakeLocks, MemoryDatabases
 from cnimeta_plugins.hostport_alloc.main import HostportAlloc
@@ -68,8 +69,7 @@ class Node:
         self.locks = FakeLocks()
         self.boot = "boot-1"
         self.mapper = FakeMapper()
-        self.namespaces: dict[str, str] = {}
-        """The namespace that a path leads to, by path; others lead to one that is called like the path."""
+        self.namespaces = FakeNamespaces()
         self.log: list[str] = []
         self.executor.hook = lambda *_: self.unlocked()
 
@@ -86,7 +86,7 @@ class Node:
             addresses=self.addresses,
             pods=self._pods,
             mapper=lambda name: self.mapper if name == "portmap" else None,
-            namespace_id=lambda path: self.namespaces.get(path, f"id of {path}" if path else ""),
+            namespaces=self.namespaces,
             boot_id=self.boot,
         )
 

@@ -188,7 +188,7 @@ def test_release_does_what_del_would_have_done(node: Node, shell: Shell) -> None
     assert status == 1
     assert "is alive: stop the container, or use --force" in text
     assert node.ports() == [port]
-    node.namespaces["/run/netns/c1"] = ""
+    node.namespaces.hidden.add("/run/netns/c1")
     assert shell("release", "c1") == (0, f"freed {port}/tcp\n")
     assert node.ports() == []
     assert node.bridge.attachments == node.portmap.attachments == {}

@@ -13,7 +13,7 @@ from cnimeta.errors import CniError, IncompatibleVersion
 from cnimeta_plugins.hostport_alloc.config import PORTMAP_TYPE
 from cnimeta_plugins.hostport_alloc.verbs import steps as calls
 from cnimeta_plugins.hostport_alloc.verbs.steps import mappings_of, with_check
-from cnimeta_plugins.hostport_alloc.verbs.undo import decode_undo, delegates_of, is_reused
+from cnimeta_plugins.hostport_alloc.verbs.undo import decode_undo, delegates_of, is_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,7 +83,7 @@ class Audit:
             yield Problem("record", record.container_id, "it is of an earlier boot; DEL or GC has not come")
         elif undo is None:
             yield Problem("record", record.container_id, "it does not tell how its ports were mapped")
-        elif is_reused(self.wiring, record):
+        elif is_gone(self.wiring, record):
             yield Problem("record", record.container_id, "its namespace is gone; DEL or GC has not come")
         elif record.phase != "mapped":
             yield Problem("record", record.container_id, f"ADD was cut short (phase {record.phase})")

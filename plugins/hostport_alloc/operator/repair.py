@@ -12,7 +12,7 @@ from cnimeta_plugins.hostport_alloc.config import PORTMAP_TYPE
 from cnimeta_plugins.hostport_alloc.operator.audit import Problem
 from cnimeta_plugins.hostport_alloc.verbs import steps as calls
 from cnimeta_plugins.hostport_alloc.verbs.steps import call_conf, mappings_of, with_check
-from cnimeta_plugins.hostport_alloc.verbs.undo import decode_undo, delegates_of, is_reused, lives, take_back
+from cnimeta_plugins.hostport_alloc.verbs.undo import decode_undo, delegates_of, is_gone, lives, take_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -68,7 +68,7 @@ class Repair:
             undo = decode_undo(now.undo)
             if undo is None or now.phase != "mapped" or not self.store.is_alive(now):
                 return False
-            if is_reused(self.wiring, now):
+            if is_gone(self.wiring, now):
                 self.log(f"the namespace of container {shown(now.container_id)} is gone; DEL or GC has not come")
                 return False
             delegates = delegates_of(self.wiring, now, undo, os.environ, self.folders, self.log, lost=now.netns)

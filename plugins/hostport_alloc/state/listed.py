@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from cnimeta.errors import shown
 from cnimeta.store.values import storable
 from cnimeta_plugins.hostport_alloc.state.schema import EXPLICIT
 
@@ -70,21 +69,3 @@ def of(record: Record, boot_id: str, now: float) -> Iterator[Listed]:
     names = record.container_id, record.ifname, record.network
     for port in exposed(record):
         yield (*port, name, uid, *names, age_s, state, annotation.state, annotation.error)
-
-
-def disagreements(connection: Connection, records: dict[int, Record]) -> Iterator[str]:
-    """In words, where columns and table are not what the records, by number, say."""
-    there: dict[object, list[tuple[object, ...]]] = {}
-    for number, *port in connection.execute(
-        "SELECT attachment, host_port, protocol, range, container_port, host_ip FROM exposed ORDER BY attachment, place"
-    ):
-        there.setdefault(number, []).append(tuple(port))
-    columns = {row[0]: row[1:] for row in connection.execute(f"SELECT id, {', '.join(COLUMNS)} FROM attachments")}
-    for number, record in records.items():
-        where = shown(record.container_id)
-        if columns.get(number) != facts(record):
-            yield f"what lists show of container {where} is not what its record says"
-        if there.pop(number, []) != exposed(record):
-            yield f"the ports that lists show of container {where} are not those of its record"
-    if there:
-        yield f"lists show ports of {len(there)} attachments that are not there"

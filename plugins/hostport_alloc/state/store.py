@@ -27,6 +27,7 @@ from cnimeta_plugins.hostport_alloc.allocate import picks
 from cnimeta_plugins.hostport_alloc.allocate.picks import Situation
 from cnimeta_plugins.hostport_alloc.config import QUARANTINE_S, STICKY_S
 from cnimeta_plugins.hostport_alloc.state import listed, rows
+from cnimeta_plugins.hostport_alloc.state.agreement import disagreements
 from cnimeta_plugins.hostport_alloc.state.record import SALVAGED, Record
 
 TYPE_CHECKING = False
@@ -385,30 +386,15 @@ class Store:
         """What is wrong with the database and where its parts disagree, in words. Reads all of it, changes nothing."""
         return self._database.problems() or self._database.read(self._looked_through)
 
+    def damage(self) -> list[str]:
+        """What is wrong with the database's pages, in words: a quicker look, which changes nothing."""
+        return self._database.problems(quick=True)
+
     def _looked_through(self, connection: Connection) -> list[str]:
         try:
-            return self._disagreements(connection)
+            return disagreements(connection, self._boot_id)
         except Damage as error:  # looking mends nothing
             return [str(error)]
-
-    def _disagreements(self, connection: Connection) -> list[str]:
-        records = {row.id: rows.record_of(row) for row in rows.every(connection)}
-        alive = {number: record for number, record in records.items() if self.is_alive(record)}
-        owed = {(number, *place) for number, record in alive.items() for place in rows.places(record)}
-        held = set(connection.execute("SELECT attachment, protocol, port, host_ip FROM ports"))
-        lines = [f"port {port}/{protocol} has a record and is not held" for _, protocol, port, _ in owed - held]
-        lines += [f"port {port}/{protocol} is held and has no record" for _, protocol, port, _ in held - owed]
-        lines += listed.disagreements(connection, records)
-        bits, taken = rows.bits(connection), rows.held_bits(connection)
-        if bits is None:
-            return [*sorted(lines), "the bitmaps are stale; the next command that changes them makes them anew"]
-        for one, other, text in ((taken, bits, "is held and has no bit"), (bits, taken, "has a bit and is not held")):
-            lines += [
-                f"port {port}/{protocol} {text}"
-                for protocol in one
-                for port in rows.members(one[protocol] & ~other.get(protocol, 0))
-            ]
-        return sorted(lines)
 
     def rebuild(self) -> None:
         """Make ports and bitmaps anew where anything is wrong with them: from records and rules, as after damage."""
@@ -417,7 +403,7 @@ class Store:
         def work(connection: Connection) -> None:
             if rows.bits(connection) is None:
                 rows.renew_bits(connection)
-            wrong = found or self._disagreements(connection)
+            wrong = found or disagreements(connection, self._boot_id)
             if wrong:
                 found.clear()
                 raise Damage(wrong[0])

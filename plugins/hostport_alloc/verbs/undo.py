@@ -81,13 +81,12 @@ def _number(fields: Fields, key: str) -> float:
 
 def lives(wiring: Wiring, record: Record) -> bool:
     """Whether the recorded path still leads to the recorded namespace. False also when that cannot be told."""
-    return bool(record.netns and record.netns_id) and wiring.namespace_id(record.netns) == record.netns_id
+    return bool(record.netns and record.netns_id) and wiring.namespaces.identity(record.netns) == record.netns_id
 
 
-def is_reused(wiring: Wiring, record: Record) -> bool:
-    """Whether the recorded path is known to lead to another namespace now: then the recorded one is not there."""
-    now = wiring.namespace_id(record.netns)
-    return bool(now and record.netns_id) and now != record.netns_id
+def is_gone(wiring: Wiring, record: Record) -> bool:
+    """Whether the recorded namespace is known to be gone. False also when that cannot be told."""
+    return wiring.namespaces.is_gone(record.netns, record.netns_id)
 
 
 def delegates_of(
