@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+_TEXT_MAX = 4096
+"""Characters of an error's message, and of its details."""
+
+
 def shown(value: object, limit: int = 120) -> str:
     """A short, printable, one-line form of an untrusted value, for messages."""
     if isinstance(value, str) and len(value) >= limit:
@@ -20,6 +24,21 @@ def shown(value: object, limit: int = 120) -> str:
         text = f'"{value}"' if isinstance(value, str) else repr(value)
     text = text.encode("unicode_escape", "backslashreplace").decode("ascii")
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def legible(text: str, limit: int = 2000) -> str:
+    """Somebody else's words for a message: shortened, and with nothing that a terminal or a log would act on.
+
+    Unlike `shown` it adds no quotes and leaves letters of every language as they are.
+    """
+    if len(text) > limit:
+        text = f"{text[: limit - 3]}..."
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for char in text
+    )
 
 
 def counted(number: int, noun: str) -> str:
@@ -33,6 +52,7 @@ class CniError(Exception):
     code = 999
 
     def __init__(self, msg: str, details: str = "", *, code: int | None = None) -> None:
+        msg = legible(msg, _TEXT_MAX)  # whoever's words are in it
         super().__init__(msg)
         self.msg = msg
         self.details = details
@@ -43,11 +63,11 @@ class CniError(Exception):
         """The object a plugin prints on stdout; `details` only when there are any."""
         body: dict[str, str | int] = {"cniVersion": cni_version, "code": self.code, "msg": self.msg}
         if self.details:
-            body["details"] = self.details
+            body["details"] = legible(self.details, _TEXT_MAX)
         return body
 
     def __str__(self) -> str:
-        return f"{self.msg} ({self.details})" if self.details else self.msg
+        return f"{self.msg} ({legible(self.details, _TEXT_MAX)})" if self.details else self.msg
 
 
 class IncompatibleVersion(CniError):

@@ -22,7 +22,9 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument(
         "--bin-dir", action="append", metavar="DIR[:DIR]", help=f"where plugins are; repeatable ({DEFAULT_BIN_DIR})"
     )
-    parser.add_argument("--net-dir", default=DEFAULT_FOLDER, help="the network configurations (%(default)s)")
+    parser.add_argument(
+        "--net-dir", metavar="DIR", default=DEFAULT_FOLDER, help="the network configurations (%(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 

@@ -57,7 +57,9 @@ def add_commands(commands: Commands) -> None:
             )
         else:
             parser.add_argument("--force", action="store_true", help="also what containers or configurations need")
-            parser.add_argument("--net-dir", default=DEFAULT_FOLDER, help="the network configurations (%(default)s)")
+            parser.add_argument(
+                "--net-dir", metavar="DIR", default=DEFAULT_FOLDER, help="the network configurations (%(default)s)"
+            )
         parser.set_defaults(run=run, refuse=parser.error)
 
 

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from cnimeta.plugin.base import Commands
 
 
-OWN = ("version", "install", "uninstall", "run", "agent", "doctor", "conformance")
+OWN = (
+    *("version", "install", "uninstall", "run", "agent", "doctor", "sysdump", "validate", "explain", "conformance"),
+    *("man", "completion"),
+)
 """The commands of this package; all others are plugins'."""
 
 
@@ -44,11 +47,11 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
 
 
 def _add_own(commands: Commands) -> None:
-    from cnimeta.cli import agent, conformance, doctor, install, run
+    from cnimeta.cli import agent, conformance, doctor, explain, install, manual, run, sysdump, validate
 
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
-    for module in (install, run, agent, doctor, conformance):
+    for module in (install, run, agent, doctor, sysdump, validate, explain, conformance, manual):
         module.add_commands(commands)
 
 

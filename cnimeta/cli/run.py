@@ -35,7 +35,7 @@ def add_commands(commands: Commands) -> None:
         help="run a network's plugins: " + ", ".join(VERBS),
         description="Run a network's plugins on a namespace, as a container runtime does.",
     )
-    parser.add_argument("verb", choices=VERBS)
+    parser.add_argument("verb", choices=VERBS, help="what the plugins are asked")
     _add_network(parser)
     _add_container(parser)
     _add_behaviour(parser)

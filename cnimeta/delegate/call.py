@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from cnimeta.delegate.find import find
 from cnimeta.errors import CniError, DecodingFailure, DelegateFailed, InvalidNetworkConfig, counted, shown
-from cnimeta.spec.convert import parse_result
+from cnimeta.spec.convert import parse_result, render_conf
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import dumps, kind, loads_all
 from cnimeta.spec.version import CURRENT, IMPLIED
@@ -20,11 +20,17 @@ from cnimeta.spec.version import CURRENT, IMPLIED
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import TypeAlias
 
     from cnimeta.host.protocols import PluginExec
     from cnimeta.plugin.request import Request
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.result import Result
+
+    Conf: TypeAlias = Mapping[str, JSON | Result]
+    """A delegate's configuration. A Result in it, its prevResult as a rule, is written in the shape of its version."""
+else:
+    Conf = dict
 
 
 class Delegates:
@@ -35,16 +41,22 @@ class Delegates:
         executor: PluginExec,
         environ: Mapping[str, str],
         folders: Sequence[str],
-        locate: Callable[[str, Sequence[str]], str] = find,
+        locate: Callable[[str, Sequence[str]], str] | None = None,
     ) -> None:
         self.executor = executor
         self.environ = environ
         self.folders = folders
-        self.locate = locate
+        own: Callable[[str, Sequence[str]], str] = getattr(executor, "locate", find)
+        self.locate = locate or own
 
     @classmethod
     def of(cls, request: Request, executor: PluginExec | None = None) -> Delegates:
-        """The delegates of one invocation: same environment, same CNI_PATH, its log for what runs in this process."""
+        """The delegates of one invocation: same environment, same CNI_PATH, its log for what runs in this process.
+
+        `executor`: that of the request's host unless given. One that has a `locate`, as `cnimeta.testing` has, finds
+        its plugins itself.
+        """
+        executor = executor or request.host.executor
         if executor is None:
             from cnimeta.delegate.inprocess import InProcessExec
             from cnimeta.delegate.spawn import ProcessExec
@@ -52,43 +64,45 @@ class Delegates:
             executor = InProcessExec(ProcessExec(), request.log)
         return cls(executor, request.environ, request.cni_path)
 
-    def add(self, conf: Mapping[str, JSON], *, undo: bool = True) -> Result:
+    def add(self, conf: Conf, *, undo: bool = True, plugin: str = "") -> Result:
         """ADD. With `undo`, a failure is followed by DEL with the same configuration before it is raised (spec §4).
 
-        A delegate that is not there at all has done nothing, and gets no DEL.
+        A delegate that is not there at all has done nothing, and gets no DEL. `plugin` is the executable where it is
+        not the configuration's own type: an IPAM plugin is given the configuration of the plugin that calls it.
         """
-        self.locate(Fields(conf).text("type"), self.folders)
+        written = render_conf(conf)
+        self.locate(plugin or Fields(written).text("type"), self.folders)
         try:
-            return _result(self._call("ADD", conf), conf)
+            return _result(self._call("ADD", conf, plugin), written, plugin)
         except CniError as error:
             if not undo:
                 raise
             try:
-                self.delete(conf)
+                self.delete(conf, plugin=plugin)
             except CniError as cleanup:
                 error.details = "; ".join(filter(None, [error.details, f"and DEL after it: {cleanup}"]))
             raise
 
-    def delete(self, conf: Mapping[str, JSON]) -> None:
+    def delete(self, conf: Conf, *, plugin: str = "") -> None:
         """DEL."""
-        self._call("DEL", conf)
+        self._call("DEL", conf, plugin)
 
-    def check(self, conf: Mapping[str, JSON]) -> None:
+    def check(self, conf: Conf, *, plugin: str = "") -> None:
         """CHECK."""
-        self._call("CHECK", conf)
+        self._call("CHECK", conf, plugin)
 
-    def gc(self, conf: Mapping[str, JSON]) -> None:
+    def gc(self, conf: Conf, *, plugin: str = "") -> None:
         """GC."""
-        self._call("GC", conf)
+        self._call("GC", conf, plugin)
 
-    def status(self, conf: Mapping[str, JSON]) -> None:
+    def status(self, conf: Conf, *, plugin: str = "") -> None:
         """STATUS."""
-        self._call("STATUS", conf)
+        self._call("STATUS", conf, plugin)
 
     def versions(self, plugin_type: str) -> tuple[str, ...]:
         """VERSION: the spec versions a plugin supports. A plugin from before that verb supports 0.1.0."""
         try:
-            answer = self._call("VERSION", {"cniVersion": CURRENT, "type": plugin_type})
+            answer = self._call("VERSION", {"cniVersion": CURRENT, "type": plugin_type}, "")
             found = tuple(Fields(answer).texts("supportedVersions"))
         except InvalidNetworkConfig as error:
             raise DecodingFailure(f"the answer of plugin {shown(plugin_type)} to VERSION: {error.msg}") from None
@@ -100,11 +114,12 @@ class Delegates:
             raise DecodingFailure(f"plugin {shown(plugin_type)} answered VERSION without supportedVersions")
         return found
 
-    def _call(self, verb: str, conf: Mapping[str, JSON]) -> dict[str, JSON]:
+    def _call(self, verb: str, conf: Conf, plugin: str) -> dict[str, JSON]:
         """Run one verb; its stdout as an object, empty when there is none. Raises what the delegate reported."""
-        name = Fields(conf).text("type")
+        written = render_conf(conf)
+        name = plugin or Fields(written).text("type")
         path = self.locate(name, self.folders)
-        done = self.executor.run(path, {**self.environ, "CNI_COMMAND": verb}, dumps(conf).encode())
+        done = self.executor.run(path, {**self.environ, "CNI_COMMAND": verb}, dumps(written).encode())
         if done.status != 0:
             raise _reported(name, verb, done.status, done.stdout)
         if verb not in ("ADD", "VERSION"):
@@ -135,11 +150,11 @@ def _only_object(stdout: bytes, what: str) -> dict[str, JSON]:
     raise DecodingFailure(f"{what} must be one JSON object, got {said}")
 
 
-def _result(answer: Mapping[str, JSON], conf: Mapping[str, JSON]) -> Result:
+def _result(answer: Mapping[str, JSON], conf: Mapping[str, JSON], plugin: str) -> Result:
     """ADD's answer. Without a cniVersion of its own it is taken to be in the configuration's."""
     try:
         version = Fields(answer).text("cniVersion") or Fields(conf).text("cniVersion") or IMPLIED
         return parse_result(answer, version)
     except CniError as error:
-        name = shown(Fields(conf).text("type"))
+        name = shown(plugin or Fields(conf).text("type"))
         raise DecodingFailure(f"the result of plugin {name} cannot be read: {error.msg}") from None

@@ -7,8 +7,18 @@ pages): the next commit writes a new temporary file.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 
+from cnimeta.host.owned import NotOurs, is_own_folder, own_folder, own_open
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_BYTES = 16 << 20
+"""Of a file of state that is read: a record, a cached result."""
 _TEMPORARY = ".tmp-"
 """Prefix of unfinished files; readers of folders skip these."""
 _PRIVATE = 0o600
@@ -62,6 +72,9 @@ class PosixFiles:
     `exclusive`: a lock of the caller's keeps every other writer out of these folders. Temporary files then have fixed
     names, so what a killed process left is overwritten by the next write of its target, or goes when that is removed.
     Without `durable` nothing is synced: for state that a reboot makes void anyway.
+
+    A folder or file that is not this user's alone, a link, or what is no plain file raises NotOurs (code 104); a file
+    of more than MAX_BYTES an OSError (EFBIG).
     """
 
     def __init__(self, *, exclusive: bool = False, durable: bool = True) -> None:
@@ -71,11 +84,19 @@ class PosixFiles:
 
     def read(self, path: str) -> bytes | None:
         """The content, or None when there is no such file."""
+        if not _is_folder(os.path.dirname(path)):
+            return None
         try:
-            with open(path, "rb", buffering=0) as file:
-                return file.read()
+            descriptor = own_open(path, os.O_RDONLY)
         except FileNotFoundError:
             return None
+        except NotOurs:
+            _refuse_kind(path, stat.S_ISDIR, errno.EISDIR)
+            raise
+        with open(descriptor, "rb", buffering=0) as file:
+            if os.fstat(descriptor).st_size > MAX_BYTES:
+                raise OSError(errno.EFBIG, f"it is longer than {MAX_BYTES} bytes", path)
+            return file.read()
 
     def write(self, path: str, data: bytes) -> None:
         """Replace `path` with `data`, atomically and durably; the folder is made (0700) when missing."""
@@ -85,6 +106,8 @@ class PosixFiles:
     def remove(self, path: str) -> None:
         """Remove `path`, durably; a missing file is fine."""
         folder, name = os.path.split(path)
+        if not _is_folder(folder):
+            return
         if self._exclusive:
             try:
                 os.unlink(os.path.join(folder, self._temporary + name))
@@ -99,6 +122,8 @@ class PosixFiles:
 
     def names(self, folder: str) -> list[str]:
         """The files of a folder, sorted, unfinished ones left out; empty when there is no such folder."""
+        if not _is_folder(folder):
+            return []
         try:
             with os.scandir(folder) as entries:
                 found = [entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
@@ -108,5 +133,19 @@ class PosixFiles:
 
     def make_folder(self, folder: str) -> None:
         """Make `folder` (0700) and what is missing above it."""
-        if not os.path.isdir(folder):
-            os.makedirs(folder, mode=0o700, exist_ok=True)
+        if not _is_folder(folder):
+            own_folder(folder)
+
+
+def _is_folder(path: str) -> bool:
+    """As `is_own_folder`; for a file OSError (ENOTDIR), as the system has it."""
+    try:
+        return is_own_folder(path)
+    except NotOurs:
+        _refuse_kind(path, stat.S_ISREG, errno.ENOTDIR)
+        raise
+
+
+def _refuse_kind(path: str, is_kind: Callable[[int], bool], number: int) -> None:
+    if is_kind(os.lstat(path).st_mode):
+        raise OSError(number, os.strerror(number), path) from None

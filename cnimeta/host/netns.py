@@ -35,7 +35,7 @@ class Entered:
         self._home = -1
 
     def __enter__(self) -> None:
-        there = _open(self._path)
+        there = opened(self._path)
         try:
             home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -58,7 +58,7 @@ class Entered:
         os.close(home)
 
 
-def _open(path: str) -> int:
+def opened(path: str) -> int:
     """A descriptor of the namespace. A FIFO does not hold us up: it is opened without waiting for a writer."""
     import fcntl
 

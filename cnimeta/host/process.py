@@ -1,6 +1,7 @@
 """Running programs, the host's (`nft`, `iptables-restore`) and plugins: bytes in, status and bytes out, in time.
 
-`posix_spawn` starts them without a copy of this interpreter.
+`posix_spawn` starts them without a copy of this interpreter, each in a process group of its own, which is killed as a
+whole: when it is too slow, and when this process dies (see lifeline.py).
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import stat
 import time
 
 from cnimeta.errors import IoFailure, TryAgainLater, shown
+from cnimeta.host.lifeline import CHILD_FD, SIGKILL, Lifeline
 from cnimeta.host.values import Completed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-SIGKILL, SIGPIPE = 9, 13  # importing `signal` costs 1 ms, for enum; the numbers are the kernel's interface
+SIGPIPE = 13
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where host programs are, whatever the runtime passes as PATH (some pass none, some no sbin)."""
 _NOT_HERE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
@@ -76,17 +78,23 @@ def run(
     started, TooSlow, TooMuch.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    pid, ours = _start(argv, environ, 2 if keep_stderr else 1)
-    status = None
+    lifeline = Lifeline()
     try:
-        outputs = _Conversation(ours, stdin, most_bytes).hold(deadline)
-        status = _status(pid, deadline)
-    except TimeoutError:
-        raise TooSlow(f"did not answer within {timeout_s:g} s") from None
+        pid, ours = _start(argv, environ, 2 if keep_stderr else 1, lifeline.reader)
+        status = None
+        try:
+            conversation = _Conversation(ours, stdin, most_bytes)
+            lifeline.tie(-pid)
+            outputs = conversation.hold(deadline)
+            status = _status(pid, deadline)
+        except TimeoutError:
+            raise TooSlow(f"did not answer within {timeout_s:g} s") from None
+        finally:
+            if status is None:
+                os.killpg(pid, SIGKILL)
+                os.waitpid(pid, 0)
     finally:
-        if status is None:
-            os.kill(pid, SIGKILL)
-            os.waitpid(pid, 0)
+        lifeline.close()
     return Completed(status, *outputs)
 
 
@@ -99,7 +107,7 @@ def _is_program(path: str) -> bool:
         raise IoFailure(f"cannot look for the program {shown(path)}: {error.strerror or error}") from None
 
 
-def _start(argv: Sequence[str], environ: Mapping[str, str], outputs: int) -> tuple[int, list[int]]:
+def _start(argv: Sequence[str], environ: Mapping[str, str], outputs: int, lifeline: int) -> tuple[int, list[int]]:
     """The process, and our ends of its stdin, stdout and (with 2 outputs) stderr."""
     ours, theirs = [], []
     try:
@@ -107,8 +115,9 @@ def _start(argv: Sequence[str], environ: Mapping[str, str], outputs: int) -> tup
             ends = os.pipe2(os.O_CLOEXEC)
             theirs.append(ends[number > 0])
             ours.append(ends[number == 0])
-        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(theirs)]
-        pid = os.posix_spawn(argv[0], list(argv), dict(environ), file_actions=actions, setsigdef=[SIGPIPE])
+        numbered = (*enumerate(theirs), (CHILD_FD, lifeline))
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in numbered]
+        pid = os.posix_spawn(argv[0], list(argv), environ, file_actions=actions, setpgroup=0, setsigdef=[SIGPIPE])
     except BaseException:
         for fd in ours:
             os.close(fd)

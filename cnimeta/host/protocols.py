@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
     from cnimeta.host.iptables.values import Change
     from cnimeta.host.links.values import Classes, Classifier, Link, Queue
+    from cnimeta.host.network.values import Change as NetworkChange
     from cnimeta.host.nftables.values import Change as NftChange
     from cnimeta.host.nftables.values import Element, Rule
     from cnimeta.host.values import Completed
     from cnimeta.spec.jsonio import JSON
+    from cnimeta.spec.result import Route
 
     T = TypeVar("T")
 
@@ -93,14 +95,21 @@ class Database(Protocol):
 
 
 class PodApi(Protocol):
-    """The two requests made of a Kubernetes API server; failures are cnimeta.host.values.PodApiError."""
+    """The two requests made of a Kubernetes API server; failures are cnimeta.host.values.PodApiError.
 
-    def patch_status(self, namespace: str, name: str, patch: Mapping[str, JSON], timeout_s: float) -> None:
-        """Merge-patch the Pod through its status sub-resource."""
+    `timeout_s` bounds all of a call, whatever the peers do: credentials, name resolution, sending, reading.
+    """
+
+    def sign_in(self, timeout_s: float) -> None:
+        """Load the credentials now, if that is yet to be done."""
+        ...
+
+    def patch_status(self, namespace: str, name: str, patch: Mapping[str, JSON], timeout_s: float) -> dict[str, JSON]:
+        """Merge-patch the Pod through its status sub-resource. The Pod after it, its `metadata` at least."""
         ...
 
     def read(self, namespace: str, name: str, timeout_s: float) -> dict[str, JSON]:
-        """The Pod."""
+        """The Pod, its `metadata` at least: uid and annotations."""
         ...
 
 
@@ -161,7 +170,9 @@ class PortScan(Protocol):
 
 
 class Iptables(Protocol):
-    """The nat tables of one iptables variant. `family` is 4 or 6; rules are text as `iptables-save` prints them."""
+    """The tables of one iptables variant, nat unless another is named. `family` is 4 or 6; rules are text as
+    `iptables-save` prints them.
+    """
 
     variant: str
 
@@ -177,16 +188,19 @@ class Iptables(Protocol):
         """The rules of one chain, None when there is no such chain; with `mentioning`, those with any of the words."""
         ...
 
-    def has_chain(self, family: int, name: str) -> bool:
+    def has_chain(self, family: int, name: str, table: str = "nat") -> bool:
         """Whether the chain is there."""
         ...
 
-    def read(self, family: int) -> dict[str, list[str]]:
-        """Every chain and its rules."""
+    def read(self, family: int, table: str = "nat") -> dict[str, list[str]]:
+        """Every chain of a table and its rules."""
         ...
 
     def commit(self, family: int, changes: Sequence[Change]) -> None:
-        """Apply all changes or none, under `held()`. cnimeta.host.iptables.values.Refused when one does not fit."""
+        """Apply all changes of a table or none, the raw table's first; under `held()`.
+
+        cnimeta.host.iptables.values.Refused when one does not fit.
+        """
         ...
 
     def has_rule(self, family: int, chain: str, rule: str) -> bool:
@@ -349,4 +363,44 @@ class Links(Protocol):
 
     def remove_filters(self, index: int, priority: int) -> None:
         """Remove the arriving packets' filters of one priority; missing is fine."""
+        ...
+
+
+class Network(Protocol):
+    """The interfaces, addresses, routes and settings of one namespace. Failures are IoFailure (code 5)."""
+
+    def link(self, name: str = "", *, index: int = 0) -> Link | None:
+        """An interface by name or index, None when there is none."""
+        ...
+
+    def links(self) -> list[Link]:
+        """Every interface."""
+        ...
+
+    def addresses(self, link: str) -> list[str]:
+        """The addresses of an interface, `10.0.0.2/24`."""
+        ...
+
+    def routes(self, link: str) -> list[Route]:
+        """The routes through an interface that somebody set; not those that its addresses bring."""
+        ...
+
+    def sysctl(self, name: str) -> str:
+        """A setting under /proc/sys, its name with slashes; empty when there is no such setting."""
+        ...
+
+    def apply(self, *changes: NetworkChange) -> None:
+        """Carry out the changes (cnimeta.host.network.values) in order, up to the first that fails."""
+        ...
+
+
+class Networks(Protocol):
+    """The network of this namespace, and those of others."""
+
+    def here(self) -> Network:
+        """That of the namespace the plugin runs in."""
+        ...
+
+    def within(self, netns: str) -> AbstractContextManager[Network]:
+        """That of the namespace at a path, for a block that runs there. cnimeta.host.values.NoNamespace without it."""
         ...

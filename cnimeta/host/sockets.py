@@ -48,7 +48,7 @@ _ALL_BUT_TIME_WAIT = 0xFFF & ~(1 << _TIME_WAIT)
 _SOCK_DIAG, _DIAG_BY_FAMILY = 4, 20
 _NO_DIAG = (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
 """No inet_diag for this family or protocol in the kernel, or no netlink for it at all (linux/sock_diag.h)."""
-_EPHEMERAL = (32768, 60999)  # the kernel's default, for a host that hides the setting
+EPHEMERAL = (32768, 60999)  # the kernel's default, for a host that hides the setting
 _FAMILY_MISSING = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT)
 
 
@@ -122,7 +122,7 @@ class NodeSockets:
         for line in self._lines(f"{self._settings}/ip_local_port_range", heading=True):
             first, last = line.split()
             return int(first), int(last)
-        return _EPHEMERAL
+        return EPHEMERAL
 
     def can_listen(self, protocol: str, port: int) -> bool:
         """Whether the port can be bound and listened on, IPv4 and IPv6. Raises IoFailure (code 5)."""

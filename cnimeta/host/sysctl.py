@@ -28,7 +28,7 @@ class ProcSysctl:
 
     def read(self, name: str) -> str:
         """The value; empty when there is no such setting. Raises IoFailure (code 5)."""
-        path = f"/proc/sys/{name}"
+        path = f"{self._root}/{name}"
         try:
             with open(path, encoding="ascii") as file:
                 return file.read().strip()

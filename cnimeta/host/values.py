@@ -5,6 +5,11 @@ from __future__ import annotations
 from cnimeta.errors import IoFailure, shown
 from cnimeta.namedtuple import NamedTuple
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cnimeta.spec.fields import Fields
+    from cnimeta.spec.jsonio import JSON
+
 
 class Completed(NamedTuple):
     """How a program ended: its exit status (128 + n for signal n), its stdout, and its stderr where that is kept."""
@@ -36,6 +41,21 @@ class PodApiError(Exception):
         self.reason = reason
         self.message = message
         self.retry_after_s = retry_after_s
+
+    def encoded(self) -> dict[str, JSON]:
+        """As an object, for another process."""
+        return {
+            "status": self.status,
+            "reason": self.reason,
+            "message": self.message,
+            "retryAfterSeconds": self.retry_after_s,
+        }
+
+    @classmethod
+    def decoded(cls, fields: Fields) -> PodApiError:
+        """What `encoded` gave."""
+        status, wait_s = fields.integer("status", 0, 999) or 0, float(str(fields.get("retryAfterSeconds") or 0))
+        return cls(status, fields.text("reason"), fields.text("message"), wait_s)
 
     def __str__(self) -> str:
         return f"HTTP {self.status} {self.reason}: {self.message}" if self.status else self.message

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from cnimeta.errors import CniError, counted
-from cnimeta.node.networks import called, file_names, loadable
-from cnimeta.runtime.conf import load_file
+from cnimeta.node.networks import loadable, uses_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -23,7 +21,7 @@ def needs(names: Sequence[str], restored: Collection[str], net_dir: str) -> list
     which serves the configurations, but not what ours has made for containers.
     """
     plugins = loadable()
-    uses = list(_uses(net_dir, plugins))
+    uses = list(uses_of(net_dir, plugins))
     found = []
     for name in names:
         files = dict.fromkeys(file for file, conf in uses if conf.type == name)
@@ -44,15 +42,3 @@ def _containers(name: str, plugin: Plugin, confs: Sequence[NetConf]) -> Iterator
     if ids:
         more = f" and {len(ids) - _NAMED_MAX} more" if len(ids) > _NAMED_MAX else ""
         yield f"{name} by {counted(len(ids), 'container')}: {', '.join(ids[:_NAMED_MAX])}{more}"
-
-
-def _uses(net_dir: str, plugins: dict[str, Plugin]) -> Iterator[tuple[str, NetConf]]:
-    """(file, configuration) of every plugin that a network of the folder calls; files that cannot be read call none."""
-    for file in file_names(net_dir):
-        try:
-            network = load_file(os.path.join(net_dir, file))
-            found = [one.conf for one in called(network, plugins)]
-        except CniError:
-            continue
-        for conf in found:
-            yield file, conf

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cnimeta.errors import CniError
 from cnimeta.plugin import registry
-from cnimeta.runtime.conf import LIST_SUFFIX, SINGLE_SUFFIXES, config_names
+from cnimeta.runtime.conf import LIST_SUFFIX, SINGLE_SUFFIXES, config_names, load_file
 from cnimeta.spec.netconf import NetConf
 
 if TYPE_CHECKING:
@@ -83,3 +83,14 @@ def _nested(conf: NetConf) -> Iterator[Mapping[str, JSON]]:
         for entry in inner if isinstance(inner, list) else [inner]:
             if isinstance(entry, dict):
                 yield entry
+
+
+def uses_of(net_dir: str, plugins: Mapping[str, Plugin]) -> Iterator[tuple[str, NetConf]]:
+    """(file, configuration) of every plugin that a network of the folder calls; files that cannot be read call none."""
+    for file in file_names(net_dir):
+        try:
+            found = [one.conf for one in called(load_file(os.path.join(net_dir, file)), plugins)]
+        except CniError:
+            continue
+        for conf in found:
+            yield file, conf

@@ -9,9 +9,10 @@ from cnimeta.spec.version import ALL, at_least
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import TypeAlias
 
+    from cnimeta.plugin.described import Key
     from cnimeta.plugin.request import Request
     from cnimeta.ports.mapper import PortMapper
     from cnimeta.spec.fields import Fields
@@ -116,11 +117,19 @@ class Plugin:
 
     # --- for operators: nothing of this is on the way of a container ---
 
-    def examine(self, conf: NetConf) -> Iterable[str]:  # noqa: ARG002 - nothing is known of it here
-        """For `cnimeta doctor`: raise the CniError with which ADD would refuse this configuration on this node, and
-        give a line for each thing that ADD takes but that is hardly meant. Changes nothing.
+    def describe(self) -> Iterable[Key]:
+        """For `cnimeta explain`: its keys, in the order of its document."""
+        return ()
+
+    def validate(self, conf: NetConf) -> Iterable[str]:  # noqa: ARG002 - nothing is known of it here
+        """For `cnimeta validate`: raise the CniError with which ADD would refuse this configuration on any node, and
+        give a line for each thing that ADD takes but that is hardly meant. Looks at nothing else.
         """
         return ()
+
+    def examine(self, conf: NetConf) -> Iterable[str]:
+        """For `cnimeta doctor`: the same, with what this node alone can tell. Changes nothing."""
+        return self.validate(conf)
 
     def examine_node(self, section: Fields) -> str:  # noqa: ARG002 - as above
         """For `cnimeta doctor`: what the section of the node-wide configuration comes to, in a few words.
@@ -137,6 +146,13 @@ class Plugin:
         """For `cnimeta uninstall`: the IDs of the containers that it has something of, which its DEL is to remove.
 
         `confs`: its configurations on this node. Raises a CniError when that cannot be told. Changes nothing.
+        """
+        return ()
+
+    def dump(self, confs: Sequence[NetConf]) -> Iterable[tuple[str, Callable[[], JSON]]]:  # noqa: ARG002 - as above
+        """For `cnimeta sysdump`: documents of what it keeps on this node, each with a name such as `records.json`.
+
+        Reading one raises a CniError when it cannot be had. Secrets are taken out of what is read. Changes nothing.
         """
         return ()
 

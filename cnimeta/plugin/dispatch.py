@@ -17,17 +17,18 @@ from cnimeta.errors import (
     InvalidEnvironment,
     InvalidNetns,
     InvalidNetworkConfig,
-    IoFailure,
+    legible,
     shown,
 )
 from cnimeta.host import afterwards
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.plugin.base import VERBS
+from cnimeta.plugin.host import Host
 from cnimeta.plugin.request import Attachment, Request
 from cnimeta.spec import cniargs, validate, version
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import dumps, loads_object
-from cnimeta.spec.netconf import NetConf
+from cnimeta.spec.netconf import MAX_BYTES, NetConf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 _OWN_NETNS = "/proc/self/ns/net"
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _INTERRUPTED = 130  # what a shell reports for SIGINT
+_LINE_MAX = 8192
+"""Characters of a line that a plugin logs."""
+_PATHS = ("CNI_ARGS", "CNI_PATH", "CNI_NETNS")
 DEBUG = "CNIMETA_DEBUG"
 """The variable that makes a failure write its traceback to stderr; unset, empty and 0 mean no."""
 
@@ -57,9 +61,12 @@ def run(plugin: Plugin, environ: Mapping[str, str], stdin: bytes, log: Callable[
 
 
 def serve(
-    plugin: Plugin, environ: Mapping[str, str], stdin: bytes, log: Callable[[str], None]
+    plugin: Plugin, environ: Mapping[str, str], stdin: bytes, log: Callable[[str], None], host: Host | None = None
 ) -> tuple[Outcome, CniError | None]:
-    """As `run`, with what it failed with, for who is in the same process; what was no CniError is its cause."""
+    """As `run`, with what it failed with, for who is in the same process; what was no CniError is its cause.
+
+    `host` is the node that the verb is given; the real one unless told otherwise.
+    """
     name = environ.get("CNI_COMMAND", "")
     if not name:
         log(_about(plugin))
@@ -77,18 +84,11 @@ def serve(
         version.reconcile(conf.cni_version, plugin.versions)
         spoken = conf.cni_version
         verb.require_in(conf.cni_version)
-        return Outcome(0, _answer(plugin, verb, _request(verb, conf, environ, log))), None
+        return Outcome(0, _answer(plugin, verb, _request(verb, conf, environ, log, host))), None
     except CniError as error:
         failure = error
-    except OSError as error:  # what the host refused, and the plugin did not translate
-        where = f"{error.filename}: " if error.filename else ""
-        failure = IoFailure(f"{name} failed: {where}{error.strerror or error}")
-        failure.__cause__ = error
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the protocol has no room for a traceback
-        failure = InternalError(
-            f"internal error in {plugin.name} {name}: {type(error).__name__}: {error}", _origin(error)
-        )
-        failure.__cause__ = error
+        failure = _unexpected(f"{plugin.name} {name}", error)
     trace(failure, environ, log)
     return _failed(failure, spoken), failure
 
@@ -112,8 +112,10 @@ def start(make: Callable[[], Plugin]) -> None:
     except CniError as error:
         trace(error, os.environ, to_stderr)
         outcome = _failed(error)
-    except OSError as error:
-        outcome = _failed(IoFailure(f"cannot read the network configuration on stdin: {error.strerror}"))
+    except Exception as error:  # noqa: BLE001 - as in `serve`
+        failure = _unexpected("reading the network configuration on stdin", error)
+        trace(failure, os.environ, to_stderr)
+        outcome = _failed(failure)
     except KeyboardInterrupt:
         _end(_INTERRUPTED)
     try:
@@ -156,9 +158,11 @@ def _claim_stdout() -> int:
 
 
 def _read_stdin() -> bytes:
-    chunks = []
-    while chunk := os.read(_STDIN, 65536):
+    """What the runtime wrote. Of more than is ever read, not much more: NetConf refuses it."""
+    chunks, size = [], 0
+    while size <= MAX_BYTES and (chunk := os.read(_STDIN, 65536)):
         chunks.append(chunk)
+        size += len(chunk)
     return b"".join(chunks)
 
 
@@ -171,6 +175,14 @@ def _write_all(fd: int, data: bytes) -> None:
             import select
 
             select.select((), (fd,), ())
+
+
+def _unexpected(what: str, error: BaseException) -> CniError:
+    from cnimeta.plugin.unexpected import failure_of
+
+    failure = failure_of(what, error)
+    failure.__cause__ = error
+    return failure
 
 
 def _failed(error: CniError, cni_version: str = version.CURRENT) -> Outcome:
@@ -199,9 +211,14 @@ def _require_environment(verb: Verb, environ: Mapping[str, str]) -> None:
     if verb.of_attachment:
         validate.container_id(environ["CNI_CONTAINERID"])
         validate.ifname(environ["CNI_IFNAME"])
+    if verb.name != "DEL":  # which must go on with whatever it is given
+        for name in _PATHS:
+            validate.utf8(name, environ.get(name, ""))
 
 
-def _request(verb: Verb, conf: NetConf, environ: Mapping[str, str], log: Callable[[str], None]) -> Request:
+def _request(
+    verb: Verb, conf: NetConf, environ: Mapping[str, str], log: Callable[[str], None], host: Host | None
+) -> Request:
     conf.require_name()
     target = None
     if verb.of_attachment:
@@ -214,7 +231,12 @@ def _request(verb: Verb, conf: NetConf, environ: Mapping[str, str], log: Callabl
             netns, environ = "", {**environ, "CNI_NETNS": ""}
         args = cniargs.parse(environ.get("CNI_ARGS", ""), strict=verb.name != "DEL")
         target = Attachment(conf.name, environ["CNI_CONTAINERID"], environ["CNI_IFNAME"], netns, args)
-    return Request(verb.name, conf, target, dict(environ), log)
+    return Request(verb.name, conf, target, dict(environ), _legibly(log), host or Host())
+
+
+def _legibly(log: Callable[[str], None]) -> Callable[[str], None]:
+    """Lines of a plugin may have anybody's words in them."""
+    return lambda line: log(legible(line, _LINE_MAX))
 
 
 def _is_own_netns(netns: str, environ: Mapping[str, str]) -> bool:
@@ -242,16 +264,6 @@ def _version_info(plugin: Plugin, stdin: bytes) -> dict[str, JSON]:
 
 def _about(plugin: Plugin) -> str:
     return f"CNI plugin {plugin.name}: {plugin.about}\nCNI protocol versions supported: {', '.join(plugin.versions)}"
-
-
-def _origin(error: BaseException) -> str:
-    """Where an unexpected error arose: the innermost `module:line`, enough for a report, no traceback."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return ""
-    return f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
 
 
 def trace(error: BaseException, environ: Mapping[str, str], log: Callable[[str], None]) -> None:

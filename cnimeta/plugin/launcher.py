@@ -20,6 +20,16 @@ _HEAD_BYTES = 8192
 _SHEBANG_MAX_BYTES = 127  # kernels before 5.1 read no more of a #! line
 _BETWEEN = "\t"  # no path that a launcher names has one
 
+_HOOK = r"""def failed(kind, error, trace):
+    said = "".join(char for char in f"{kind.__name__}: {error}"[:300] if char.isalnum() or char in " .:_/()'-")
+    msg = "the installation of cnimeta is not whole: install it again"
+    os.write(1, ('{"cniVersion":"1.1.0","code":5,"msg":"%s","details":"%s"}\n' % (msg, said)).encode())
+    if "CNIMETA_DEBUG" in os.environ or not issubclass(kind, Exception):
+        sys.__excepthook__(kind, error, trace)
+sys.excepthook = failed
+"""
+"""What a launcher says that cannot even load what would answer: one document all the same."""
+
 
 def package_folder() -> str:
     """Where the running cnimeta package lies."""
@@ -37,7 +47,8 @@ def render(target: Target, interpreter: str, *, agent: bool = False) -> str:
     return f"""{first}
 {MARK} {target.plugin} {_BETWEEN.join((package, target.package, target.file, *target.path))}
 {more}import sys
-sys.modules["cnimeta"] = type(sys)("cnimeta")
+import os
+{_HOOK}sys.modules["cnimeta"] = type(sys)("cnimeta")
 sys.modules["cnimeta"].__path__ = [{package!r}]
 {asked}from cnimeta.plugin.dispatch import start
 from cnimeta.plugin.registry import Target, load

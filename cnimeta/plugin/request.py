@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cnimeta.namedtuple import NamedTuple
+from cnimeta.plugin.host import Host
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Request(NamedTuple):
     """The whole environment as received, for delegates: they must see the same (spec §4)."""
     log: Callable[[str], None]
     """Writes one line to stderr."""
+    host: Host = Host()
+    """The node; in tests, `cnimeta.testing.node.FakeHost`."""
 
     @property
     def attachment(self) -> Attachment:

@@ -51,7 +51,11 @@ MANAGED_BY = "managedBy"
 
 
 class MappedPort(NamedTuple):
-    """One host port of one attachment. `host_ip` is empty for every address of the node."""
+    """One host port of one attachment. `host_ip` is empty for every address of the node.
+
+    `ifname` is empty where only the kernel knows of it and its rules do not name the interface: such rules may be those
+    of a foreign plugin as well.
+    """
 
     network: str
     container_id: str

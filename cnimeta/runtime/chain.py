@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from cnimeta.delegate.call import Delegates
 from cnimeta.delegate.find import find
 from cnimeta.delegate.spawn import ProcessExec
-from cnimeta.errors import CniError, Failures, IncompatibleVersion, InvalidEnvironment, IoFailure, shown
+from cnimeta.errors import CniError, Failures, IncompatibleVersion, InvalidEnvironment, IoFailure, legible, shown
 from cnimeta.host.files import PosixFiles
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.plugin.base import VERBS
@@ -65,7 +65,7 @@ class Container(NamedTuple):
 
 def to_stderr(line: str) -> None:
     """Where a runtime's remarks go unless told otherwise."""
-    print(line, file=sys.stderr)
+    print(legible(line), file=sys.stderr)
 
 
 class Runtime:

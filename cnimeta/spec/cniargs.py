@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 _TRUE = ("1", "t", "true")
 _FALSE = ("0", "f", "false")
 
+MAX_CHARACTERS = 64 * 1024
 KUBERNETES = ("K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID", "K8S_POD_INFRA_CONTAINER_ID")
 """The keys kubelet's runtimes send."""
 
@@ -18,8 +19,12 @@ KUBERNETES = ("K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID", "K8S_POD_INFRA
 def parse(text: str, *, strict: bool = True) -> dict[str, str]:
     """Read CNI_ARGS; it may end in `;`.
 
-    A pair without `=` is InvalidEnvironment (code 4), or skipped when not `strict` (for DEL).
+    More than MAX_CHARACTERS, a pair without `=` is InvalidEnvironment (code 4), or skipped when not `strict` (for DEL).
     """
+    if len(text) > MAX_CHARACTERS:
+        if not strict:
+            return {}
+        raise InvalidEnvironment(f"CNI_ARGS has {len(text)} characters, at most {MAX_CHARACTERS} are read")
     pairs: dict[str, str] = {}
     text = text.removesuffix(";")
     for pair in text.split(";") if text else ():

@@ -14,6 +14,7 @@ from cnimeta.errors import DecodingFailure, IncompatibleVersion, InvalidNetworkC
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.ip import parse_cidr, parse_ip
 from cnimeta.spec.result import DNS, Interface, IPConfig, Result, Route
+from cnimeta.spec.version import IMPLIED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -146,6 +147,13 @@ def render_result(result: Result, version: str) -> dict[str, JSON]:
     if version in _FAMILIES[1] or version in _FAMILIES[2]:
         return _render_current(result, version)
     raise IncompatibleVersion(f"unsupported result version {shown(version)}")
+
+
+def render_conf(conf: Mapping[str, JSON | Result]) -> dict[str, JSON]:
+    """A plugin's configuration with every Result in it, its prevResult as a rule, in the shape of its cniVersion."""
+    version = conf.get("cniVersion")
+    spoken = version if isinstance(version, str) and version else IMPLIED
+    return {key: render_result(value, spoken) if isinstance(value, Result) else value for key, value in conf.items()}
 
 
 def _render_020(result: Result, version: str) -> dict[str, JSON]:

@@ -35,6 +35,7 @@ else:
 MAX_DEPTH = 100
 """Levels of nesting that are read. Go allows 10,000; a network configuration has about ten."""
 
+_DOCUMENTS_MAX = 100
 _WHITESPACE = " \t\n\r"
 _INFINITY = float("inf")
 
@@ -107,11 +108,15 @@ def loads(data: bytes | str, what: str = "document") -> JSON:
 
 def loads_all(data: bytes | str, what: str = "document") -> list[JSON]:
     """Read any number of documents, one after the other. Raises DecodingFailure (code 6) naming `what`."""
-    body, position, found = _text(data, what), 0, []
+    found: list[JSON] = []
+    body, position = _text(data, what), 0
     while position < len(body):
+        if len(found) == _DOCUMENTS_MAX:
+            raise DecodingFailure(f"{what} has more than {_DOCUMENTS_MAX} JSON documents")
         value, position = _document(body, position, what)
         found.append(value)
-        position = len(body) - len(body[position:].lstrip(_WHITESPACE))
+        while position < len(body) and body[position] in _WHITESPACE:
+            position += 1
     return found
 
 
@@ -143,9 +148,9 @@ def _document(body: str, start: int, what: str) -> tuple[JSON, int]:
         raise DecodingFailure(f"{what} is nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:
         raise DecodingFailure(f"{what} is not valid JSON: {error}") from None
-    if body.count("{") + body.count("[") > MAX_DEPTH and not _is_shallow(value):
+    if body.count("{", start, end) + body.count("[", start, end) > MAX_DEPTH and not _is_shallow(value):
         raise DecodingFailure(f"{what} is nested deeper than {MAX_DEPTH} levels")
-    if "\\ud" in body or "\\uD" in body:
+    if body.find("\\ud", start, end) >= 0 or body.find("\\uD", start, end) >= 0:
         value = _mended(value)
     return value, end
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.result import Result
 
+MAX_BYTES = 16 << 20
+"""Of a configuration. GC's list of 60,000 attachments has 7 MB."""
 VALID_ATTACHMENTS = ("cni.dev/valid-attachments", "cni.dev/attachments")
 """GC's list; libcni sends both, the second because the spec first named it so. Null is as good as absent."""
 
@@ -42,6 +44,8 @@ class NetConf:
     @classmethod
     def decode(cls, stdin: bytes) -> NetConf:
         """Read stdin. Raises DecodingFailure (code 6)."""
+        if len(stdin) > MAX_BYTES:
+            raise DecodingFailure(f"the network configuration on stdin is longer than {MAX_BYTES} bytes")
         return cls(loads_object(stdin, "the network configuration on stdin"))
 
     def require_name(self) -> None:

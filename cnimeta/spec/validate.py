@@ -34,6 +34,19 @@ def ifname(text: str) -> str:
     return text
 
 
+def utf8(name: str, text: str) -> str:
+    """The text of an environment variable that is UTF-8, or InvalidEnvironment (code 4).
+
+    Python keeps other bytes as halves of surrogate pairs, which no document can hold: a record would not be read back.
+    """
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidEnvironment(f"{name} is not UTF-8 text: character {error.start} of {shown(text)}") from None
+    return text
+
+
 def network_name(text: str) -> str:
     """A valid network name, or InvalidNetworkConfig (code 7)."""
     if not text:

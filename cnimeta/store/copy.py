@@ -5,7 +5,7 @@ from __future__ import annotations
 import _sqlite3
 import os
 
-from cnimeta.store.folder import own_open
+from cnimeta.host.owned import own_open
 
 _PLACES = ("/run", "/dev/shm", "/tmp")  # noqa: S108 - the folder made there is this process's alone
 _SIZE_MAX = 1 << 30

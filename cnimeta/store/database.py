@@ -21,7 +21,8 @@ import os
 import time
 
 from cnimeta.errors import CniError, StateUnusable, TryAgainLater, shown
-from cnimeta.store.folder import NotOurs, hindrance, is_full, is_there, own_file, own_folder
+from cnimeta.host.owned import NotOurs, own_file, own_folder
+from cnimeta.store.folder import hindrance, is_full, is_there
 from cnimeta.store.locks import OwnLock
 from cnimeta.store.making import DAMAGED, LOG_SUFFIX, Maker
 from cnimeta.store.sequence import Sequence

@@ -12,7 +12,7 @@ from binascii import crc32
 
 from cnimeta.errors import StateUnusable, shown
 from cnimeta.host.lock import NodeLock
-from cnimeta.store.folder import own_file, own_folder
+from cnimeta.host.owned import own_file, own_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import _sqlite3
 import os
 
-from cnimeta.store.folder import is_there, own_file, unlink
+from cnimeta.host.owned import own_file
+from cnimeta.store.folder import is_there, unlink
 from cnimeta.store.rescue import tolerant
 from cnimeta.store.sql import begin, connect, meta
 

@@ -66,11 +66,12 @@ class Records:
         boot_id: str = "",
         timeout_s: float = 10,
         open_database: Callable[..., protocols.Database] = Database,
+        locks: protocols.Locks | None = None,
     ) -> None:
         self._version = version
         self._log = log
         self._database = open_database(folder, _Contents(log), boot_id, log, timeout_s)
-        self.locks = AttachmentLocks(f"{folder}/locks", timeout_s)
+        self.locks: protocols.Locks = locks or AttachmentLocks(f"{folder}/locks", timeout_s)
 
     def put(self, key: Key, body: Mapping[str, JSON]) -> None:
         """Write the record of an attachment, in place of what there was."""

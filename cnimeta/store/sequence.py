@@ -11,7 +11,7 @@ import os
 from binascii import crc32
 
 from cnimeta.errors import StateUnusable
-from cnimeta.store.folder import own_open
+from cnimeta.host.owned import own_open
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import os
 import sys
 
+from cnimeta.errors import legible
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -39,7 +41,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], most: int | None 
 
 def table_of(heads: Sequence[str], columns: Sequence[Sequence[object]], most: int | None = None) -> str:
     """The same from columns, which is what a table of tens of thousands of lines is quickly made from."""
-    found = [[head, *map(str, column)] for head, column in zip(heads, columns, strict=True)]
+    found = [[head, *_legible(column)] for head, column in zip(heads, columns, strict=True)]
     widths = [max(map(len, column)) for column in found]
     narrow = widths if most is None else _shrunk(widths, most - len(_BETWEEN) * (len(heads) - 1))
     if narrow != widths:
@@ -48,8 +50,13 @@ def table_of(heads: Sequence[str], columns: Sequence[Sequence[object]], most: in
     return _joined(zip(*found, strict=True), narrow)
 
 
+def _legible(column: Sequence[object]) -> list[str]:
+    texts = list(map(str, column))
+    return texts if "".join(texts).isprintable() else list(map(legible, texts))
+
+
 def laid_out(lines: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
-    """Lines of cells under each other, each cell at least as wide as `widths` says."""
+    """Lines of cells under each other, each cell at least as wide as `widths` says. Cells are shown as they are."""
     return _joined(map(tuple, lines), widths)
 
 

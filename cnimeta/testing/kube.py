@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
-from cnimeta.host.kube import MERGE_PATCH
+from cnimeta.host.kube.client import MERGE_PATCH
 from cnimeta.host.values import PodApiError
 from cnimeta.namedtuple import NamedTuple
 
@@ -113,15 +113,20 @@ class FakePods:
 
     # --- PodApi ---------------------------------------------------------------------------------------------
 
-    def patch_status(self, namespace: str, name: str, patch: Mapping[str, JSON], timeout_s: float) -> None:
+    def sign_in(self, timeout_s: float) -> None:
+        """As `KubernetesPodApi.sign_in`: in memory there is nothing to load."""
+
+    def patch_status(self, namespace: str, name: str, patch: Mapping[str, JSON], timeout_s: float) -> dict[str, JSON]:
         """As `KubernetesPodApi.patch_status`."""
-        self._ask("PATCH", f"{_path(namespace, name)}/status", dict(patch), timeout_s)
+        return self._ask("PATCH", f"{_path(namespace, name)}/status", dict(patch), timeout_s)
 
     def read(self, namespace: str, name: str, timeout_s: float) -> dict[str, JSON]:
         """As `KubernetesPodApi.read`."""
         return self._ask("GET", _path(namespace, name), None, timeout_s)
 
     def _ask(self, method: str, path: str, body: Any, timeout_s: float) -> dict[str, JSON]:
+        if timeout_s <= 0:
+            raise PodApiError(0, "NoAnswer", "no time was left for the request")
         fault = self.faults[0] if self.faults else Fault()
         answer = self.answer(method, path, self.user, MERGE_PATCH if body is not None else "", body)
         if answer.drop or fault.delay_s >= timeout_s:

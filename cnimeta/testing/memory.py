@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cnimeta.plugin.base import Plugin
+    from cnimeta.plugin.host import Host
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.result import Result
 
@@ -29,11 +30,13 @@ def call(
     args: str = "",
     path: str = "/opt/cni/bin",
     log: list[str] | None = None,
+    host: Host | None = None,
 ) -> Result | None:
     """Serve one verb through the real protocol. Returns ADD's result; raises what the plugin failed with.
 
     A CniError is the very one that was raised. Anything else becomes what the protocol makes of it (IoFailure for an
-    OSError, InternalError for a defect), with the exception as its cause.
+    OSError, InternalError for a defect), with the exception as its cause. `host` is the node that the verb is given
+    (`cnimeta.testing.host.FakeHost`); the real one when there is none.
     """
     environ = {
         "CNI_COMMAND": verb,
@@ -44,7 +47,7 @@ def call(
         "CNI_PATH": path,
     }
     lines = log if log is not None else []
-    outcome, error = serve(plugin, environ, dumps(conf).encode(), lines.append)
+    outcome, error = serve(plugin, environ, dumps(conf).encode(), lines.append, host)
     if error is not None:
         raise error
     if verb != "ADD":

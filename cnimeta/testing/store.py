@@ -178,11 +178,17 @@ class MemoryDatabase:
 
 
 class FakeLocks:
-    """Locks of attachments for tests: `busy` holds keys that another command works on; `held` those of this one."""
+    """Locks of attachments for tests: `busy` holds keys that another command works on; `held` those of this one.
+
+    `before` is called ahead of each, as if one had waited: with what another command does meanwhile. Without `usable`
+    no lock can be made.
+    """
 
     def __init__(self) -> None:
         self.busy: set[Key] = set()
         self.held: list[Key] = []
+        self.before: Callable[[Key], None] = lambda _: None
+        self.usable = True
 
     def of(self, key: Key) -> Lock:
         """The lock of one attachment."""
@@ -200,7 +206,10 @@ class _FakeLock:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
+        if not self._locks.usable:
+            raise StateUnusable("the lock cannot be used: No space left on device")
         assert self._key not in self._locks.held, "this command has the lock already"
+        self._locks.before(self._key)
         if self._key in self._locks.busy:
             raise TryAgainLater(f"another command works on container {self._key[1]}")
         self._locks.held.append(self._key)

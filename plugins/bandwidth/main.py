@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from cnimeta.host.links.values import Link
     from cnimeta.host.protocols import Links
+    from cnimeta.plugin.described import Key
     from cnimeta.plugin.request import Attachment, Request
     from cnimeta.spec.netconf import NetConf
     from cnimeta.spec.result import Result
@@ -92,7 +93,13 @@ class Bandwidth(Plugin):
         own = ("cnimeta_plugins.bandwidth.config", "cnimeta_plugins.bandwidth.apply")
         return ("pyroute2", "ctypes", "cnimeta.host.links.kernel", *own)
 
-    def examine(self, conf: NetConf) -> Iterable[str]:
+    def describe(self) -> Iterable[Key]:
+        """Its keys."""
+        from cnimeta_plugins.bandwidth.described import KEYS
+
+        return KEYS
+
+    def validate(self, conf: NetConf) -> Iterable[str]:
         """Keys and values."""
         from cnimeta.spec.keys import OF_EVERY_PLUGIN, strangers
         from cnimeta_plugins.bandwidth.config import KEYS, read_settings

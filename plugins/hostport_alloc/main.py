@@ -7,9 +7,10 @@ from cnimeta_plugins.hostport_alloc.wiring import Wiring
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from cnimeta.plugin.base import Commands
+    from cnimeta.plugin.described import Key
     from cnimeta.plugin.request import Request
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.netconf import NetConf
@@ -50,6 +51,18 @@ class HostportAlloc(Plugin):
 
         status(self.wiring, request)
 
+    def describe(self) -> Iterable[Key]:
+        """Its keys."""
+        from cnimeta_plugins.hostport_alloc.described import KEYS
+
+        return KEYS
+
+    def validate(self, conf: NetConf) -> Iterable[str]:
+        """Keys and values."""
+        from cnimeta_plugins.hostport_alloc.operator.examine import validate
+
+        return validate(conf)
+
     def examine(self, conf: NetConf) -> Iterable[str]:
         """Keys and values, ranges beside those of the node, credentials."""
         from cnimeta_plugins.hostport_alloc.operator.examine import examine
@@ -68,6 +81,12 @@ class HostportAlloc(Plugin):
 
         return in_use(self.wiring, confs)
 
+    def dump(self, confs: Sequence[NetConf]) -> Iterable[tuple[str, Callable[[], JSON]]]:
+        """Records, ports and problems."""
+        from cnimeta_plugins.hostport_alloc.operator.dumping import dump
+
+        return dump(self.wiring, confs)
+
     def add_commands(self, commands: Commands) -> None:
         """`cnimeta ports` and `cnimeta wrap`."""
         from cnimeta_plugins.hostport_alloc.operator.commands import add_commands
@@ -78,7 +97,13 @@ class HostportAlloc(Plugin):
         """What its verbs import on their way."""
         return (
             *("filelock", "kubernetes.client", "kubernetes.config", "ssl", "json"),
-            *("cnimeta.host.kube", "cnimeta.host.lock", "cnimeta.host.portscan", "cnimeta.host.sockets"),
+            *(
+                "cnimeta.host.kube.api",
+                "cnimeta.host.kube.client",
+                "cnimeta.host.lock",
+                "cnimeta.host.portscan",
+                "cnimeta.host.sockets",
+            ),
             *("cnimeta.host.addresses", "cnimeta.delegate.call", "cnimeta.delegate.inprocess"),
             *("cnimeta_plugins.hostport_alloc.verbs.add", "cnimeta_plugins.hostport_alloc.verbs.delete"),
             *("cnimeta_plugins.hostport_alloc.verbs.repeat", "cnimeta_plugins.hostport_alloc.pod.annotation"),

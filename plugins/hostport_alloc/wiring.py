@@ -64,7 +64,7 @@ class Wiring:
         from cnimeta_plugins.hostport_alloc.state.contents import PortContents
         from cnimeta_plugins.hostport_alloc.state.store import Store
 
-        contents = PortContents(lambda: self.mappings(folder, log), self.clock, self.boot_id, log)
+        contents = PortContents(lambda: self._attached(folder, log), self.clock, self.boot_id, log)
         if self._open_database is not None:
             database = self._open_database(folder, contents, self.boot_id, log, timeout_s)
         else:
@@ -130,7 +130,10 @@ class Wiring:
         return port_mapper(plugin_type)
 
     def mappings(self, folder: str, log: Callable[[str], None]) -> tuple[MappedPort, ...]:
-        """What was mapped for hostport_alloc on this node, as the port mapper and the kernel know it."""
+        """What was mapped for hostport_alloc on this node, as the port mapper and the kernel know it.
+
+        Where no interface is named, only the kernel knows of it, and it may be a foreign plugin's.
+        """
         from cnimeta.errors import CniError
         from cnimeta_plugins.hostport_alloc.config import PLUGIN_TYPE, PORTMAP_TYPE
 
@@ -141,6 +144,10 @@ class Wiring:
             mapper = None
         found = mapper.mappings(folder, log) if mapper is not None else ()
         return tuple(one for one in found if one.managed_by == PLUGIN_TYPE or not one.recorded)
+
+    def _attached(self, folder: str, log: Callable[[str], None]) -> tuple[MappedPort, ...]:
+        """Those that a record can be made of: a foreign plugin would never have it released."""
+        return tuple(one for one in self.mappings(folder, log) if one.ifname)
 
     # --- the container, its node and its Pod -------------------------------------------------------------
 
@@ -165,7 +172,7 @@ class Wiring:
         """The Pod API with the credentials of `kubeconfig`."""
         if self._pods is not None:
             return self._pods(kubeconfig)
-        from cnimeta.host.kube import KubernetesPodApi
+        from cnimeta.host.kube.api import KubernetesPodApi
 
         return KubernetesPodApi(kubeconfig)
 

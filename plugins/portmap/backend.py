@@ -70,6 +70,10 @@ class Backend(Protocol[P]):
         """
         ...
 
+    def heal(self) -> None:
+        """Put right what all mappings rely on, where another program changed it. ADD mends what it sees at a glance."""
+        ...
+
     def tidy(self) -> None:
         """Take out what is shared and nobody needs any more."""
         ...

@@ -9,9 +9,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from cnimeta.plugin.described import Key
     from cnimeta.plugin.request import Request
     from cnimeta.ports.mapper import PortMapper
     from cnimeta.spec.fields import Fields
+    from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.netconf import NetConf
     from cnimeta.spec.result import Result
     from cnimeta_plugins.portmap.mapper import Mapper
@@ -74,6 +76,18 @@ class Portmap(Plugin):
 
         return PortmapPorts()
 
+    def describe(self) -> Iterable[Key]:
+        """Its keys."""
+        from cnimeta_plugins.portmap.described import KEYS
+
+        return KEYS
+
+    def validate(self, conf: NetConf) -> Iterable[str]:
+        """Keys and values."""
+        from cnimeta_plugins.portmap.operator import validate
+
+        return validate(conf)
+
     def examine(self, conf: NetConf) -> Iterable[str]:
         """Keys, values, and the backend where only one may serve."""
         from cnimeta_plugins.portmap.operator import examine
@@ -91,6 +105,12 @@ class Portmap(Plugin):
         from cnimeta_plugins.portmap.operator import in_use
 
         return in_use(confs)
+
+    def dump(self, confs: Sequence[NetConf]) -> Iterable[tuple[str, Callable[[], JSON]]]:
+        """Records."""
+        from cnimeta_plugins.portmap.operator import dump
+
+        return dump(confs)
 
     def _mapper(self, request: Request) -> Mapper:
         if self._make_mapper is not None:

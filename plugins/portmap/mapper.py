@@ -13,15 +13,16 @@ from cnimeta.plugin.request import Attachment
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.portmap.config import DEFAULTS, NodeDefaults, read_data_dir, read_mappings, read_settings
 from cnimeta_plugins.portmap.localhost import Localhost
+from cnimeta_plugins.portmap.locking import HeldIfPossible
 from cnimeta_plugins.portmap.plan import Owner, plan_mappings
-from cnimeta_plugins.portmap.records import Life, Others, Record, Records
+from cnimeta_plugins.portmap.records import Found, Life, Others, Record, Records
 from cnimeta_plugins.portmap.sharing import same_container, served, waiting, without
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from cnimeta.host.protocols import Conntrack, Files, Namespaces, Sysctl
+    from cnimeta.host.protocols import Conntrack, Files, Locks, Namespaces, Sysctl
     from cnimeta.spec.ip import Address, Cidr
     from cnimeta.spec.result import Result
     from cnimeta_plugins.portmap.backends import Backends
@@ -44,15 +45,19 @@ class Mapper:
         boot_id: Callable[[], str],
         route: Callable[[Address], str],
         namespaces: Namespaces,
+        locks: Callable[[str], Locks],
         node: Callable[[], NodeDefaults] = NodeDefaults,
     ) -> None:
-        """`node` gives the node-wide defaults; `route(address)` the interface towards a container."""
+        """`node` gives the node-wide defaults; `route(address)` the interface towards a container; `locks(dataDir)` a
+        lock for each attachment.
+        """
         self.backends = backends
         self.conntrack = conntrack
         self.files = files
         self.log = log
         self.life = Life(boot_id, namespaces)
         self.localhost = Localhost(sysctl, route, files, boot_id)
+        self.locks = locks
         self.node = node
 
     def settings(self, conf: NetConf) -> Settings:
@@ -63,6 +68,22 @@ class Mapper:
 
     def add(self, attachment: Attachment, conf: NetConf, settings: Settings, result: Result) -> None:
         """Map every port, in place of what the attachment had."""
+        with self.locks(settings.data_dir).of(attachment.key).held():
+            self._add(attachment, conf, settings, result)
+
+    def add_again(self, owner: Owner, data_dir: str, *, waiting: bool = False) -> bool:
+        """ADD from the record; whether it was still there. `waiting`: only if it waits for ports."""
+        with self.locks(data_dir).of(owner).held():
+            record = self._records(data_dir).find(owner).record
+            if record is None or self.life.is_dead(record) or not isinstance(record.conf, dict):
+                return False
+            if record.waiting or not waiting:
+                conf = NetConf(record.conf)
+                attachment = Attachment(*owner, record.netns, {})
+                self._add(attachment, conf, self.settings(conf), conf.require_prev_result())
+            return True
+
+    def _add(self, attachment: Attachment, conf: NetConf, settings: Settings, result: Result) -> None:
         owner = Owner(*attachment.key)
         plan = plan_mappings(owner, settings, result)
         records = self._records(settings.data_dir)
@@ -123,6 +144,8 @@ class Mapper:
             self.localhost.open(interface, plan.settings.data_dir)
             if both != new:
                 records.store(record._replace(payload=new))
+            if before is not None:
+                records.leave(before.owner, before.addresses, but=record.addresses)
         except (CniError, OSError):
             self._undo(record._replace(payload=there), before, records)
             raise
@@ -144,10 +167,7 @@ class Mapper:
         for container_id in dict.fromkeys(record.owner.container_id for record in gone):
             for record in records.take_followers(container_id):
                 try:
-                    if isinstance(record.conf, dict) and not self.life.is_dead(record):
-                        conf = NetConf(record.conf)
-                        attachment = Attachment(*record.owner, record.netns, {})
-                        self.add(attachment, conf, self.settings(conf), conf.require_prev_result())
+                    self.add_again(record.owner, records.data_dir, waiting=True)
                 except CniError as error:
                     self.log(f"portmap: the ports of {record.owner.text} could not be taken over: {error.msg}")
 
@@ -160,6 +180,7 @@ class Mapper:
             if record.payload is not None and (before is None or before.backend != record.backend):
                 self.backends[record.backend].remove(record.owner, record.payload)
                 record = record._replace(payload=None)
+            records.leave(record.owner, record.addresses)
             if before is None:
                 records.forget(record.owner)
             else:
@@ -209,12 +230,32 @@ class Mapper:
         """Unmap. Every step is tried; the record goes only when the rules are gone."""
         owner = Owner(*attachment.key)
         records = self._records(self._data_dir(conf))
+        failures = Failures()
+        recorded: list[Record] = []
+        with failures:
+            if records.find(owner) == Found():  # nobody else can be at work on what there is no record of
+                recorded = self._delete(owner, attachment, conf, records, failures)
+            else:
+                with self._lock(owner, records):
+                    recorded = self._delete(owner, attachment, conf, records, failures)
+        with failures:
+            self._take_over(recorded, records)
+        interfaces = [name for record in recorded for name in record.interfaces]
+        self._leave(records, conf, interfaces)
+        failures.raise_any()
+
+    def _lock(self, owner: Owner, records: Records) -> HeldIfPossible:
+        return HeldIfPossible(self.locks(records.data_dir), owner, self.log)
+
+    def _delete(
+        self, owner: Owner, attachment: Attachment, conf: NetConf, records: Records, failures: Failures
+    ) -> list[Record]:
+        """What was unmapped; every step is tried."""
         found = records.find(owner)
         asked = _mappings_or_none(conf)
         recorded = [found.record] if found.record is not None else []
         if not recorded and not found.problem:
             recorded = self._renamed(records, attachment, asked)
-        failures = Failures()
         for record in recorded:
             with failures:
                 self._unmap(record, records)
@@ -224,17 +265,13 @@ class Mapper:
                 self._forget_flows(asked, (4, 6))
             if not recorded:
                 records.forget(owner)  # a damaged one, or what a killed ADD had begun to write
-        with failures:
-            self._take_over(recorded, records)
-        interfaces = [name for record in recorded for name in record.interfaces]
-        self.localhost.close(records, self._data_dir(conf), self.log, interfaces)
-        failures.raise_any()
+        return recorded
 
     def _unmap(self, record: Record, records: Records) -> None:
         self.backends[record.backend].remove(record.owner, record.payload)
         families = [container.address.family for container in record.addresses]
         self._forget_flows(record.mappings, families, record.addresses)
-        records.forget(record.owner)
+        records.forget(record.owner, record.addresses)
 
     def _renamed(self, records: Records, attachment: Attachment, asked: Sequence[PortMapping]) -> list[Record]:
         """The records of the same interface under an earlier name of the network.
@@ -258,6 +295,15 @@ class Mapper:
         failures.raise_any()
         return any(found)
 
+    def _leave(self, records: Records, conf: NetConf, interfaces: Iterable[str]) -> None:
+        """After the last mapping: set back what was set, take out what all shared. A failure is logged only."""
+        self.localhost.close(records, self._data_dir(conf), self.log, interfaces)
+        try:
+            for backend in () if records.any() else self.backends.holding():
+                backend.tidy()
+        except CniError as error:
+            self.log(f"portmap: something shared stays: {error.msg}")
+
     # --- GC and STATUS ---------------------------------------------------------------------------------------
 
     def collect(self, conf: NetConf, valid: Collection[tuple[str, str]]) -> None:
@@ -270,14 +316,16 @@ class Mapper:
             if record.owner.network == conf.name and (record.owner.container_id, record.owner.ifname) not in valid
         ]
         for record in gone:
-            with failures:
-                self._unmap(record, records)
+            with failures, self._lock(record.owner, records):
+                now = records.find(record.owner).record
+                if now is not None:
+                    self._unmap(now, records)
         with failures:
             self._take_over(gone, records)
         for backend in self.backends.holding():
             with failures:
                 backend.collect(conf.name, valid, self._others(records, None))
-        self.localhost.close(records, self._data_dir(conf), self.log, ())
+        self._leave(records, conf, ())
         failures.raise_any()
 
     def ready(self, conf: NetConf) -> None:

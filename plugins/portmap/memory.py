@@ -10,6 +10,7 @@ from cnimeta.namedtuple import NamedTuple
 from cnimeta.ports.mapper import MappedPort
 from cnimeta.spec.fields import Fields
 from cnimeta_plugins.portmap.backends import BACKENDS, Source
+from cnimeta_plugins.portmap.plan import address_conflict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,21 +76,19 @@ class MemoryBackend:
         """In place of what the owner had."""
         self.before_add()
         dead = {record.owner for record in others.every() if others.is_dead(record)}
-        for owner, taken in list(self._holders(payload)):
-            if owner == plan.owner:
+        for owner, ports in list(self.held.items()):
+            taken = next((port for port in payload.ports if any(port.meets(other) for other in ports)), None)
+            shared = {port.container for port in payload.ports} & {port.container for port in ports}
+            renamed = bool(shared) and owner[1:] == plan.owner[1:]
+            if owner == plan.owner or (taken is None and not shared):
                 continue
-            if owner not in dead:
+            if owner not in dead and not renamed:
+                if taken is None:
+                    raise address_conflict(min(shared), owner.text)
                 place = f"{taken.host_port}/{taken.protocol}"
                 raise HostPortConflict(f"host port {place} is already mapped for {owner.text}: choose another hostPort")
             del self.held[owner]
         self.held[plan.owner] = payload.ports
-
-    def _holders(self, wanted: Ports) -> Iterator[tuple[Owner, Port]]:
-        """Who has a port that is wanted, and the first such port."""
-        for owner, ports in self.held.items():
-            taken = next((port for port in wanted.ports if any(port.meets(other) for other in ports)), None)
-            if taken is not None:
-                yield owner, taken
 
     def check(self, plan: Plan, _payload: Ports | None) -> None:
         """All of it, and nothing else."""
@@ -125,6 +124,9 @@ class MemoryBackend:
 
     def require_free(self, plan: Plan, others: Others) -> None:
         """It maps nothing that could be in anybody's way."""
+
+    def heal(self) -> None:
+        """Nothing is relied on."""
 
     def tidy(self) -> None:
         """Nothing is shared."""

@@ -5,11 +5,13 @@ It stands beside the way of a command: nothing here is loaded by ADD, DEL or CHE
 
 from __future__ import annotations
 
+import functools
 import os
 
-from cnimeta.errors import IoFailure
+from cnimeta.errors import CniError, IoFailure
 from cnimeta.host.clock import boot_id
 from cnimeta.host.files import PosixFiles
+from cnimeta.spec.jsonio import loads_object
 from cnimeta.spec.keys import OF_EVERY_PLUGIN, strangers
 from cnimeta_plugins.portmap.backends import Backends
 from cnimeta_plugins.portmap.config import DEFAULTS, KEYS, read_data_dir, read_settings
@@ -18,10 +20,17 @@ from cnimeta_plugins.portmap.wiring import node_defaults, read_node_defaults
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from cnimeta.spec.fields import Fields
+    from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.netconf import NetConf
+
+
+def validate(conf: NetConf) -> Iterable[str]:
+    """As `Plugin.validate`: with any of the backends there are, and no node-wide defaults."""
+    read_settings(conf, backends=Backends().names)
+    return strangers(conf.fields, (*OF_EVERY_PLUGIN, *KEYS))
 
 
 def examine(conf: NetConf) -> Iterable[str]:
@@ -50,3 +59,23 @@ def in_use(confs: Sequence[NetConf]) -> Iterator[str]:
         for record in Records(folder, PosixFiles(), lambda _: None).every():
             if record.boot_id == boot_id():
                 yield record.owner.container_id
+
+
+def dump(confs: Sequence[NetConf]) -> Iterator[tuple[str, Callable[[], JSON]]]:
+    """As `Plugin.dump`: every record as it lies on the disk, damaged ones too."""
+    node = node_defaults(os.environ, Backends().names)
+    configured = (read_data_dir(conf.fields, node) for conf in confs)
+    for folder in dict.fromkeys([node.data_dir or DEFAULTS.data_dir, *configured]):
+        yield f"{folder.strip('/').replace('/', '_')}/records.json", functools.partial(_documents, folder)
+
+
+def _documents(folder: str) -> JSON:
+    files, place = PosixFiles(), Records(folder, PosixFiles(), lambda _: None).folder
+    found: dict[str, JSON] = {}
+    for name in files.names(place):
+        data = files.read(os.path.join(place, name)) or b""
+        try:
+            found[name] = loads_object(data, name)
+        except CniError:
+            found[name] = data.decode("utf-8", "replace")
+    return found

@@ -5,7 +5,7 @@ It is the same for every backend; each makes its own rules of it.
 
 from __future__ import annotations
 
-from cnimeta.errors import InvalidNetworkConfig
+from cnimeta.errors import HostPortConflict, InvalidNetworkConfig
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.ip import Cidr, parse_cidr
 
@@ -63,6 +63,14 @@ def plan_mappings(owner: Owner, settings: Settings, result: Result) -> Plan:
             + ", ".join(mapping.text for mapping in settings.mappings)
         )
     return Plan(owner, settings, tuple(families))
+
+
+def address_conflict(address: str, holder: str) -> HostPortConflict:
+    """The error for a container address that a live attachment has already."""
+    return HostPortConflict(
+        f"the container's address {address} is that of {holder} too, which is alive as far as can be told: nobody"
+        " could tell the two apart; give one another address, or delete that attachment first"
+    )
 
 
 def container_addresses(ifname: str, result: Result) -> list[Cidr]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from cnimeta.errors import CniError
+from cnimeta.errors import CniError, Failures
 from cnimeta.host.clock import boot_id
 from cnimeta.host.files import PosixFiles
 from cnimeta.plugin.request import Attachment
@@ -16,6 +16,7 @@ from cnimeta.spec.fields import Fields
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.portmap.backends import BACKENDS, Backends
 from cnimeta_plugins.portmap.config import AUTO, DEFAULTS
+from cnimeta_plugins.portmap.plan import Owner
 from cnimeta_plugins.portmap.records import Records
 from cnimeta_plugins.portmap.wiring import host_mapper, node_defaults
 
@@ -62,11 +63,14 @@ class PortmapPorts:
         recorded = set()
         for folder in {data_dir, DEFAULTS.data_dir, node_defaults(os.environ, backends.names).data_dir} - {""}:
             for record in Records(folder, PosixFiles(), log).every():
-                recorded.add(tuple(record.owner))
+                owner = record.owner
+                recorded |= {tuple(owner), *((*owner[:2], *port[3:5]) for port in _ports_of(record))}
                 if folder == data_dir and record.boot_id == boot_id():
                     found += _ports_of(record)
         for backend in backends.holding():
-            found += [port for port in sorted(set(backend.listed())) if port[:3] not in recorded]
+            for port in sorted(set(backend.listed())):
+                names = port[:3] if port.ifname else (*port[:2], *port[3:5])
+                found += [port] * (names not in recorded)
         return found
 
     def check(self, data_dir: str, log: Callable[[str], None], skip: Collection[str] = ()) -> list[Repaired]:
@@ -75,12 +79,21 @@ class PortmapPorts:
 
     def repair(self, data_dir: str, log: Callable[[str], None], skip: Collection[str] = ()) -> list[Repaired]:
         """ADD again from the record, which changes nothing where all is in place; then CHECK."""
-        found = self._each(data_dir, log, skip, self._add_again)
-        for backend in self._backends(os.environ.get("PATH", "")).holding():
-            try:
+        backends, failures = self._backends(os.environ.get("PATH", "")), Failures()
+        for backend in backends.holding():
+            with failures:
+                backend.heal()
+
+        def add_again(mapper: Mapper, attachment: Attachment, conf: NetConf) -> None:
+            if mapper.add_again(Owner(*attachment.key), data_dir):  # else it went meanwhile
+                self._check(mapper, attachment, conf)
+
+        found = self._each(data_dir, log, skip, add_again)
+        for backend in backends.holding():
+            with failures:
                 backend.tidy()
-            except CniError as error:
-                log(f"portmap: {error.msg}")
+        for failure in failures.found:
+            log(f"portmap: {failure.msg}")
         return found
 
     def _each(
@@ -106,10 +119,6 @@ class PortmapPorts:
 
     def _check(self, mapper: Mapper, attachment: Attachment, conf: NetConf) -> None:
         mapper.check(attachment, mapper.settings(conf), conf.require_prev_result())
-
-    def _add_again(self, mapper: Mapper, attachment: Attachment, conf: NetConf) -> None:
-        mapper.add(attachment, conf, mapper.settings(conf), conf.require_prev_result())
-        self._check(mapper, attachment, conf)
 
 
 def _ports_of(record: Record) -> Iterator[MappedPort]:

@@ -11,22 +11,24 @@ from __future__ import annotations
 
 import os
 from binascii import crc32
+from errno import EFBIG
 
 from cnimeta.errors import CniError, StateUnusable
-from cnimeta.host.digest import sha512_hex
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.ip import Cidr, parse_cidr
 from cnimeta.spec.jsonio import dumps, loads_object
 from cnimeta_plugins.portmap.config import PortMapping, read_mapping
+from cnimeta_plugins.portmap.notes import Notes, digest
 from cnimeta_plugins.portmap.plan import Owner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Protocol
 
     from cnimeta.host.protocols import Files, Namespaces
+    from cnimeta.spec.ip import Address
     from cnimeta.spec.jsonio import JSON
 
     class Payload(Protocol):
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
 VERSION = 2
 _FOLDER = "portmap"
 _SUFFIX = ".json"
-_FOLLOWS = ".follows"
 
 
 class Record(NamedTuple):
@@ -137,7 +138,9 @@ class Records:
         log: Callable[[str], None],
         read_payload: Callable[[str, JSON], Payload | None] = no_payload,
     ) -> None:
+        self.data_dir = data_dir
         self.folder = os.path.join(data_dir, _FOLDER)
+        self._notes = Notes(self.folder, files)
         self._files = files
         self._log = log
         self._read_payload = read_payload
@@ -153,8 +156,9 @@ class Records:
         except OSError as error:
             raise self._unusable(error) from None
 
-    def forget(self, owner: Owner) -> None:
-        """Remove; missing is fine."""
+    def forget(self, owner: Owner, had: Iterable[Cidr] = ()) -> None:
+        """Remove; missing is fine. The container's addresses, and those that it may have `had`, are free."""
+        self.leave(owner, had)
         try:
             self._files.remove(os.path.join(self.folder, file_name(owner)))
         except OSError as error:
@@ -162,7 +166,7 @@ class Records:
 
     def of_container(self, container_id: str) -> Iterator[Record]:
         """The records of one container, whatever the network; the folder's names are listed, the others not read."""
-        prefix = _digest(container_id)
+        prefix = digest(container_id)
         for name in self._names():
             if name.startswith(prefix):
                 record = self._find(name).record
@@ -171,24 +175,45 @@ class Records:
 
     def follow(self, holder: Owner, follower: Owner) -> None:
         """Note that `follower` waits for what `holder` has."""
-        name = f"{_digest(holder.container_id)}-{_digest(file_name(follower))}{_FOLLOWS}"
         try:
-            self._files.write(os.path.join(self.folder, name), file_name(follower).encode())
+            self._notes.follow(holder.container_id, file_name(follower))
         except OSError as error:
             raise self._unusable(error) from None
 
     def take_followers(self, container_id: str) -> list[Record]:
         """The records that wait for what a container had; they are not noted any more."""
-        found = []
         try:
-            for name in self._files.names(self.folder):
-                if name.endswith(_FOLLOWS) and name.startswith(_digest(container_id)):
-                    path = os.path.join(self.folder, name)
-                    found.append(self._find((self._files.read(path) or b"").decode("ascii", "replace")).record)
-                    self._files.remove(path)
+            found = [self._find(name).record for name in self._notes.take_followers(container_id)]
         except OSError as error:
             raise self._unusable(error) from None
         return [record for record in found if record is not None and record.waiting]
+
+    def take(self, owner: Owner, addresses: Iterable[Address]) -> None:
+        """Note that the owner has these container addresses."""
+        try:
+            for address in addresses:
+                self._notes.take_address(address, file_name(owner))
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def leave(self, owner: Owner, had: Iterable[Cidr] = (), but: Iterable[Cidr] = ()) -> None:
+        """Note that the owner has no container address but some; `had` are those that it may have had."""
+        noted = [container.address for container in had], [container.address for container in but]
+        try:
+            self._notes.leave_addresses(file_name(owner), *noted)
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def at(self, address: Address) -> Iterator[Record]:
+        """The records that have a container address by a note, and say so themselves."""
+        try:
+            names = self._notes.holders(address)
+        except OSError as error:
+            raise self._unusable(error) from None
+        for name in names:
+            record = self._find(name).record
+            if record is not None and address in [one.address for one in record.addresses]:
+                yield record
 
     def every(self) -> Iterator[Record]:
         """All that can be understood."""
@@ -233,6 +258,9 @@ class Records:
             self._log(f"portmap: the record {path} is of a later version: {error.msg}")
             return Found(error.record, error.msg, newer=True)
         except OSError as error:
+            if error.errno == EFBIG:  # nothing that was ever written
+                self._log(f"portmap: the record {path} is damaged: {error.strerror}; the kernel's rules tell the rest")
+                return Found(problem=str(error.strerror))
             raise self._unusable(error) from None
 
     def _unusable(self, error: OSError) -> StateUnusable:
@@ -254,6 +282,15 @@ class Others(NamedTuple):
         """Those of one container."""
         return (record for record in self.records.of_container(container_id) if record.owner != self.owner)
 
+    def at(self, address: Address) -> Iterator[Record]:
+        """Those that have a container address, as far as it is noted."""
+        return (record for record in self.records.at(address) if record.owner != self.owner)
+
+    def take(self, addresses: Iterable[Address]) -> None:
+        """Note that the attachment which these are the others of has these container addresses."""
+        if self.owner is not None:
+            self.records.take(self.owner, addresses)
+
     def is_dead(self, record: Record) -> bool:
         """Whether the record's container cannot be alive."""
         return self.life.is_dead(record)
@@ -261,11 +298,7 @@ class Others(NamedTuple):
 
 def file_name(owner: Owner) -> str:
     """The name of an attachment's file."""
-    return f"{_digest(owner.container_id)}-{_digest(f'{owner.network}/{owner.ifname}')}{_SUFFIX}"
-
-
-def _digest(text: str) -> str:
-    return sha512_hex(text)[:24]
+    return f"{digest(owner.container_id)}-{digest(f'{owner.network}/{owner.ifname}')}{_SUFFIX}"
 
 
 # --- the document ----------------------------------------------------------------------------------------

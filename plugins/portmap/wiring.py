@@ -7,6 +7,7 @@ from cnimeta.host.namespaces import HostNamespaces
 from cnimeta.host.nodeconfig import read_section
 from cnimeta_plugins.portmap.backends import Backends
 from cnimeta_plugins.portmap.config import AUTO, NodeDefaults
+from cnimeta_plugins.portmap.locking import locks_under
 from cnimeta_plugins.portmap.mapper import Mapper
 
 TYPE_CHECKING = False
@@ -31,6 +32,7 @@ def host_mapper(environ: Mapping[str, str], log: Callable[[str], None]) -> Mappe
         boot_id=_boot_id,
         route=_route,
         namespaces=HostNamespaces(),
+        locks=locks_under,
         node=lambda: node_defaults(environ, backends.names),
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from cnimeta.host.kube import KubernetesPodApi
+from cnimeta.host.kube.api import KubernetesPodApi
 from cnimeta.host.values import PodApiError
 from cnimeta.testing.kube import ANNOTATE, FakePods, Fault, PodServer
 

@@ -16,7 +16,7 @@ from cnimeta.host.conntrack import KernelConntrack
 from cnimeta.host.iptables import netlink as iptables_netlink
 from cnimeta.host.iptables.restore import NftIptables
 from cnimeta.host.iptables.variant import detect, loaded_tables
-from cnimeta.host.kube import KubernetesPodApi
+from cnimeta.host.kube.api import KubernetesPodApi
 from cnimeta.host.links.kernel import RouteLinks
 from cnimeta.host.links.rtnetlink import route_interface
 from cnimeta.host.nodeconfig import read_section
@@ -206,7 +206,7 @@ READS: dict[str, tuple[Callable[[Any], object], str, dict[int, object]]] = {
         dict.fromkeys((errno.ENOENT, *NFT_LACKS), False),
     ),
     "iptables rules": (
-        lambda ask: iptables_netlink.has_rules(6, "c", ask),
+        lambda ask: iptables_netlink.mentions(6, "c", "CNI-DN-", ask),
         "the nftables chain ip6 nat c",
         dict.fromkeys((errno.ENOENT, *NFT_LACKS), False),
     ),
@@ -272,7 +272,7 @@ def test_rules_are_an_error_when_the_chain_is_there_and_they_cannot_be_listed(nu
         return [netlink.Message(kind, bytes(4))]
 
     with pytest.raises(IoFailure, match="the rules of chain ip nat c"):
-        iptables_netlink.has_rules(4, "c", ask)
+        iptables_netlink.mentions(4, "c", "CNI-DN-", ask)
     with pytest.raises(iptables_netlink.Unreadable):
         iptables_netlink.entry_rules(4, "c", ask=ask)
 

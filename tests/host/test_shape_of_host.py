@@ -18,6 +18,7 @@ HOST = ROOT / "cnimeta" / "host"
 VALUES = {
     "cnimeta.host.values",
     "cnimeta.host.links.values",
+    "cnimeta.host.network.values",
     "cnimeta.host.iptables.values",
     "cnimeta.host.nftables.values",
 }

@@ -63,3 +63,22 @@ def test_range_and_address_are_found_by_name_when_the_folder_was_removed(node: K
     assert sorted(node.ports("c1")) == sorted([*kept, 8080])
     node.call("DEL", conf, "c1")
     assert_nothing_left(node)
+
+
+def test_iptables_mappings_are_found_by_name_when_the_folder_was_removed(node: KernelNode) -> None:
+    """Their rules are upstream's, which name network and container: no other gets their ports, and DEL finds them."""
+    conf = node.conf(ranges={"default": "20000-20003"}, expose=["80/tcp", "81/tcp"], quarantineSeconds=0)
+    conf["portmap"] = {"type": "portmap", "backend": "iptables"}
+    node.call("ADD", conf, "c1")
+    kept = node.ports("c1")
+    assert ports(node, "check")[1]["problems"] == []
+    shutil.rmtree(node.folder / "state")
+    status, body = ports(node, "check")
+    assert status == 1
+    told = {(problem["containerID"], problem["message"].split()[2]) for problem in body["problems"]}
+    assert told == {("c1", f"{port}/tcp") for port in kept}
+    node.call("ADD", conf, "c2")
+    assert not set(node.ports("c2")) & set(kept)
+    for name in ("c1", "c2"):
+        node.call("DEL", conf, name)
+    assert_nothing_left(node)

@@ -63,6 +63,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
     [
         (["list"], {"hostPort", "containerPort", "containerID", "ifname", "hostIP", "podUID", "annotationError"}),
         (["show", "default"], {"range", "usedPorts"}),
+        (["top"], {"hostPorts", "pendingAnnotations", "usedPercent", "containerID", "namespaces"}),
         (["check"], {"ok", "problems", "kind", "containerID", "message"}),
         (["repair"], {"ok", "containerIDs", "problems"}),
         (["release", "c1", "--force"], {"ok", "freed", "problems"}),
@@ -97,6 +98,9 @@ def test_keys_are_spelled_one_way_when_other_commands_print_json(tmp_path: Path,
         (["run", "add", *network, "--netns", "/run/netns/x"], {"cniVersion", "ips"}),
         (["run", "check", *network], {"cniVersion", "code", "msg"}),
         (["conformance", str(tmp_path / "first"), "--conf", str(tmp_path / "conf"), "--json"], {"rule", "outcome"}),
+        (["validate", str(file), "--json"], {"what", "state", "message"}),
+        (["explain", "dataDir", "--json"], {"keys", "codes", "plugin", "names"}),
+        (["sysdump", "--json", "--output", f"{nets}/dump", "--net-dir", nets, "--bin-dir", nets], {"file", "missing"}),
         (["wrap", str(file), "--json"], {"action", "file", "original"}),
     ):
         (tmp_path / "conf").write_text('{"type": "first"}')

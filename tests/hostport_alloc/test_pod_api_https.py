@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from cnimeta.host.clock import SystemClock
-from cnimeta.host.kube import KubernetesPodApi, PodApiError
+from cnimeta.host.kube.api import KubernetesPodApi
+from cnimeta.host.values import PodApiError
 from cnimeta.testing.kube import Fault, PodServer
 from cnimeta_plugins.hostport_alloc.pod import annotation
 from cnimeta_plugins.hostport_alloc.state.record import Pod
@@ -134,6 +135,7 @@ def test_patch_is_retried_when_the_server_fails_once(server: PodServer, tmp_path
     server.pods.faults.append(fault)
     api = api_with_token(server, tmp_path)
     error = annotation.attempt(
+        api,
         Pod("default", "web", "u1"),
         annotation.Deadline(SystemClock(), 5),
         static=False,

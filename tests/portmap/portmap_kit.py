@@ -11,6 +11,7 @@ from cnimeta.testing.files import MemoryFiles
 from cnimeta.testing.iptables import FakeIptables
 from cnimeta.testing.namespaces import FakeNamespaces
 from cnimeta.testing.netfilter import FakeConntrack, FakeNft, FakeSysctl
+from cnimeta.testing.store import FakeLocks
 from cnimeta_plugins.portmap.backends import Backends, Source
 from cnimeta_plugins.portmap.iptables.backend import IptablesBackend
 from cnimeta_plugins.portmap.main import Portmap
@@ -41,6 +42,7 @@ class Host:
         self.files = MemoryFiles()
         self.boot = "boot-1"
         self.namespaces = FakeNamespaces()
+        self.locks = FakeLocks()
         self.lines: list[str] = []
 
     def sources(self) -> dict[str, Source]:
@@ -69,6 +71,7 @@ class Host:
                 boot_id=lambda: self.boot,
                 route=lambda address: f"to-{address.text}",
                 namespaces=self.namespaces,
+                locks=lambda _: self.locks,
             )
         )
 
@@ -148,7 +151,7 @@ def iptables_ports(host: Host) -> set[Mapped]:
     for family in (4, 6):
         chains = host.iptables.read(family)
         for entry in chains.get("CNI-HOSTPORT-DNAT", ()):
-            for rule in chains[entry.rpartition("-j ")[2]]:
+            for rule in chains.get(entry.rpartition("-j ")[2], ()):  # none where addresses are left alone
                 words = dict(pairwise(rule.split()))
                 if words["-j"] == "DNAT":
                     found |= _of_rule(family, words)

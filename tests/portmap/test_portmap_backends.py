@@ -231,6 +231,63 @@ def test_a_port_is_taken_over_when_its_owner_is_dead(node: Node, death: str) -> 
     assert len(node.records()) == 1
 
 
+def test_an_address_is_refused_naming_its_owner_when_a_live_container_has_it(node: Node) -> None:
+    node.add(tcp(8080), ips=BOTH)
+    before = node.state()
+    for ips in ((f"{ADDRESS}/24",), (f"{OTHER}/16", f"{ADDRESS6}/128")):
+        error = node.refused("ADD", conf(tcp(8081), ips=ips), "c2")
+        assert error.code == 100
+        assert "container c1 interface eth0 network net" in error.msg
+        assert "address" in error.msg
+        assert node.state() == before
+    node.call("DEL", BARE)
+    node.add(tcp(8081), container_id="c2")
+    assert node.ports() == {8081: ADDRESS}
+
+
+@pytest.mark.parametrize("death", ["reboot", "namespace gone"])
+def test_a_dead_containers_mappings_go_when_its_address_is_anothers_now(node: Node, death: str) -> None:
+    node.add(tcp(8080), tcp(9090), ips=BOTH)
+    if death == "reboot":
+        node.boot = "boot-2"
+    else:
+        node.namespaces.gone.add("/run/netns/c1")
+    node.add(tcp(8081), container_id="c2")
+    assert node.ports() == {8081: ADDRESS}
+    assert [one for one in node.mapped() if one.family == 6] == []
+    node.call("DEL", conf(tcp(8080)))
+    assert node.ports() == {8081: ADDRESS}
+    node.call("CHECK", conf(tcp(8081)), "c2")
+    node.call("DEL", BARE, "c2")
+    assert node.is_clean()
+
+
+def test_an_address_is_free_when_its_container_has_another_or_its_add_failed(node: Node) -> None:
+    node.add(tcp(8080))
+    node.add(tcp(8080), ips=(f"{OTHER}/16",))
+    node.add(tcp(8081), container_id="c2")
+    heal = faults(node)
+    with pytest.raises(CniError):
+        node.add(tcp(8082), ips=("10.88.0.9/16",), container_id="c3")
+    heal()
+    node.add(tcp(8082), ips=("10.88.0.9/16",), container_id="c4")
+    for name in ("c1", "c2", "c4"):
+        node.call("DEL", BARE, name)
+    assert node.is_clean()
+
+
+@pytest.mark.parametrize(("first", "second"), [pair for pair in PAIRS if "memory" not in pair])
+def test_a_port_or_address_of_another_backends_container_is_refused_as_of_its_own(first: str, second: str) -> None:
+    node = Node(first)
+    node.add(tcp(8080))
+    node.backend = second
+    for body in (conf(tcp(8080), ips=(f"{OTHER}/16",)), conf(tcp(8081))):
+        assert node.refused("ADD", body, "c2").code == 100
+    node.namespaces.gone.add("/run/netns/c1")
+    node.add(tcp(8080), tcp(8081), container_id="c2")
+    assert node.ports() == {8080: ADDRESS, 8081: ADDRESS}
+
+
 def faults(node: Node) -> Callable[[], None]:
     """Let the next change of the backend fail; returns how to heal it."""
 
@@ -524,6 +581,44 @@ def test_the_free_part_of_a_range_is_mapped_when_the_container_has_the_rest(node
     node.call("GC", gc())
     assert {one.port: one.container_port for one in node.mapped()} == {8000 + n: 80 + n for n in range(5)}
     node.call("CHECK", second, "c1", "eth1")
+
+
+def test_nothing_is_taken_over_when_the_follower_is_deleted_meanwhile(node: Node) -> None:
+    node.add(tcp(8080))
+    node.call("ADD", SECOND, "c1", "eth1")
+
+    def deleted_while_waiting(key: tuple[str, str, str]) -> None:
+        if key[2] == "eth1":
+            node.locks.before = lambda _: None
+            node.call("DEL", {**BARE, "name": "second"}, "c1", "eth1")
+
+    node.locks.before = deleted_while_waiting
+    node.call("DEL", BARE)
+    assert node.is_clean()
+
+
+def test_a_follower_is_left_alone_when_another_command_works_on_it(node: Node) -> None:
+    node.add(tcp(8080))
+    node.call("ADD", SECOND, "c1", "eth1")
+    node.locks.busy.add(("second", "c1", "eth1"))
+    node.call("DEL", BARE)
+    assert node.ports() == {5353: "10.99.0.2"}
+    assert any("could not be taken over" in line for line in node.lines)
+
+
+def test_add_waits_and_delete_goes_on_when_no_lock_can_be_made(node: Node) -> None:
+    node.add(tcp(8080))
+    node.locks.usable = False
+    assert node.refused("ADD", conf(tcp(8080))).code == 104
+    node.call("DEL", BARE)
+    assert node.is_clean()
+    node.locks.usable = True
+    node.add(tcp(8080))
+    node.locks.busy.add(("net", "c1", "eth0"))
+    for verb in ("ADD", "DEL"):
+        assert node.refused(verb, conf(tcp(8080))).code == 11
+    node.call("DEL", {**BARE, "name": "never"}, "c9")
+    assert node.locks.held == []
 
 
 def test_check_fails_when_nobody_serves_what_a_container_shared(node: Node) -> None:

@@ -127,6 +127,76 @@ def test_the_next_add_heals_when_a_chain_was_flushed(host: Host, chain: str) -> 
     )
 
 
+STRANGE = {
+    "a rule too many": ["insert rule inet cnimeta_hostports hostports tcp dport 8080 accept"],
+    "a rule twice": ["add rule inet cnimeta_hostports postrouting ct status dnat jump masquerading"],
+    "too many in the subnet's chain": ["insert rule inet cnimeta_hostports masq-10.88.0.0/16 return"],
+    "out of order": [
+        "flush chain inet cnimeta_hostports masquerading",
+        "add rule inet cnimeta_hostports masquerading ip6 daddr vmap @snat6",
+        "add rule inet cnimeta_hostports masquerading ip daddr vmap @snat4",
+    ],
+    "another in its place": [
+        "flush chain inet cnimeta_hostports postrouting",
+        "add rule inet cnimeta_hostports postrouting ct status snat jump masquerading",
+    ],
+    "somebody else's among the conditions": ["insert rule inet cnimeta_hostports conditional tcp dport 1-9999 accept"],
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_the_whole_base_is_checked_and_repaired_when_somebody_changed_it(net: Net, name: str) -> None:
+    condition = {"conditionsV4": ["ip saddr 192.0.2.0/24"]}
+    net.call("ADD", tcp(8080))
+    net.call("ADD", tcp(8081), number=3, **condition)
+    before = net.node.run("nft", "-s", "list", "ruleset").stdout
+    net.node.run("nft", "-f", "-", stdin="\n".join(STRANGE[name]))
+    with pytest.raises(CniError) as caught:
+        net.call("CHECK", tcp(8080))
+    assert caught.value.code == 101
+    with net.node.entered():
+        mapper = Portmap().port_mapper()
+        assert any(one.error for one in mapper.check(str(net.folder), print))
+        assert [one.error for one in mapper.repair(str(net.folder), print)] == ["", ""]
+    net.call("CHECK", tcp(8080))
+    net.call("CHECK", tcp(8081), number=3, **condition)
+    assert net.node.run("nft", "-s", "list", "ruleset").stdout == before
+
+
+@pytest.mark.parametrize("name", ["a rule too many", "a rule twice", "too many in the subnet's chain"])
+def test_the_next_add_heals_when_the_kernel_counts_a_rule_too_many(net: Net, name: str) -> None:
+    net.call("ADD", tcp(8080))
+    net.node.run("nft", "-f", "-", stdin="\n".join(STRANGE[name]))
+    net.call("ADD", tcp(8081), number=3)
+    net.call("CHECK", tcp(8080))
+
+
+def test_nothing_is_left_when_claims_were_flushed_and_another_took_the_port(host: Host) -> None:
+    first = conf(tcp(8080), tcp(9000, 9000, endPort=9003), tcp(7000, 1, endPort=7002))
+    host.call("ADD", first)
+    before = list(host.nft.elements("any4"))
+    for one in host.nft.elements("claims4"):
+        host.nft.apply([Change("delete", one)])
+    other = conf(*first["runtimeConfig"]["portMappings"], ips=("10.88.0.3/16",), conditionsV4=["ip saddr 192.0.2.9"])
+    host.call("ADD", other, container_id="c2")
+    host.call("DEL", first)
+    assert before != []
+    assert [one for name in ("any4", "range4", "snat4") for one in host.nft.elements(name) if "0.2" in one.value] == []
+    host.call("CHECK", other, container_id="c2")
+    host.call("DEL", other, container_id="c2")
+    assert elements(host) == set()
+
+
+def test_a_shared_claim_goes_when_its_last_owner_asks_for_something_else_or_gives_way(host: Host) -> None:
+    host.call("ADD", conf(tcp(8080, hostIP=NODE)))
+    host.call("ADD", conf(tcp(8081)))
+    assert [one.key for one in host.nft.elements("claims4")] == ["tcp . 8081"]
+    host.call("ADD", conf(tcp(8080, hostIP=NODE), tcp(8082, hostIP=NODE)))
+    host.namespaces.gone.add("/run/netns/c1")
+    host.call("ADD", conf(tcp(8082, hostIP=NODE), ips=("10.88.0.3/16",)), container_id="c2")
+    assert [one.key for one in host.nft.elements("claims4")] == ["tcp . 8082"]
+
+
 def test_a_subnets_chain_goes_when_its_last_container_does(host: Host) -> None:
     chain = "masq-10.88.0.0/16"
     host.call("ADD", conf(tcp(8080)))

@@ -45,6 +45,7 @@ class Node(Host):
             boot_id=lambda: self.boot,
             route=lambda _: "",
             namespaces=self.namespaces,
+            locks=lambda _: self.locks,
         )
 
     def call(self, verb: str, body: dict[str, Any], container_id: str = "c1", **more: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from cnimeta.spec.ip import parse_cidr, parse_ip
+from cnimeta.spec.ip import Address, parse_cidr, parse_ip
 from cnimeta_plugins.portmap.config import PortMapping, Settings
 from cnimeta_plugins.portmap.iptables.backend import ContainerChain, IptablesBackend
 from cnimeta_plugins.portmap.iptables.rules import ContainerRules, chain_name, container_rules, second_chain_name
@@ -75,6 +75,7 @@ class Known:
             for target, dead in attachments
         }
         self.asked: list[str] = []
+        self.addresses: list[Address] = []
 
     def every(self) -> list[Record]:
         return list(self.records)
@@ -82,6 +83,13 @@ class Known:
     def of_container(self, container_id: str) -> list[Record]:
         self.asked.append(container_id)
         return [record for record in self.records if record.owner.container_id == container_id]
+
+    def at(self, _address: Address) -> list[Record]:
+        """No container has another's address."""
+        return []
+
+    def take(self, addresses: list[Address]) -> None:
+        self.addresses = list(addresses)
 
     def is_dead(self, record: Record) -> bool:
         return self.records[record]
@@ -108,3 +116,6 @@ class Driver:
 
     def gc(self, network: str, valid: Any) -> None:
         self.backend.collect(network, valid, Known())
+
+    def tidy(self) -> None:
+        self.backend.tidy()

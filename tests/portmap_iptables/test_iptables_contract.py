@@ -64,6 +64,11 @@ def state(tables) -> dict[int, dict[str, list[str]]]:
     }
 
 
+def entries(tables, family: int = 4) -> list[str]:
+    """The rules that lead to containers' chains."""
+    return [rule for rule in tables.chain(family, DNAT) if "CNI-DN-" in rule]
+
+
 @contextlib.contextmanager
 def unchanged(tables):
     before = state(tables)
@@ -146,7 +151,7 @@ def test_add_writes_both_families_when_the_container_has_both(backend, tables):
     for family, made in zip((4, 6), parts, strict=True):
         wanted = rules_of("net", "c1", made.address, made.mappings, made.settings)
         assert tables.chain(family, wanted.chain) == list(wanted.rules)
-        assert tables.chain(family, DNAT) == list(wanted.entries)
+        assert entries(tables, family) == list(wanted.entries)
     backend.check(C1, parts)
 
 
@@ -159,7 +164,7 @@ def test_delete_leaves_only_the_shared_chains_when_both_families_were_mapped(bac
             "CNI-HOSTPORT-MASQ",
             "CNI-HOSTPORT-SETMARK",
         ]
-        assert tables.chain(family, DNAT) == []
+        assert entries(tables, family) == []
 
 
 def test_delete_changes_nothing_when_repeated_or_never_mapped(backend, tables):
@@ -336,6 +341,74 @@ def test_mappings_are_marked_elsewhere_when_the_external_chain_is_there(backend,
     assert not tables.has_chain(4, "CNI-HOSTPORT-SETMARK")
 
 
+# --- what is not upstream's ---------------------------------------------------------------------------------
+
+GUARD = "CNIMETA-LOCALNET"
+GUARDED = f"-d 127.0.0.0/8 ! -i lo -j {GUARD}"
+TWO = [part(single(8080)), part(single(8080), address="2001:db8::2/64")]
+
+
+def test_packets_for_loopback_addresses_are_dropped_as_long_as_anything_is_mapped(backend, tables):
+    with tables.held():
+        tables.commit(4, [Change("append", "PREROUTING", "-p tcp -m tcp --dport 7 -j ACCEPT", "raw")])
+    before = tables.read(4, "raw")
+    backend.add(C1, TWO)
+    backend.add(C2, [part(single(8081), address="10.0.0.3/24")])
+    guarded = tables.read(4, "raw")
+    assert guarded["PREROUTING"] == [GUARDED, *before["PREROUTING"]]
+    assert guarded[GUARD] == ["-j DROP"]
+    assert tables.read(6, "raw").get("PREROUTING", []) == []
+    backend.delete(C1)
+    backend.tidy()
+    assert tables.read(4, "raw") == guarded
+    backend.delete(C2)
+    backend.tidy()
+    backend.tidy()
+    assert tables.read(4, "raw") == before
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        [Change("delete", "PREROUTING", GUARDED, "raw")],
+        [Change("flush", GUARD, table="raw")],
+        [
+            Change("delete", "PREROUTING", GUARDED, "raw"),
+            Change("flush", GUARD, table="raw"),
+            Change("remove", GUARD, table="raw"),
+        ],
+    ],
+    ids=["jump", "rule", "chain"],
+)
+def test_the_guard_is_missed_by_check_and_made_by_add_when_somebody_took_it(backend, tables, harm):
+    backend.add(C1, TWO)
+    before = tables.read(4, "raw")
+    damaged(tables, *harm)
+    with pytest.raises(CheckFailed, match=GUARD):
+        backend.check(C1, TWO)
+    backend.add(C2, [part(single(8081), address="10.0.0.3/24")])
+    assert tables.read(4, "raw") == before
+    backend.check(C1, TWO)
+
+
+def test_addresses_of_one_host_or_link_are_left_alone_before_anything_is_looked_up(backend, tables):
+    backend.add(C1, TWO)
+    alone = ["-d ::1/128 -j RETURN", "-d fe80::/10 -j RETURN", "-s fe80::/10 -j RETURN"]
+    assert tables.chain(6, DNAT)[:3] == alone
+    assert tables.chain(4, DNAT) == entries(tables)
+    backend.check(C1, TWO)
+    with tables.held():
+        tables.commit(6, [Change("delete", DNAT, alone[1]), Change("append", DNAT, alone[1])])
+    with pytest.raises(CheckFailed, match="too late"):
+        backend.check(C1, TWO)
+    with tables.held():
+        tables.commit(6, [Change("delete", DNAT, alone[1])])
+    with pytest.raises(CheckFailed, match="fe80::/10"):
+        backend.check(C1, TWO)
+    backend.add(C1, TWO)
+    backend.check(C1, TWO)
+
+
 # --- CHECK --------------------------------------------------------------------------------------------------
 
 
@@ -382,7 +455,7 @@ def test_gc_keeps_the_listed_and_other_networks_when_it_removes_the_rest(backend
     backend.gc("net", {("c1", "eth0"), ("c1", "eth1")})
     left = {C1.chain, second.chain, chain_name("other", "c2")}
     for family in (4, 6):
-        assert {rule.rpartition(" ")[2] for rule in tables.chain(family, DNAT)} == left
+        assert {rule.rpartition(" ")[2] for rule in entries(tables, family)} == left
         assert {name for name in tables.read(family) if name.startswith("CNI-DN-")} == left
     backend.gc("net", set())
-    assert {rule.rpartition(" ")[2] for rule in tables.chain(4, DNAT)} == {chain_name("other", "c2")}
+    assert {rule.rpartition(" ")[2] for rule in entries(tables)} == {chain_name("other", "c2")}

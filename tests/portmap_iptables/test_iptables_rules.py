@@ -3,7 +3,7 @@
 import pytest
 from iptables_kit import mapping, rules_of, settings_with
 
-from cnimeta.host.iptables.values import Change, NatTable, Refused, quote, render, split, target
+from cnimeta.host.iptables.values import Change, Refused, Table, quote, render, split, target
 from cnimeta_plugins.portmap.config import PortMapping, Settings
 from cnimeta_plugins.portmap.iptables import plan
 from cnimeta_plugins.portmap.iptables.rules import (
@@ -113,7 +113,7 @@ def test_only_translations_are_left_when_snat_is_off():
     wanted = rules_of("test", "c", "10.0.0.2/24", MAPPINGS, Settings(snat=False))
     assert all("-j DNAT" in rule for rule in wanted.rules)
     assert len(wanted.rules) == 6
-    assert [chain for chain, _, _ in plan.base_rules(Settings(snat=False))] == ["PREROUTING", "OUTPUT"]
+    assert [one.chain for one in plan.upstream_base(Settings(snat=False))] == ["PREROUTING", "OUTPUT"]
 
 
 @pytest.mark.parametrize("address", ["10.0.0.2/24", "2001:db8::2/64"])
@@ -127,7 +127,7 @@ def test_the_external_chain_marks_when_one_is_named():
     settings = Settings(external_set_mark_chain="PLZ-SET-MARK")
     wanted = rules_of("test", "c", "10.0.0.2/24", MAPPINGS[:1], settings)
     assert [target(rule) for rule in wanted.rules] == ["PLZ-SET-MARK", "PLZ-SET-MARK", "DNAT"]
-    assert [chain for chain, _, _ in plan.base_rules(settings)] == ["PREROUTING", "OUTPUT"]
+    assert [one.chain for one in plan.upstream_base(settings)] == ["PREROUTING", "OUTPUT"]
 
 
 def test_mark_rules_are_upstreams_when_the_mark_bit_is_5():
@@ -236,7 +236,7 @@ def test_owner_is_nobody_when_the_rule_is_not_upstreams(rule):
 def test_saved_text_is_read_when_it_comes_from_save_or_list():
     saved = "# x\n*nat\n:OUTPUT ACCEPT [0:0]\n:A - [1:2]\n-A OUTPUT -j A\nCOMMIT\n"
     listed = "-P OUTPUT ACCEPT\n-N A\n-A OUTPUT -j A\n"
-    assert NatTable.parse(saved).chains == NatTable.parse(listed).chains == {"OUTPUT": ["-j A"], "A": []}
+    assert Table.parse(saved).chains == Table.parse(listed).chains == {"OUTPUT": ["-j A"], "A": []}
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_saved_text_is_read_when_it_comes_from_save_or_list():
     ],
 )
 def test_table_refuses_when_a_change_does_not_fit(change):
-    table = NatTable({"OUTPUT": ["-j A"], "A": []})
+    table = Table({"OUTPUT": ["-j A"], "A": []})
     with pytest.raises(Refused, match=change.chain):
         table.apply(change)
     assert table.chains == {"OUTPUT": ["-j A"], "A": []}

@@ -98,8 +98,9 @@ def test_mappings_stay_in_one_variant_when_some_are_there_already(make_netns, pa
     host.run(f"iptables-{other(variant)}", "-t", "mangle", "-N", "KUBE-KUBELET-CANARY")
     for stem in ("iptables", "ip6tables"):
         host.run(f"{stem}-{other(variant)}", "-A", "FORWARD", "-j", "ACCEPT")
-    host.run(f"iptables-{variant}", "-t", "nat", "-N", CHAIN)
-    host.run(f"iptables-{variant}", "-t", "nat", "-A", CHAIN, "-p", "tcp", "--dport", "80", "-j", "ACCEPT")
+    for chain in (CHAIN, "CNI-DN-1"):
+        host.run(f"iptables-{variant}", "-t", "nat", "-N", chain)
+    host.run(f"iptables-{variant}", "-t", "nat", "-A", CHAIN, "-p", "tcp", "--dport", "80", "-j", "CNI-DN-1")
     with host.entered():
         assert detect(path) == variant
 
@@ -113,6 +114,8 @@ def test_the_command_decides_when_only_cnis_shared_chains_are_left_in_the_other(
         host.run(left, "-t", "nat", "-N", chain)
     host.run(left, "-t", "nat", "-A", "PREROUTING", "-m", "addrtype", "--dst-type", "LOCAL", "-j", CHAIN)
     host.run(left, "-t", "nat", "-A", "POSTROUTING", "-j", "CNI-HOSTPORT-MASQ")
+    host.run(left.replace("ip", "ip6", 1), "-t", "nat", "-N", CHAIN)
+    host.run(left.replace("ip", "ip6", 1), "-t", "nat", "-A", CHAIN, "-d", "fe80::/10", "-j", "RETURN")
     with host.entered():
         assert detect(path) == variant
 

@@ -245,18 +245,23 @@ class Failing(Plugin):
     [
         (CniError("m", "d", code=111), 111, "m"),
         (PluginNotAvailable("full"), 50, "full"),
-        (FileNotFoundError(2, "No such file", "/x"), 5, "ADD failed: /x: No such file"),
+        (FileNotFoundError(2, "No such file", "/x"), 5, 'ADD failed: "/x": No such file'),
         (TimeoutError(), 5, "ADD failed"),
         (KeyError("k\udcff\n"), 999, "internal error in failing ADD: KeyError"),
         (SystemExit(3), 999, "SystemExit"),
         (RecursionError("deep"), 999, "RecursionError"),
-        (MemoryError(), 999, "MemoryError"),
+        (MemoryError(), 11, "out of memory"),
+        (OSError(24, "Too many open files"), 11, "Too many open files"),
+        (ModuleNotFoundError("No module named 'x'", name="x"), 5, 'not whole: ModuleNotFoundError of "x"'),
+        (SyntaxError("invalid syntax"), 5, "not whole"),
+        (ValueError("Bearer s3cret"), 999, "internal error in failing ADD: ValueError"),
     ],
 )
 def test_any_exception_becomes_one_error_object(error, code, words):
     outcome = serve("ADD", conf("1.0.0"), Failing(error))
     assert error_of(outcome)[0] == code
     assert words in error_of(outcome)[1]
+    assert "s3cret" not in outcome.stdout
     assert json.loads(outcome.stdout)["cniVersion"] == "1.0.0"
     assert outcome.stdout.count("\n") == 1
 

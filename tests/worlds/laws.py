@@ -82,7 +82,7 @@ def settings(attachment: Attachment) -> tuple[bool, bool, bool]:
 def examine(world: World) -> list[Breach]:
     """Take the world's steps on a new node; every breach of a law, the first one first."""
     shared = bases(world)
-    return inside(lambda: Judge(world, shared).run())
+    return inside(lambda: Judge(world, shared).run(), all_processes="all-processes" in world.host)
 
 
 class Stop(Exception):

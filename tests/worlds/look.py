@@ -10,6 +10,8 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cnimeta_plugins.portmap.locking import FOLDER
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -130,7 +132,7 @@ def _read_save(text: str, label: str, ours: set[str], others: list[str]) -> None
 def _files(data_dir: str) -> list[str]:
     found = []
     for folder, _, names in os.walk(data_dir):
-        for name in names:
+        for name in names if os.path.basename(folder) != FOLDER else ():  # locks are empty, and stay
             path = os.path.join(folder, name)
             with open(path, "rb") as file:
                 found.append(f"{os.path.relpath(path, data_dir)}: {file.read().decode('utf-8', 'replace')}")

@@ -40,7 +40,8 @@ class Model:
     def keep(self, attachment: Attachment) -> None:
         """Its ADD was 0: what gave way is gone."""
         for key, other in list(self.held.items()):
-            meets = other.container != attachment.container and conflict(attachment, other)
+            shares = conflict(attachment, other) or _served_addresses(attachment) & _served_addresses(other)
+            meets = other.container != attachment.container and shares
             if meets and (self.fate.get(other.container) or key in self.lost):
                 del self.held[key]
         self.held[attachment.key] = attachment
@@ -74,13 +75,16 @@ class Model:
         if self.reference and conflict(attachment, ELSEWHERE):
             codes = {0, 100} if self.flushed or attachment.key in self.held else {100}
         for key, other in self.held.items():
-            if other.container == attachment.container or not self.living(other):
+            if other.container == attachment.container:
                 continue
-            if conflict(attachment, other):
-                codes = codes | {100} if key in self.lost else {100}
-            elif _addresses(attachment) & _addresses(other):
-                codes |= {100}
+            if conflict(attachment, other) or _served_addresses(attachment) & _served_addresses(other):
+                known = key not in self.lost and self.fate.get(other.container) in (None, "hide")
+                codes = {100} if known else codes | {100} if self._may_live(other) else codes
         return codes
+
+    def _may_live(self, attachment: Attachment) -> bool:
+        """Whether the plugin may take its container for alive: not every process is seen in a namespace of them."""
+        return self.living(attachment) or "all-processes" not in self.world.host
 
     def rivals(self, attachment: Attachment) -> str:
         """Who holds what it asks for, in words: `alone`, `itself`, `a live one`, `stale`, …"""
@@ -105,6 +109,11 @@ def conflict(one: Attachment, other: Attachment) -> bool:
 
 def _addresses(attachment: Attachment) -> set[str]:
     return {address for address, _ in attachment.addresses().values()}
+
+
+def _served_addresses(attachment: Attachment) -> set[str]:
+    addresses = attachment.addresses()
+    return {addresses[family][0] for family, _ in attachment.served()}
 
 
 def is_link_local(text: str) -> bool:

@@ -1,7 +1,8 @@
 """A node with a world's containers, made in the calling process's own namespaces (see sandbox.py).
 
 What may be unusual about a node (`World.host`): `localnet-all`: net.ipv4.conf.all.route_localnet is 1;
-`settings-sealed`: /proc/sys is read-only; `nft-refuses`: the nft program answers "Operation not supported".
+`settings-sealed`: /proc/sys is read-only; `nft-refuses`: the nft program answers "Operation not supported";
+`all-processes`: every process of the machine is seen, so that it can be told whether a namespace is gone.
 """
 
 from __future__ import annotations
@@ -158,7 +159,9 @@ class Node:
         """The namespace of the attachment's container, made when first asked for."""
         name = attachment.container
         if name not in self.boxes:
-            self.boxes[name] = Box(str(len(self.boxes)), attachment.netns)
+            # A process ID can be given anew in a namespace of its own only: the machine's are everybody's.
+            kind = "bind" if "all-processes" in self.world.host else attachment.netns
+            self.boxes[name] = Box(str(len(self.boxes)), kind)
         return self.boxes[name]
 
     def environ(self, verb: str, attachment: Attachment | None, netns: str) -> dict[str, str]:

@@ -84,16 +84,16 @@ def fresh_network() -> Iterator[None]:
         yield
 
 
-def inside(work: Callable[[], T], timeout_s: float = 60) -> T:
+def inside(work: Callable[[], T], timeout_s: float = 60, *, all_processes: bool = False) -> T:
     """What `work` returns, run in a process of its own that is init of its process namespace, with a fresh /run.
 
-    Raises Failed with its traceback, or when it is not done in time. All it started ends with it.
+    `all_processes`: in the machine's process namespace, where every process can be seen. Raises Failed with its traceback, or when it is not done in time. All it started ends with it.
     """
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(reader)
-        _outer(work, writer)
+        _outer(work, writer, 0 if all_processes else _NEWPID)
     os.close(writer)
     data = b""
     try:
@@ -117,24 +117,36 @@ def inside(work: Callable[[], T], timeout_s: float = 60) -> T:
     return result
 
 
-def _outer(work: Callable[[], Any], writer: int) -> None:
+def _outer(work: Callable[[], Any], writer: int, processes: int) -> None:
     """The first child: it makes the namespaces, and waits for the one that lives in them."""
     status = 1
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _must(_LIBC.unshare(_NEWNET | _NEWNS | _NEWPID), "unshare")
+        _must(_LIBC.unshare(_NEWNET | _NEWNS | processes), "unshare")
         inner = os.fork()
         if inner == 0:
             _inner(work, writer)
         os.close(writer)
         os.waitpid(inner, 0)
+        if not processes:
+            _end_companions()
         status = 0
     except BaseException:  # noqa: BLE001 - this process is a copy of the tests': it must not go on as them
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def _end_companions() -> None:
+    """End every process that has this one's mount namespace: what the work has started."""
+    own = os.readlink("/proc/self/ns/mnt")
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{name}/ns/mnt") == own:
+                    os.kill(int(name), signal.SIGKILL)
 
 
 def _inner(work: Callable[[], Any], writer: int) -> None:

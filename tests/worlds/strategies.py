@@ -27,7 +27,11 @@ _HOST_IPS = (
 )
 
 
-_HOSTS = ((),) * 15 + (("settings-sealed",), ("localnet-all",), ("localnet-all", "settings-sealed"))
+_HOSTS = (
+    ((),) * 10
+    + (("all-processes",),) * 5
+    + (("settings-sealed",), ("localnet-all",), ("localnet-all", "settings-sealed"))
+)
 
 
 # Strategies are made once: hypothesis wants each draw to be of the same ones.

@@ -18,8 +18,9 @@ import sys
 
 from cnimeta.host.iptables.lock import XtablesLock
 from cnimeta.host.iptables.programs import program, run
-from cnimeta.host.iptables.values import Change, NatTable, Refused, filtered, render, split
+from cnimeta.host.iptables.values import BUILT_IN, NAT, Change, Refused, Table, by_table, filtered, render, split
 from cnimeta.host.iptables.variant import holds, loaded_tables
+from cnimeta.host.lifeline import Lifeline
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import ModuleType
 
-_BUILT_IN = ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")
 DONE, REFUSED, UNABLE = 0, 3, 4
 _LIBRARIES = {"ip4tc": "libip4tc.so.2", "ip6tc": "libip6tc.so.2", "xtables": "libxtables.so.12", "c": "libc.so.6"}
 _HEADS = {
@@ -65,7 +65,7 @@ class LegacyIptables:
         self.path = path
         self._lock = lock or XtablesLock()
         self._in_child = in_child or run_in_child
-        self._seen: dict[int, dict[str, list[str]]] | None = None
+        self._seen: dict[tuple[int, str], dict[str, list[str]]] | None = None
 
     def held(self) -> AbstractContextManager[None]:
         """The xtables lock: hold it around reading and committing. What is read under it is read once."""
@@ -89,33 +89,36 @@ class LegacyIptables:
         found = self.read(family).get(name)
         return None if found is None else filtered(found, mentioning)
 
-    def has_chain(self, family: int, name: str) -> bool:
+    def has_chain(self, family: int, name: str, table: str = NAT) -> bool:
         """Whether the chain is there."""
-        return name in self.read(family)
+        return name in self.read(family, table)
 
-    def read(self, family: int) -> dict[str, list[str]]:
-        """The whole nat table; empty when it is not loaded in this network namespace."""
-        if not self.used(family):
+    def read(self, family: int, table: str = NAT) -> dict[str, list[str]]:
+        """A whole table; empty when it is not loaded in this network namespace."""
+        if table not in loaded_tables(family):
             return {}
-        if self._seen is not None and family in self._seen:
-            return self._seen[family]
-        table = NatTable.parse(run([program(family, self.variant, "-save", self.path), "-t", "nat"])).chains
+        if self._seen is not None and (family, table) in self._seen:
+            return self._seen[family, table]
+        chains = Table.parse(run([program(family, self.variant, "-save", self.path), "-t", table])).chains
         if self._seen is not None:
-            self._seen[family] = table
-        return table
+            self._seen[family, table] = chains
+        return chains
 
     def commit(self, family: int, changes: Sequence[Change]) -> None:
-        """Apply all changes at once; the caller holds the lock."""
-        try:
-            self._commit(family, changes)
-        finally:
-            if self._seen is not None:
-                self._seen.pop(family, None)
+        """Apply all changes of a table at once; the caller holds the lock."""
+        for table, ordered in by_table(changes).items():
+            try:
+                self._commit(family, table, ordered)
+            finally:
+                if self._seen is not None:
+                    self._seen.pop((family, table), None)
 
-    def _commit(self, family: int, changes: Sequence[Change]) -> None:
+    def _commit(self, family: int, table: str, changes: Sequence[Change]) -> None:
         try:
-            steps = self._located(family, changes)
-            status, complaint = self._in_child(lambda: _apply(family, steps))
+            steps = self._located(family, table, changes)
+            if all(change.action == "require" for change in changes):
+                return
+            status, complaint = self._in_child(lambda: _apply(family, table, steps))
         except (Inexpressible, ImportError, OSError):
             status, complaint = UNABLE, ""
         if status == DONE:
@@ -128,11 +131,11 @@ class LegacyIptables:
         """What `iptables -C` says; not under `held()`, the program takes the lock itself."""
         return holds(family, self.variant, self.path, chain, rule)
 
-    def _located(self, family: int, changes: Sequence[Change]) -> list[tuple[Change, int]]:
+    def _located(self, family: int, table: str, changes: Sequence[Change]) -> list[tuple[Change, int]]:
         """Each change with the place of its rule; what `iptables-restore` would refuse is refused."""
-        chains = self.read(family)
-        table = NatTable({name: list(chains.get(name, ())) for name in (chains or _BUILT_IN)})
-        return [(change, table.apply(change)) for change in changes]
+        chains = self.read(family, table)
+        after = Table({name: list(chains.get(name, ())) for name in (chains or BUILT_IN[table])})
+        return [(change, after.apply(change)) for change in changes]
 
     def _restore(self, family: int, changes: Sequence[Change]) -> None:
         """The program takes the lock itself, so it is let go meanwhile; the batch checks what it meets."""
@@ -157,22 +160,27 @@ class _Held:
 def run_in_child(work: Callable[[], None]) -> tuple[int, str]:
     """Run `work` in a forked child; its outcome and what it said. A child that libxtables ended was UNABLE."""
     import_iptc()
-    ours, theirs = os.pipe2(os.O_CLOEXEC)
-    sys.stdout.flush()
-    pid = os.fork()
-    if not pid:
-        _be_child(work, theirs)
-    os.close(theirs)
-    with os.fdopen(ours, "rb") as pipe:
-        said = pipe.read().decode("utf-8", "replace")
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    lifeline, parent = Lifeline(), os.getpid()
+    try:
+        ours, theirs = os.pipe2(os.O_CLOEXEC)
+        sys.stdout.flush()
+        pid = os.fork()
+        if not pid:
+            _be_child(work, theirs, lambda: lifeline.follow(parent))
+        os.close(theirs)
+        with os.fdopen(ours, "rb") as pipe:
+            said = pipe.read().decode("utf-8", "replace")
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    finally:
+        lifeline.close()
     return (code if code in (DONE, REFUSED) else UNABLE), said
 
 
-def _be_child(work: Callable[[], None], report: int) -> None:
-    """Never returns, never touches the parent's stdout."""
+def _be_child(work: Callable[[], None], report: int, follow: Callable[[], None]) -> None:
+    """Never returns, never touches the parent's stdout, dies with the parent."""
     status = UNABLE
     try:
+        follow()
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 1)
         os.dup2(null, 2)
@@ -235,11 +243,11 @@ def _extension_folders() -> Iterator[str]:
             yield f"{folder}/xtables"
 
 
-def _apply(family: int, steps: Sequence[tuple[Change, int]]) -> None:
+def _apply(family: int, name: str, steps: Sequence[tuple[Change, int]]) -> None:
     """Build every rule, change the table, commit. Runs in the child."""
     iptc = import_iptc()
     cls = iptc.Table if family == 4 else iptc.Table6
-    table = cls(cls.NAT, autocommit=False)
+    table = cls(name, autocommit=False)
     for change, place in steps:
         chain = change.chain
         if change.action == "new":

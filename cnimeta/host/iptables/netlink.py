@@ -1,8 +1,9 @@
 """Reading iptables-nft's nat table over netlink: which tables and chains there are, and the rules of one chain.
 
 `iptables-nft-save` decodes the whole table (100 ms with 2000 mapped containers); one chain over netlink costs a tenth.
-Only one form of rule is decoded, the entry rule of a container's chain (`-p P -m comment … -m multiport … -j CHAIN`);
-a chain with any other is reported as unreadable and left to the iptables program.
+Two forms of rules are decoded: the entry rule of a container's chain (`-p P -m comment … -m multiport … -j CHAIN`),
+and the return of an IPv6 address (`-d PREFIX -j RETURN`). A chain with any other is reported as unreadable and left to
+the iptables program.
 
 Wire format: linux/netfilter/nf_tables.h, linux/netfilter/xt_multiport.h.
 """
@@ -23,6 +24,7 @@ from cnimeta.host.netlink import (
     nft_tables,
 )
 from cnimeta.host.reading import told
+from cnimeta.spec.ip import Address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +39,10 @@ _NFGENMSG = 4
 _EXPRESSIONS = ["meta", "cmp", "match", "match", "counter", "immediate"]
 _L4PROTO = 16
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 33: "dccp", 136: "udplite"}
+_MULTIPORT = b"multiport\0"
+_RETURNING = (["payload", "cmp", "counter", "immediate"], ["payload", "bitwise", "cmp", "counter", "immediate"])
+_ADDRESS_AT = {8: "-s", 24: "-d"}  # offsets of an IPv6 header
+_RETURN = struct.pack(">i", -5)  # NFT_RETURN
 _DESTINATION = 1  # enum xt_multiport_flags
 _JUMP = struct.pack(">i", -3)  # NFT_JUMP
 
@@ -51,15 +57,17 @@ def table_names(ask: Ask = ask) -> set[tuple[int, str]]:
     return {(version, name) for version, family in _FAMILIES.items() for other, name in found if other == family}
 
 
-def chain_exists(family: int, chain: str, ask: Ask = ask) -> bool:
-    """Whether the nat table of a family has `chain`. IoFailure (code 5) when unknown."""
-    return nft_chain_exists(_FAMILIES[family], "nat", chain, ask)
+def chain_exists(family: int, chain: str, ask: Ask = ask, table: str = "nat") -> bool:
+    """Whether a table of a family has `chain`. IoFailure (code 5) when unknown."""
+    return nft_chain_exists(_FAMILIES[family], table, chain, ask)
 
 
-def has_rules(family: int, chain: str, ask: Ask = ask) -> bool:
-    """Whether `chain` has any rule. IoFailure (code 5) when unknown."""
+def mentions(family: int, chain: str, word: str, ask: Ask = ask) -> bool:
+    """Whether any rule of `chain` in the nat table has a word. IoFailure (code 5) when unknown."""
     what = f"the rules of chain {_FAMILIES[family]} nat {chain}"
-    return chain_exists(family, chain, ask) and bool(told(what, lambda: _rules(family, chain, ask)))
+    if not chain_exists(family, chain, ask):
+        return False
+    return any(word.encode() in rule for rule in told(what, lambda: _rules(family, chain, ask)) or ())
 
 
 def entry_rules(family: int, chain: str, mentioning: tuple[str, ...] = (), ask: Ask = ask) -> list[str] | None:
@@ -74,7 +82,11 @@ def entry_rules(family: int, chain: str, mentioning: tuple[str, ...] = (), ask: 
     decode = _Decoder().decode
     words = [word.encode() for word in mentioning]
     try:
-        return [decode(data) for data in _rules(family, chain, ask) if not words or any(word in data for word in words)]
+        return [
+            decode(data) if _MULTIPORT in data else _returning(data)
+            for data in _rules(family, chain, ask)
+            if not words or any(word in data for word in words)
+        ]
     except (OSError, struct.error, IndexError, KeyError, ValueError) as error:
         raise Unreadable(str(error)) from None
 
@@ -112,7 +124,7 @@ class _Decoder:
             attributes(meta)[2] != struct.pack(">I", _L4PROTO)
             or attributes(compare)[2] != bytes(4)
             or attributes(comment)[1] != b"comment\0"
-            or info[1] != b"multiport\0"
+            or info[1] != _MULTIPORT
             or info[2] != struct.pack(">I", 1)
             or attributes(verdict)[1] != _JUMP
         ):
@@ -132,6 +144,25 @@ class _Decoder:
             (counts + len(counter), self._target),
         )
         self._same = tuple((start, end, message[start:end]) for start, end in spans)
+
+
+def _returning(message: bytes) -> str:
+    """`-s fe80::/10 -j RETURN`: one IPv6 address or prefix. Raises Unreadable."""
+    expressions = list(_nested(attributes(message).get(4, b"")))
+    if [name for name, _ in expressions] not in _RETURNING:
+        raise Unreadable(f"a rule of {', '.join(name for name, _ in expressions)}")
+    parts = {name: attributes(data) for name, data in expressions}
+    payload, compare, end = parts["payload"], parts["cmp"], attributes(attributes(parts["immediate"][2])[2])
+    flag = _ADDRESS_AT.get(struct.unpack(">I", payload[3])[0])
+    mask = attributes(parts["bitwise"][4])[1] if "bitwise" in parts else b"\xff" * struct.unpack(">I", payload[4])[0]
+    bits = "".join(f"{byte:08b}" for byte in mask)
+    if flag is None or payload[2] != struct.pack(">I", 1) or compare[2] != bytes(4) or end[1] != _RETURN:
+        raise Unreadable("not the return of an address")
+    prefix = bits.rstrip("0")
+    if "0" in prefix:
+        raise Unreadable("a mask with holes")
+    address = Address(6, attributes(compare[3])[1].ljust(16, b"\0"))
+    return f"{flag} {address.text}/{len(prefix)} -j RETURN"
 
 
 def _ports(info: bytes) -> str:

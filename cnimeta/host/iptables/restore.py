@@ -1,8 +1,9 @@
 """iptables over nf_tables: read over netlink, written with one `iptables-restore --noflush -w` batch.
 
-A batch is one kernel transaction. nf_tables has no lock of its own for this, so the xtables lock (which iptables-nft
-leaves alone) is what keeps this project's processes apart between reading and writing; other programs' writes in
-between make a batch fail, never half apply: chains are made with -N, rules are removed by what they say.
+A batch is one kernel transaction for each table in it. nf_tables has no lock of its own for this, so the xtables lock
+(which iptables-nft leaves alone) is what keeps this project's processes apart between reading and writing; other
+programs' writes in between make a batch fail, never half apply: chains are made with -N, rules are removed by what they
+say.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from cnimeta.host import netlink
 from cnimeta.host.iptables.lock import XtablesLock
 from cnimeta.host.iptables.netlink import Unreadable, chain_exists, entry_rules, table_names
 from cnimeta.host.iptables.programs import program, run
-from cnimeta.host.iptables.values import NatTable, filtered, render
+from cnimeta.host.iptables.values import NAT, Table, filtered, render
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,17 +47,17 @@ class NftIptables:
             return entry_rules(family, name, mentioning, self._ask)
         except Unreadable:
             text = run([program(family, self.variant, "", self.path), "-w", "-t", "nat", "-S", name])
-            return filtered(NatTable.parse(text).chains.get(name, []), mentioning)
+            return filtered(Table.parse(text).chains.get(name, []), mentioning)
 
-    def has_chain(self, family: int, name: str) -> bool:
+    def has_chain(self, family: int, name: str, table: str = NAT) -> bool:
         """Whether the chain is there."""
-        return chain_exists(family, name, self._ask)
+        return chain_exists(family, name, self._ask, table)
 
-    def read(self, family: int) -> dict[str, list[str]]:
-        """The whole nat table; empty when there is none."""
-        if not self.used(family):
+    def read(self, family: int, table: str = NAT) -> dict[str, list[str]]:
+        """A whole table; empty when there is none."""
+        if (family, table) not in table_names(self._ask):
             return {}
-        return NatTable.parse(run([program(family, self.variant, "-save", self.path), "-t", "nat"])).chains
+        return Table.parse(run([program(family, self.variant, "-save", self.path), "-t", table])).chains
 
     def commit(self, family: int, changes: Sequence[Change]) -> None:
         """One batch, one process."""

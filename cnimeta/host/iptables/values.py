@@ -1,8 +1,8 @@
-"""The host's iptables, nat table, both families, as values. Pure.
+"""The host's iptables, both families, as values. Pure.
 
 Rules are text as `iptables-save` prints it, without `-A CHAIN`. Changes are data; an adapter applies a list of them
-to one family atomically: all or none. A variant is "nft" (iptables over nf_tables) or "legacy" (ip_tables); their
-rules are invisible to each other, so writing both would leave half of a host's mappings to nobody.
+to one family, those of a table atomically: all or none. A variant is "nft" (iptables over nf_tables) or "legacy"
+(ip_tables); their rules are invisible to each other, so writing both would leave half of a host's mappings to nobody.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from cnimeta.spec.ip import parse_ip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
 
 FAMILIES = (4, 6)
+NAT, RAW = "nat", "raw"
+BUILT_IN = {NAT: ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"), RAW: ("PREROUTING", "OUTPUT")}
+"""The tables that are used here, and the chains that each has by itself."""
 
 _PLAIN = frozenset("_-0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,:/[]!=+%@")
 _FLAGS = {
@@ -42,15 +45,27 @@ class Change(NamedTuple):
     action: str
     chain: str
     rule: str = ""
+    table: str = NAT
 
 
-def render(changes: Sequence[Change]) -> str:
-    """The input of `iptables-restore --noflush` for the nat table."""
-    lines = ["*nat"]
+def by_table(changes: Iterable[Change]) -> dict[str, list[Change]]:
+    """The changes of each table, raw first: a guard stands before what it guards."""
+    found: dict[str, list[Change]] = {}
     for change in changes:
-        place = " 1" if change.action == "insert" else ""
-        lines.append(f"{_FLAGS[change.action]} {change.chain}{place} {change.rule}".rstrip())
-    return "\n".join([*lines, "COMMIT", ""])
+        found.setdefault(change.table, []).append(change)
+    return {table: found[table] for table in sorted(found, key=lambda table: table != RAW)}
+
+
+def render(changes: Iterable[Change]) -> str:
+    """The input of `iptables-restore --noflush`."""
+    lines = []
+    for table, ordered in by_table(changes).items():
+        lines.append(f"*{table}")
+        for change in ordered:
+            place = " 1" if change.action == "insert" else ""
+            lines.append(f"{_FLAGS[change.action]} {change.chain}{place} {change.rule}".rstrip())
+        lines.append("COMMIT")
+    return "\n".join([*lines, ""])
 
 
 def quote(word: str) -> str:
@@ -83,15 +98,15 @@ def split(rule: str) -> list[str]:
     return [*words, word] if word or started else words
 
 
-class NatTable:
-    """A nat table as data: chains and their rules. What `iptables-save` shows, and how changes alter it."""
+class Table:
+    """A table as data: chains and their rules. What `iptables-save` shows, and how changes alter it."""
 
     def __init__(self, chains: dict[str, list[str]]) -> None:
         self.chains = chains
 
     @classmethod
-    def parse(cls, text: str) -> NatTable:
-        """Read the output of `iptables-save -t nat` (or `-S CHAIN`)."""
+    def parse(cls, text: str) -> Table:
+        """Read the output of `iptables-save -t TABLE` (or `-S CHAIN`)."""
         chains: dict[str, list[str]] = {}
         for line in text.splitlines():
             if line.startswith(":"):
@@ -105,7 +120,7 @@ class NatTable:
 
     def apply(self, change: Change) -> int:
         """Make one change as iptables would; the place (from 0) of the rule concerned. Raises Refused."""
-        action, chain, rule = change
+        action, chain, rule, _ = change
         rules = self.chains.get(chain)
         if action == "new":
             if rules is not None:

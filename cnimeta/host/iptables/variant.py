@@ -14,7 +14,7 @@ Nothing needs to be counted while only one variant has tables at all, which the 
 from __future__ import annotations
 
 from cnimeta.host import netlink
-from cnimeta.host.iptables.netlink import has_rules, table_names
+from cnimeta.host.iptables.netlink import mentions, table_names
 from cnimeta.host.iptables.programs import PROGRAM_TIMEOUT_S, command_variant, program, run
 from cnimeta.host.iptables.values import FAMILIES, Refused
 from cnimeta.host.process import SYSTEM_PATH, find_program, run_program
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 _TABLES = frozenset({"filter", "nat", "mangle", "raw", "security"})
 _HINTS = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")
-_OURS = ("CNI-HOSTPORT-", "CNI-DN-")
+_CONTAINER = "CNI-DN-"
+_OURS = ("CNI-HOSTPORT-", _CONTAINER, "CNIMETA-")
 _ENTRY = "-A CNI-HOSTPORT-DNAT "
 _ENTRY_CHAIN = "CNI-HOSTPORT-DNAT"
 
@@ -68,7 +69,7 @@ def detect(path: str = "", ask: Ask = netlink.ask) -> str:
     legacy = evidence("legacy", legacy_families, path)
     if command == "nft" and legacy == Evidence():
         return "nft"
-    if not legacy.mappings and any(has_rules(family, _ENTRY_CHAIN, ask) for family in FAMILIES):
+    if not legacy.mappings and any(mentions(family, _ENTRY_CHAIN, _CONTAINER, ask) for family in FAMILIES):
         return "nft"
     nft_families = [family for family in FAMILIES if any(other == family for other, _ in tables)]
     return decide(command, evidence("nft", nft_families, path), legacy)
@@ -88,7 +89,7 @@ def evidence(variant: str, families: Sequence[int], path: str = "") -> Evidence:
     lines = [line for family in families for line in run([program(family, variant, "-save", path)]).splitlines()]
     rules = [line for line in lines if line.startswith("-A")]
     return Evidence(
-        any(line.startswith(_ENTRY) for line in rules),
+        any(line.startswith(_ENTRY) and _CONTAINER in line for line in rules),
         any(line.startswith(_HINTS) for line in lines),
         sum(not any(name in line for name in _OURS) for line in rules),
     )

@@ -21,6 +21,8 @@ _RTM_GETROUTE, _RTA_DST, _RTA_OIF = 26, 1, 4
 _RTM_GETLINK = 18
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_TXQLEN, _IFLA_LINKINFO, _IFLA_IFALIAS = 1, 3, 4, 5, 13, 18, 20
 _IFLA_INFO_KIND = 1
+IFF_UP, IFF_PROMISC, IFF_ALLMULTI = 0x1, 0x100, 0x200
+_IFLA_MASTER = 10
 _IFLA_EXT_MASK, _SKIP_STATISTICS = 29, 1 << 3
 _NO_STATISTICS = attribute(_IFLA_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS))
 _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT, errno.ESRCH)
@@ -44,6 +46,12 @@ def links_of_kind(kind: str, ask: Ask = ask) -> list[Link]:
         f"the interfaces of kind {kind}", lambda: ask(ROUTE, _RTM_GETLINK, DUMP, ifinfo(0) + wanted), absent=()
     )
     return [link for link in map(_link, messages or ()) if link.kind == kind]
+
+
+def every_link(ask: Ask = ask) -> list[Link]:
+    """Every interface here. IoFailure (code 5) when unknown."""
+    body = ifinfo(0) + _NO_STATISTICS
+    return [_link(one) for one in told("the interfaces", lambda: ask(ROUTE, _RTM_GETLINK, DUMP, body), ()) or ()]
 
 
 def route_interface(address: Address, ask: Ask = ask) -> str:
@@ -83,8 +91,9 @@ def _one(body: bytes, what: str, ask: Ask) -> Link | None:
 def _link(message: Message) -> Link:
     found = attributes(message.body[16:])
     kind = _text(attributes(found.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND, b""))
+    index, flags = struct.unpack_from("=iI", message.body, 4)
     return Link(
-        struct.unpack_from("=i", message.body, 4)[0],
+        index,
         _text(found.get(_IFLA_IFNAME, b"")),
         kind,
         found.get(_IFLA_ADDRESS, b"").hex(":"),
@@ -92,6 +101,10 @@ def _link(message: Message) -> Link:
         _number(found.get(_IFLA_LINK)) if kind == "veth" else 0,
         _text(found.get(_IFLA_IFALIAS, b"")),
         _number(found.get(_IFLA_TXQLEN)),
+        bool(flags & IFF_UP),
+        bool(flags & IFF_PROMISC),
+        bool(flags & IFF_ALLMULTI),
+        _number(found.get(_IFLA_MASTER)),
     )
 
 

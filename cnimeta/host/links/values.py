@@ -30,6 +30,11 @@ class Link(NamedTuple):
     alias: str = ""
     queue_length: int = 0
     """Packets; what `ip` calls txqueuelen."""
+    up: bool = False
+    promiscuous: bool = False
+    all_multicast: bool = False
+    controller: int = 0
+    """The ifindex of the bridge or the like that it is a port of."""
 
 
 class Queue(NamedTuple):

@@ -16,7 +16,7 @@ from cnimeta_plugins.hostport_alloc.verbs.steps import mappings_of, with_check
 from cnimeta_plugins.hostport_alloc.verbs.undo import decode_undo, delegates_of, is_gone
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from cnimeta_plugins.hostport_alloc.state.record import Record
     from cnimeta_plugins.hostport_alloc.state.store import Store
@@ -63,12 +63,23 @@ class Audit:
                     f"host port {port}/{protocol} is also used by a process on the node, which gets no connections"
                 )
                 yield Problem("socket", record.container_id, message)
-        for mapping in self.wiring.mappings(self.data_dir, self.log):
-            key = mapping.network, mapping.container_id, mapping.ifname
-            if (mapping.protocol, mapping.host_port) not in held.get(key, ()):
-                message = f"host port {mapping.host_port}/{mapping.protocol} is mapped and has no record"
-                yield Problem("rule", mapping.container_id, message)
+        yield from self._unrecorded(held)
         yield from self._of_others({container_id for _, container_id, _ in held})
+
+    def _unrecorded(self, held: Mapping[tuple[str, str, str], frozenset[tuple[str, int]]]) -> Iterator[Problem]:
+        """Rules that name no interface may be a foreign plugin's: only those of our networks count."""
+        networks = {network for network, _, _ in held}
+        by_container: dict[tuple[str, str], set[tuple[str, int]]] = {}
+        for (network, container_id, _), ports in held.items():
+            by_container.setdefault((network, container_id), set()).update(ports)
+        for mapping in self.wiring.mappings(self.data_dir, self.log):
+            place, where = (mapping.protocol, mapping.host_port), (mapping.network, mapping.container_id)
+            known = held.get((*where, mapping.ifname), ()) if mapping.ifname else by_container.get(where, ())
+            if place in known or not (mapping.ifname or not networks or mapping.network in networks):
+                continue
+            message = f"host port {mapping.host_port}/{mapping.protocol} is mapped and has no record"
+            hint = "" if mapping.ifname else "; DEL of the container removes it, if it is not another plugin's"
+            yield Problem("rule", mapping.container_id, message + hint)
 
     def _of_others(self, known: set[str]) -> Iterator[Problem]:
         """What is gone of the mappings that portmap made on its own, without hostport_alloc."""

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from cnimeta.delegate.find import split_path
-from cnimeta.errors import CniError, InvalidNetworkConfig, shown
+from cnimeta.errors import CniError, InvalidNetworkConfig, legible, shown
 from cnimeta.ports.mapper import DATA_DIR
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.netconf import NetConf
@@ -80,7 +80,7 @@ def opened(args: argparse.Namespace, wiring: Wiring) -> tuple[Settings | None, S
 
 def log(line: str) -> None:
     """To people, beside what is printed."""
-    print(line, file=sys.stderr)
+    print(legible(line), file=sys.stderr)
 
 
 def wants_json(args: argparse.Namespace) -> bool:

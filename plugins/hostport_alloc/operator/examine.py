@@ -1,10 +1,11 @@
-"""What `cnimeta doctor` and `cnimeta uninstall` ask: is a configuration good here, and who has host ports."""
+"""What `cnimeta validate`, `doctor` and `uninstall` ask: is a configuration good, and who has host ports."""
 
 from __future__ import annotations
 
 import os
 
 from cnimeta.errors import AnnotationFailed
+from cnimeta.host.sockets import EPHEMERAL
 from cnimeta.host.values import PodApiError
 from cnimeta.ports.mapper import DATA_DIR
 from cnimeta.store.database import FILE
@@ -33,6 +34,13 @@ _POD = "default", "cnimeta-doctor"
 """A Pod that is asked for to see whether the API server answers; nobody needs to have it."""
 _MEANS_NOTHING = (403, 404)
 """The server knew who asks: that there is no such Pod, or that this one may not be read, is as good an answer."""
+
+
+def validate(conf: NetConf) -> list[str]:
+    """As `Plugin.validate`. The node's ephemeral range is not known: the kernel's own stands for it."""
+    settings = read_settings(conf)
+    refuse_reserved(settings.ranges, settings.reserved(EPHEMERAL))
+    return unknown_keys(conf)
 
 
 def examine(wiring: Wiring, conf: NetConf) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from cnimeta.errors import legible
 from cnimeta.terminal.table import age, laid_out, table_of
 
 TYPE_CHECKING = False
@@ -95,7 +96,9 @@ class Changes:
             return "".join(f"{event} {name_of(entry)}\n" for event, entry in changes)
         wide = self._form == "wide"
         columns = _columns([entry for _, entry in changes], wide=wide)
-        rows = [list(map(str, row)) for row in zip((event for event, _ in changes), *columns, strict=True)]
+        rows = [
+            [legible(str(cell)) for cell in row] for row in zip((event for event, _ in changes), *columns, strict=True)
+        ]
         heads = ["EVENT", *(_WIDE_HEADS if wide else _HEADS)]
         lines = rows if self._widths else [heads, *rows]
         least = self._widths or [len("MODIFIED"), *(0 for _ in heads[1:])]

@@ -7,7 +7,7 @@ the annotations' map when there is none; and the sub-resource is what a node's o
 
 from __future__ import annotations
 
-from cnimeta.errors import CniError, PodMismatch, shown
+from cnimeta.errors import CniError, PodMismatch, legible, shown
 from cnimeta.host.values import PodApiError
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.fields import Fields
@@ -17,7 +17,7 @@ from cnimeta_plugins.hostport_alloc.state.record import Annotation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from cnimeta.host.protocols import Clock, PodApi
     from cnimeta.spec.jsonio import JSON
@@ -96,14 +96,17 @@ class Deadline:
         return min(self.left(), max(1.0, self.total_s / 3))
 
 
-def attempt(pod: Pod, deadline: Deadline, *, static: bool, patient: bool, request: Callable[[float], None]) -> str:
-    """Make `request(timeout_s)` until it succeeds, within the deadline.
+def attempt(
+    api: PodApi, pod: Pod, deadline: Deadline, *, static: bool, patient: bool, request: Callable[[float], None]
+) -> str:
+    """Make `request(timeout_s)` of `api` until it succeeds, within the deadline.
 
     Returns "" or why it was not made. Raises PodMismatch (103) when the Pod is gone or was replaced.
     """
     wait_s, unanswered = _FIRST_WAIT_S, 0
     while True:
         try:
+            api.sign_in(deadline.left())  # the share of one attempt is for the network: credentials are loaded once
             request(deadline.attempt_s())
             return ""
         except PodApiError as error:
@@ -149,14 +152,25 @@ def deliver(api: PodApi, record: Record, deadline: Deadline, *, patient: bool) -
     if pod is None or not isinstance(patch, dict):
         return Annotation()
     static = not Fields(patch).object("metadata").has("uid")
-    error = attempt(
-        pod,
-        deadline,
-        static=static,
-        patient=patient,
-        request=lambda timeout_s: api.patch_status(pod.namespace, pod.name, patch, timeout_s),
-    )
-    return Annotation("pending", patch, error) if error else Annotation("done", patch)
+
+    def request(timeout_s: float) -> None:
+        _require_written(patch, api.patch_status(pod.namespace, pod.name, patch, timeout_s))
+
+    error = attempt(api, pod, deadline, static=static, patient=patient, request=request)
+    return Annotation("pending", patch, legible(error)) if error else Annotation("done", patch)
+
+
+def _require_written(patch: Mapping[str, JSON], answer: Mapping[str, JSON]) -> None:
+    """Raise PodApiError unless the Pod of the answer has what was sent: who says 200 has not written by that."""
+    sent, found = (Fields(document).object("metadata") for document in (patch, answer))
+    try:
+        there = found.object("annotations").raw
+    except CniError:
+        there = {}
+    if any(there.get(key) != value for key, value in sent.object("annotations").raw.items()):
+        raise PodApiError(0, "NotWritten", "the API server answered without the annotations that were sent")
+    if sent.has("uid") and found.get("uid") != sent.get("uid"):
+        raise PodApiError(0, "NotWritten", "the API server answered with another Pod")
 
 
 class Delivery(NamedTuple):

@@ -60,7 +60,7 @@ class Publisher:
 
         static = annotation.is_static(pod.uid, self._annotations)
         deadline = annotation.Deadline(self.wiring.clock, timeout_s)
-        error = annotation.attempt(pod, deadline, static=static, patient=True, request=request)
+        error = annotation.attempt(self.api, pod, deadline, static=static, patient=True, request=request)
         if error:
             raise TryAgainLater(
                 f"cannot read Pod {shown(f'{pod.namespace}/{pod.name}')} to see what it exposes: {error}"

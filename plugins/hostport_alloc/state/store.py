@@ -23,22 +23,21 @@ from itertools import filterfalse
 from cnimeta.errors import CniError, TryAgainLater, shown
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.store.values import Damage, storable
-from cnimeta_plugins.hostport_alloc.allocate import picks
-from cnimeta_plugins.hostport_alloc.allocate.picks import Situation
 from cnimeta_plugins.hostport_alloc.config import QUARANTINE_S, STICKY_S
 from cnimeta_plugins.hostport_alloc.state import listed, rows
 from cnimeta_plugins.hostport_alloc.state.agreement import disagreements
+from cnimeta_plugins.hostport_alloc.state.picking import Demand as Demand
+from cnimeta_plugins.hostport_alloc.state.picking import View, choose, kept
 from cnimeta_plugins.hostport_alloc.state.record import SALVAGED, Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator
 
     from cnimeta.host.protocols import Clock, Database
     from cnimeta.store.values import Connection
-    from cnimeta_plugins.hostport_alloc.allocate.expose import Exposure
-    from cnimeta_plugins.hostport_alloc.allocate.picks import Port, Preferred, QuarantinedPort
-    from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange, Ports
+    from cnimeta_plugins.hostport_alloc.allocate.picks import Preferred, QuarantinedPort
+    from cnimeta_plugins.hostport_alloc.allocate.ranges import Ports
     from cnimeta_plugins.hostport_alloc.state.listed import Listed
     from cnimeta_plugins.hostport_alloc.state.record import Key
 
@@ -56,20 +55,6 @@ class _Nothing(Exception):
     """There is nothing to do: the transaction is rolled back, and nothing is written."""
 
 
-class Demand(NamedTuple):
-    """What ADD asks for, beside the draft record (whose `explicit` mappings are reserved with it)."""
-
-    exposures: tuple[Exposure, ...]
-    ranges: Mapping[str, PortRange]
-    """Every range an exposure names."""
-    blocked: Ports
-    """Ports not to be had, from `blocked.blocked_ports`."""
-    probe: Callable[[str, int], bool]
-    """probe(protocol, port): whether the port can be bound and listened on right now. Not called in a transaction."""
-    sticky: bool = True
-    """Prefer the ports the same Pod had."""
-
-
 class Reservation(NamedTuple):
     """What `hold` did. `fresh` is False when the attachment held exactly these ports already."""
 
@@ -82,16 +67,6 @@ class Occupancy(NamedTuple):
 
     used: Ports
     quarantined: tuple[QuarantinedPort, ...]
-
-
-class _View(NamedTuple):
-    """What a pick is made from: a snapshot, so the transaction that commits it looks again."""
-
-    before: Record | None
-    used: Ports
-    """Less what the attachment itself holds."""
-    quarantined: tuple[QuarantinedPort, ...]
-    preferred: Preferred
 
 
 class Store:
@@ -125,9 +100,9 @@ class Store:
         )
         for _ in range(_ATTEMPTS):
             view = self._database.read(lambda connection: self._view(connection, draft, demand))
-            ports = self._kept_ports(view.before, demand)
+            ports = kept(view.before, demand)
             if ports is None:
-                ports = self._choose(view, draft, demand)
+                ports = choose(view, draft, demand)
             record = draft._replace(ports=ports)
             if self._database.write(lambda connection: self._commit(connection, record, view)):  # noqa: B023
                 before = view.before
@@ -135,7 +110,7 @@ class Store:
                 return Reservation(record, fresh)
         raise TryAgainLater(f"no port could be had in {_ATTEMPTS} attempts: too many other commands ask for ports")
 
-    def _view(self, connection: Connection, draft: Record, demand: Demand) -> _View:
+    def _view(self, connection: Connection, draft: Record, demand: Demand) -> View:
         rows.refuse_conflicts(connection, draft.explicit, draft.container_id, draft.netns_id)
         used: Ports = rows.current_bits(connection)
         row = rows.find(connection, draft.key)
@@ -149,41 +124,9 @@ class Store:
         if before is not None and not before.salvaged:
             own = {(port.container_port, port.protocol, port.range): port.host_port for port in before.ports}
             preferred = {**preferred, **own}
-        return _View(before, used, rows.quarantined(connection, self._clock.boottime()), preferred)
+        return View(before, used, rows.quarantined(connection, self._clock.boottime()), preferred)
 
-    @staticmethod
-    def _kept_ports(before: Record | None, demand: Demand) -> tuple[Port, ...] | None:
-        """The ports of the record before, when they are exactly what is asked for now."""
-        if before is None or before.salvaged:
-            return None
-        wanted = {
-            (exposure.port + offset, protocol, exposure.range, exposure.host_ip)
-            for exposure in demand.exposures
-            for offset in range(exposure.length)
-            for protocol in exposure.protocols
-        }
-        have = {(port.container_port, port.protocol, port.range, port.host_ip) for port in before.ports}
-        inside = all(
-            port.range in demand.ranges and demand.ranges[port.range].ports >> port.host_port & 1
-            for port in before.ports
-        )
-        return before.ports if wanted == have and inside else None
-
-    @staticmethod
-    def _choose(view: _View, draft: Record, demand: Demand) -> tuple[Port, ...]:
-        """Pick until every picked port passes the probe; each that does not is out, so this ends."""
-        used = rows.with_bits(view.used, ((port.protocol, port.host_port) for port in draft.explicit))
-        blocked = dict(demand.blocked)
-        while True:
-            situation = Situation(used, blocked, view.quarantined)
-            ports = picks.choose(demand.exposures, demand.ranges, situation, view.preferred)
-            refused = [port for port in ports if not demand.probe(port.protocol, port.host_port)]
-            if not refused:
-                return ports
-            for port in refused:
-                blocked[port.protocol] = blocked.get(port.protocol, 0) | 1 << port.host_port
-
-    def _commit(self, connection: Connection, record: Record, view: _View) -> bool:
+    def _commit(self, connection: Connection, record: Record, view: View) -> bool:
         """Write the record; False, and nothing done, when what the pick was made from has changed."""
         rows.refuse_conflicts(connection, record.explicit, record.container_id, record.netns_id)
         row = rows.find(connection, record.key)

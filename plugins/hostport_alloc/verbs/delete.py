@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnimeta.errors import CniError, Failures, StateUnusable, shown
+from cnimeta.errors import CniError, DelegateFailed, Failures, StateUnusable, shown
 from cnimeta_plugins.hostport_alloc.config import QUARANTINE_S, read_data_dir, read_lock_timeout
 from cnimeta_plugins.hostport_alloc.verbs.steps import mappings_of, planned
 from cnimeta_plugins.hostport_alloc.verbs.undo import decode_undo, is_gone, take_back
@@ -90,14 +90,23 @@ def _prev_result(request: Request) -> Result | None:
 
 
 def _without_record(wiring: Wiring, delegates: Delegates, request: Request) -> list[CniError]:
-    """Nothing was allocated, or DEL was served before: the delegates still get theirs.
+    """Nothing was allocated, or DEL was served before: the delegates still get theirs, and so does portmap.
 
-    portmap gets it when the runtime names mappings: on a node where hostport_alloc was put in front of a running
-    portmap, containers from before have rules and no record.
+    Its rules may be there all the same, and it finds them by name: those on iptables after records were lost, and those
+    from before hostport_alloc was put in front of a running portmap.
     """
     given = [entry.raw for entry in request.conf.runtime_config.objects("portMappings") if entry.get("hostPort")]
-    steps = [step for step in planned(request) if given or not step.own]
+    steps = [step for step in planned(request) if given or not step.own or _is_there(delegates, step)]
     return take_back(wiring, delegates, steps, given, _prev_result(request))[0]
+
+
+def _is_there(delegates: Delegates, step: Step) -> bool:
+    """Whether the plugin is installed. A node that has never mapped a port may do without."""
+    try:
+        delegates.locate(step.type, delegates.folders)
+    except DelegateFailed:
+        return False
+    return True
 
 
 def tear_down(

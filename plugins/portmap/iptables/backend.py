@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from cnimeta.errors import CheckFailed, CniError, Failures, HostPortConflict, IoFailure, shown
 from cnimeta.host.iptables.adapters import installed, open_variant
-from cnimeta.host.iptables.values import FAMILIES, Change, Refused
+from cnimeta.host.iptables.values import FAMILIES, NAT, RAW, Change, Refused
 from cnimeta.namedtuple import NamedTuple
+from cnimeta.ports.mapper import MappedPort
 from cnimeta.spec.fields import Fields
 from cnimeta_plugins.portmap.iptables import plan as steps
-from cnimeta_plugins.portmap.iptables.names import DNAT_CHAIN, OLD_SNAT_CHAIN
+from cnimeta_plugins.portmap.iptables.names import DNAT_CHAIN, GUARD_CHAIN, OLD_SNAT_CHAIN
 from cnimeta_plugins.portmap.iptables.rules import (
     ContainerRules,
     chain_name,
@@ -20,18 +21,17 @@ from cnimeta_plugins.portmap.iptables.rules import (
     old_snat_chain_name,
     second_chain_name,
 )
-from cnimeta_plugins.portmap.plan import Owner
+from cnimeta_plugins.portmap.plan import Owner, address_conflict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from cnimeta.host.protocols import Iptables
-    from cnimeta.ports.mapper import MappedPort
     from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.portmap.config import PortMapping, Settings
     from cnimeta_plugins.portmap.plan import FamilyPlan, Plan
-    from cnimeta_plugins.portmap.records import Others
+    from cnimeta_plugins.portmap.records import Others, Record
 
 _VARIANTS = ("nft", "legacy")
 
@@ -94,7 +94,12 @@ class IptablesBackend:
         When the second family's batch fails, the first's is taken back; what was there before it is not put back.
         """
         planned = [family.family for family in plan.families]
+        for record in _address_holders(plan, others):
+            if isinstance(record.payload, ContainerChain):
+                self.remove(record.owner, record.payload)
         with self.tables.held():
+            _address_holders(plan, others)  # another command may have been quicker
+            others.take([family.container.address for family in plan.families])
             work = [self._prepared(plan, family, payload.name, others) for family in plan.families]
             for at, part in enumerate(work):
                 try:
@@ -144,7 +149,7 @@ class IptablesBackend:
         if entries is not None:
             known = any(entry.chain == wanted.chain for entry in entries)
             changes = [
-                *steps.base_present(settings),
+                *steps.base_present(family, settings),
                 *(change for chain in work.dead for change in steps.remove(entries, chain)),
                 *steps.replace(entries, wanted, known),
             ]
@@ -154,6 +159,7 @@ class IptablesBackend:
             except Refused:
                 pass  # something shared is missing, or another program was in between: look at everything
         table = tables.read(family)
+        raw = tables.read(family, RAW) if family == 4 else {}
         external = settings.external_set_mark_chain
         if settings.snat and external and external not in table:
             raise IoFailure(
@@ -162,7 +168,7 @@ class IptablesBackend:
             )
         entries = [steps.read_entry(rule) for rule in table.get(DNAT_CHAIN, ())]
         changes = [
-            *steps.base_missing(table, settings),
+            *steps.base_missing({NAT: table, RAW: raw}, family, settings),
             *(change for chain in work.dead if chain in table for change in steps.remove(entries, chain)),
             *steps.replace(entries, wanted, wanted.chain in table),
         ]
@@ -215,6 +221,7 @@ class IptablesBackend:
 
     def require_free(self, plan: Plan, others: Others) -> None:
         """By the entry rules of either variant, whoever made them: a node on its way from the reference plugin."""
+        _address_holders(plan, others)
         families = {family.family: family for family in plan.families}
         failures = Failures()
         for tables, number in self._used(failures):
@@ -229,12 +236,37 @@ class IptablesBackend:
                 self._dead(tables, number, wanted, found, others)
         failures.raise_any()
 
-    def tidy(self) -> None:
-        """Nothing: other networks and upstream's plugin use the shared chains."""
+    def heal(self) -> None:
+        """The order in CNI-HOSTPORT-DNAT; what is missing of the shared part, ADD makes."""
+        failures = Failures()
+        for tables, family in self._used(failures):
+            with failures, tables.held():
+                rules = steps.late(tables.chain(family, DNAT_CHAIN) or ())
+                if rules:
+                    changes = [Change("delete", DNAT_CHAIN, rule) for rule in rules]
+                    tables.commit(family, [*changes, *(Change("insert", DNAT_CHAIN, rule) for rule in reversed(rules))])
+        failures.raise_any()
 
-    def listed(self) -> Iterable[MappedPort]:
-        """None: upstream's rules do not name the interface."""
-        return ()
+    def tidy(self) -> None:
+        """Our guard, when nothing is mapped any more. Upstream's shared chains stay: its plugin uses them too."""
+        failures = Failures()
+        for tables in self._everywhere():
+            with failures, tables.held():
+                if tables.has_chain(4, GUARD_CHAIN, RAW) and not tables.chain(4, DNAT_CHAIN):
+                    tables.commit(4, steps.guard_removed(tables.read(4, RAW)))
+        failures.raise_any()
+
+    def listed(self) -> Iterator[MappedPort]:
+        """By the comments on the entry rules, which do not name the interface; one that was cut tells nobody's."""
+        failures = Failures()
+        for tables, family in self._used(failures):
+            with failures:
+                table = tables.read(family)
+                for entry in map(steps.read_entry, table.get(DNAT_CHAIN, ())):
+                    named = steps.read_owner(entry)
+                    for port in steps.mapped(table.get(entry.chain, ())) if named.whole else ():
+                        yield MappedPort(named.network, named.container_id, "", *port, recorded=False)
+        failures.raise_any()
 
     def _used(self, failures: Failures) -> Iterator[tuple[Iptables, int]]:
         """Every nat table there is."""
@@ -258,18 +290,28 @@ class IptablesBackend:
         """Every rule of the container and of the shared chains, in order, and no further one."""
         chain = payload.name if payload is not None else chain_name(plan.owner.network, plan.owner.container_id)
         for family in plan.families:
-            self._check_family(family, container_rules(plan, family, chain), plan.settings)
+            self._check_base(family.family, plan.settings, own=payload is not None)
+            self._check_family(family, container_rules(plan, family, chain))
 
-    def _check_family(self, plan: FamilyPlan, wanted: ContainerRules, settings: Settings) -> None:
+    def _check_base(self, family: int, settings: Settings, *, own: bool) -> None:
+        """`own`: what only we make is there too, which a mapping without a record, of upstream's, does not need."""
+        wanted = steps.base(family, settings) if own else steps.upstream_base(settings)
+        with self.tables.held():
+            tables = {name: self.tables.read(family, name) for name in dict.fromkeys(one.table for one in wanted)}
+        for one in wanted:
+            rules = tables[one.table].get(one.chain, ())
+            if one.rule not in rules:
+                raise CheckFailed(f"the IPv{family} iptables chain {one.chain} has no rule {one.rule}")
+            if one.chain == DNAT_CHAIN and one.rule in steps.late(rules):
+                raise CheckFailed(f"the IPv{family} iptables chain {one.chain} has its rule {one.rule} too late")
+
+    def _check_family(self, plan: FamilyPlan, wanted: ContainerRules) -> None:
         family = plan.family
         with self.tables.held():
             chain = self.tables.chain(family, wanted.chain)
             entries = [
                 entry.rule for entry in _entries(self.tables, family, (wanted.chain,)) if entry.chain == wanted.chain
             ]
-            for shared, rule, _ in steps.base_rules(settings):
-                if rule not in (self.tables.chain(family, shared) or ()):
-                    raise CheckFailed(f"the IPv{family} iptables chain {shared} has no rule {rule}")
         if chain is None:
             raise CheckFailed(f"the IPv{family} iptables chain {wanted.chain} is missing")
         self._compare(family, wanted.chain, chain, wanted.rules, exact=True)
@@ -297,6 +339,19 @@ class IptablesBackend:
         if not chain:
             raise CniError("the payload names no chain")
         return ContainerChain(chain)
+
+
+def _address_holders(plan: Plan, others: Others) -> list[Record]:
+    """Whose rules go because they lead to an address that is the plan's container's now: dead ones, and the interface's
+    own under an earlier name of the network. HostPortConflict for a live one.
+    """
+    found = []
+    for family in plan.families:
+        for record in others.at(family.container.address):
+            if not others.is_dead(record) and record.owner[1:] != plan.owner[1:]:
+                raise address_conflict(family.container.address.text, record.owner.text)
+            found.append(record)
+    return found
 
 
 def _is_dead(named: steps.Named, others: Others) -> bool:

@@ -1,4 +1,4 @@
-"""The shared chains that upstream's portmap makes, and whether this host may have some. Imports next to nothing.
+"""The shared chains, upstream's but for one, and whether this host may have some. Imports next to nothing.
 
 Never change the names: other versions and other programs look for them.
 """
@@ -12,6 +12,9 @@ SETMARK_CHAIN = "CNI-HOSTPORT-SETMARK"
 MASQ_CHAIN = "CNI-HOSTPORT-MASQ"
 OLD_SNAT_CHAIN = "CNI-HOSTPORT-SNAT"
 """Of versions before 0.8."""
+
+GUARD_CHAIN = "CNIMETA-LOCALNET"
+"""Our own, in the raw table of IPv4, where no other implementation looks."""
 
 _LEGACY_TABLES = ("/proc/net/ip_tables_names", "/proc/net/ip6_tables_names")
 

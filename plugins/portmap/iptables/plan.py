@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from cnimeta.host.iptables.values import Change, split, target
+from cnimeta.host.iptables.values import NAT, RAW, Change, split, target
 from cnimeta.namedtuple import NamedTuple
-from cnimeta_plugins.portmap.iptables.names import DNAT_CHAIN, MASQ_CHAIN, OLD_SNAT_CHAIN, SETMARK_CHAIN
+from cnimeta_plugins.portmap.iptables.names import DNAT_CHAIN, GUARD_CHAIN, MASQ_CHAIN, OLD_SNAT_CHAIN, SETMARK_CHAIN
 from cnimeta_plugins.portmap.iptables.rules import (
+    GUARD,
+    GUARDED,
     JUMP_IN,
     JUMP_OUT,
+    LEFT_ALONE,
     ContainerRules,
     masquerade_rule,
     set_mark_rule,
@@ -18,8 +21,12 @@ from cnimeta_plugins.portmap.iptables.rules import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from typing import TypeAlias
 
     from cnimeta_plugins.portmap.config import Settings
+
+    Tables: TypeAlias = Mapping[str, Mapping[str, Sequence[str]]]
+    """The tables of a family by name: every chain with its rules."""
 
 _COMMENT_HEAD = 'dnat name: "'
 _COMMENT_JOINT = '" id: "'
@@ -113,6 +120,27 @@ def translated(rules: Iterable[str]) -> list[Span]:
     return spans
 
 
+def mapped(rules: Iterable[str]) -> list[tuple[str, int, int, str]]:
+    """(protocol, host port, container port, host address) of every port that the rules of a container's chain map."""
+    found = []
+    for rule in rules:
+        first_target = _first_target(rule)
+        for span in translated((rule,)):
+            shift = first_target - span.first if first_target else 0
+            ports = range(span.first, span.last + 1)
+            found += [(span.protocol, port, port + shift, span.host_ip) for port in ports]
+    return found
+
+
+def _first_target(rule: str) -> int:
+    """The first port of `ADDRESS:PORT`, `[ADDRESS]:PORT` or `ADDRESS:PORT-PORT/PORT`; 0 for an address alone."""
+    where = rule.rpartition("--to-destination ")[2].partition(" ")[0]
+    if where.count(":") > 1 and not where.startswith("["):
+        return 0
+    digits = where.rpartition("]")[2].partition(":")[2].partition("-")[0]
+    return int(digits) if digits.isdecimal() else 0
+
+
 def meet(spans: Iterable[Span], others: Sequence[Span]) -> bool:
     """Whether any two have a port in common."""
     return any(span.meets(other) for span in spans for other in others)
@@ -130,29 +158,58 @@ def taken(asked: Iterable[Span], held: Sequence[Span]) -> Span | None:
 # --- writing ---------------------------------------------------------------------------------------------
 
 
-def base_rules(settings: Settings) -> list[tuple[str, str, str]]:
-    """(chain, rule, how to add it) of everything shared, in the order upstream makes it."""
+def base(family: int, settings: Settings) -> list[Change]:
+    """Everything shared, as it is added: our own first, then upstream's, in the order upstream makes it."""
+    return [*_own_base(family), *upstream_base(settings)]
+
+
+def _own_base(family: int) -> list[Change]:
+    if family == 6:
+        return [Change("insert", DNAT_CHAIN, rule) for rule in reversed(LEFT_ALONE)]
+    return [Change("append", GUARD_CHAIN, GUARD, RAW), Change("insert", "PREROUTING", GUARDED, RAW)]
+
+
+def upstream_base(settings: Settings) -> list[Change]:
+    """What upstream's portmap makes too, in either family."""
     rules = []
     if settings.snat and not settings.external_set_mark_chain:
         rules += [
-            (SETMARK_CHAIN, set_mark_rule(settings.mark_bit), "append"),
-            (MASQ_CHAIN, masquerade_rule(settings.mark_bit), "append"),
-            ("POSTROUTING", JUMP_OUT, "insert"),  # before the masquerading of ptp and bridge
+            Change("append", SETMARK_CHAIN, set_mark_rule(settings.mark_bit)),
+            Change("append", MASQ_CHAIN, masquerade_rule(settings.mark_bit)),
+            Change("insert", "POSTROUTING", JUMP_OUT),  # before the masquerading of ptp and bridge
         ]
-    return [*rules, ("PREROUTING", JUMP_IN, "append"), ("OUTPUT", JUMP_IN, "append")]
+    return [*rules, Change("append", "PREROUTING", JUMP_IN), Change("append", "OUTPUT", JUMP_IN)]
 
 
-def base_present(settings: Settings) -> list[Change]:
+def base_present(family: int, settings: Settings) -> list[Change]:
     """Steps that pass only when everything shared is in place."""
-    return [Change("require", chain, rule) for chain, rule, _ in base_rules(settings)]
+    return [change._replace(action="require") for change in base(family, settings)]
 
 
-def base_missing(table: Mapping[str, Sequence[str]], settings: Settings) -> list[Change]:
+def base_missing(tables: Tables, family: int, settings: Settings) -> list[Change]:
     """What of the shared part has to be made."""
-    rules = base_rules(settings)
-    own = [chain for chain in (SETMARK_CHAIN, MASQ_CHAIN) if any(chain == made for made, _, _ in rules)]
-    changes = [Change("new", chain) for chain in (*own, DNAT_CHAIN) if chain not in table]
-    return changes + [Change(how, chain, rule) for chain, rule, how in rules if rule not in table.get(chain, ())]
+    rules = base(family, settings)
+    chains = dict.fromkeys([(change.chain, change.table) for change in rules] + [(DNAT_CHAIN, NAT)])
+    changes = [
+        Change("new", chain, table=table)
+        for chain, table in chains
+        if chain.startswith("CNI") and chain not in tables[table]
+    ]
+    return changes + [change for change in rules if change.rule not in tables[change.table].get(change.chain, ())]
+
+
+def late(rules: Sequence[str]) -> list[str]:
+    """Rules of CNI-HOSTPORT-DNAT that stand behind a container's and have to stand before."""
+    first = next((at for at, rule in enumerate(rules) if read_entry(rule).spans), len(rules))
+    return [rule for rule in rules[first:] if rule in LEFT_ALONE]
+
+
+def guard_removed(raw: Mapping[str, Sequence[str]]) -> list[Change]:
+    """Take the guard away, however often its rule is there."""
+    changes = [Change("delete", "PREROUTING", rule, RAW) for rule in raw.get("PREROUTING", ()) if rule == GUARDED]
+    if GUARD_CHAIN in raw:
+        changes += [Change("flush", GUARD_CHAIN, table=RAW), Change("remove", GUARD_CHAIN, table=RAW)]
+    return changes
 
 
 def replace(entries: Iterable[Entry], wanted: ContainerRules, exists: bool) -> list[Change]:

@@ -9,6 +9,14 @@ is read, and either written with `iptables-restore`. Layout (table nat, both fam
     CNI-HOSTPORT-SETMARK     sets the mark
     POSTROUTING           -> CNI-HOSTPORT-MASQ     masquerades what carries the mark
 
+Two things are not upstream's. In IPv6, CNI-HOSTPORT-DNAT begins with rules that leave ::1 and fe80::/10 alone. In IPv4,
+table raw, stands a guard:
+
+    PREROUTING            -> CNIMETA-LOCALNET      drops what arrives for 127.0.0.0/8: route_localnet lets it in
+
+What is translated to such an address, by whomever, arrives for another one, so it passes; and what is for 127.0.0.0/8
+never comes to be looked up.
+
 Names and rules: https://github.com/containernetworking/plugins/blob/main/plugins/meta/portmap/portmap_iptables.go
 """
 
@@ -17,7 +25,7 @@ from __future__ import annotations
 from cnimeta.host.digest import sha512_hex
 from cnimeta.host.iptables.values import quote
 from cnimeta.namedtuple import NamedTuple
-from cnimeta_plugins.portmap.iptables.names import DNAT_CHAIN, MASQ_CHAIN, SETMARK_CHAIN
+from cnimeta_plugins.portmap.iptables.names import DNAT_CHAIN, GUARD_CHAIN, MASQ_CHAIN, SETMARK_CHAIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,6 +84,10 @@ def mark(bit: int) -> str:
 # --- the shared part -------------------------------------------------------------------------------------
 
 JUMP_IN = f"-m addrtype --dst-type LOCAL -j {DNAT_CHAIN}"
+GUARDED = f"-d 127.0.0.0/8 ! -i lo -j {GUARD_CHAIN}"
+GUARD = "-j DROP"
+LEFT_ALONE = ("-d ::1/128 -j RETURN", "-d fe80::/10 -j RETURN", "-s fe80::/10 -j RETURN")
+"""::1 cannot leave the host, fe80::/10 has no way beyond its link: a refusal is better than a timeout."""
 JUMP_OUT = f'-m comment --comment "CNI portfwd requiring masquerade" -j {MASQ_CHAIN}'
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from cnimeta.errors import CheckFailed, Failures, HostPortConflict, IoFailure
+from cnimeta.errors import Failures, HostPortConflict, IoFailure
 from cnimeta.host.nftables.values import Chain, Change, Element, Refusal
-from cnimeta_plugins.portmap.nftables.base import base_changes, base_rules, healing_changes
+from cnimeta_plugins.portmap.nftables.base import base_changes, healing_changes
 from cnimeta_plugins.portmap.nftables.rules import (
     BASE_CHAIN,
     CONDITIONAL,
@@ -12,24 +12,23 @@ from cnimeta_plugins.portmap.nftables.rules import (
     TABLE,
     Elements,
     add_changes,
-    conditional_chains,
-    content_changes,
     idle_chains,
+    is_claim,
     masquerading_uses,
+    orphan_changes,
     owner_id,
     plan_elements,
-    presence_changes,
     read_elements,
     remove_changes,
     shared_keys,
     subnet_chains,
 )
+from cnimeta_plugins.portmap.plan import address_conflict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-    from cnimeta.host.nftables.values import Rule
     from cnimeta.host.protocols import Nft
     from cnimeta.ports.mapper import MappedPort
     from cnimeta.spec.jsonio import JSON
@@ -89,14 +88,14 @@ class NftBackend:
 
     def add(self, plan: Plan, payload: Elements, before: Elements | None, others: Others) -> None:
         """One transaction, so all or nothing."""
-        self.require_free(plan, others)
-        stale = self._stale(payload, before)
+        self._require_none_of_upstream(plan)
+        stale, displaced = self._stale(payload, before), Elements()
         refusal: Refusal
         for _ in range(_ATTEMPTS + len(payload.groups)):
             changes = self._add_script(plan, payload, stale)
             try:
                 self.nft.apply(changes)
-                self._tidy(before)
+                self._tidy(before, payload, displaced)
                 return
             except Refusal as error:
                 refusal = error
@@ -105,7 +104,8 @@ class NftBackend:
                 raise refusal
             if refusal.kind == "missing" or not isinstance(refused, Element):
                 continue  # flushed, or built by another command, since we looked
-            stale = [*stale, *self._displaced(plan.owner, refused, others)]
+            removal, held = self._displaced(plan.owner, refused, others)
+            stale, displaced = [*stale, *removal], self.both(displaced, held)
         raise refusal
 
     def _stale(self, wanted: Elements, before: Elements | None) -> list[Change]:
@@ -120,18 +120,22 @@ class NftBackend:
         subnets, uses = subnet_chains(plan), self.nft.chain_uses()
         if BASE_CHAIN not in uses:
             return [*base_changes(), *add_changes(plan, payload, subnets)]
-        missing = [subnet for subnet in subnets if self.nft.rule_count(subnet.chain) < len(subnet.rules)]
+        missing = [subnet for subnet in subnets if self.nft.rule_count(subnet.chain) != len(subnet.rules)]
         return [*healing_changes(uses), *stale, *add_changes(plan, payload, missing)]
 
-    def _displaced(self, owner: Owner, wanted: Element, others: Others) -> list[Change]:
-        """Changes that remove the dead holder of the key that is wanted. Raises HostPortConflict for a live one."""
+    def _displaced(self, owner: Owner, wanted: Element, others: Others) -> tuple[list[Change], Elements]:
+        """Changes that remove the dead holder of the key that is wanted, and what it has.
+
+        Raises HostPortConflict for a live one.
+        """
         holder, held = _holder(others, wanted)
-        if holder is not None and (others.is_dead(holder) or _is_renamed(holder.owner, owner, wanted)):
-            return self._removal(held)
         if holder is None:
-            removal = self._removal(self._held_by(owner)) or self._abandoned(wanted)
+            held = self._held_by(owner)
+            removal = self._removal(held) or self._abandoned(wanted)
             if removal:
-                return removal
+                return removal, held
+        elif others.is_dead(holder) or _is_renamed(holder.owner, owner, wanted):
+            return self._removal(held), held
         raise _conflict(wanted, holder, self._comment_of(wanted))
 
     def _abandoned(self, wanted: Element) -> list[Change]:
@@ -168,8 +172,10 @@ class NftBackend:
         except Refusal as refusal:
             if refusal.kind == "other":
                 raise
-            for group in payload.groups:  # its claim tells whose it is
-                self._apply_if_there(remove_changes([group]))
+            # Its claim tells whose a group is.
+            lost = [group for group in payload.groups if not self._apply_if_there(remove_changes([group]))]
+            for orphan in orphan_changes(payload.groups, lost):
+                self._apply_if_there(orphan)
             self._apply_if_there(self._chains_out(payload.conditions))
         self._drop_shared(payload.groups)
 
@@ -182,14 +188,34 @@ class NftBackend:
                 raise
             self.nft.apply(changes)
 
-    def _tidy(self, before: Elements | None) -> None:
-        """Remove the shared chains that an earlier form of the attachment needed, if nobody does any more."""
-        gone = masquerading_uses(before.groups) if before is not None else {}
-        if gone:
-            self._apply_if_idle(idle_chains(self.nft.chain_uses(), dict.fromkeys(gone, 0)))
+    def _tidy(self, before: Elements | None, after: Elements, displaced: Elements) -> None:
+        """Remove what only an earlier form of the attachment, or a dead one, shared with others."""
+        if before is None and not displaced.groups:
+            return
+        gone = self.both(before or Elements(), displaced).groups
+        uses = masquerading_uses(gone)
+        if uses:
+            self._apply_if_idle(idle_chains(self.nft.chain_uses(), dict.fromkeys(uses, 0)))
+        kept = set(after.groups)
+        self._drop_shared([group for group in gone if group not in kept])
 
-    def require_free(self, plan: Plan, _others: Others) -> None:
-        """By the rules of upstream's portmap on nftables."""
+    def require_free(self, plan: Plan, others: Others) -> None:
+        """By upstream's rules on nftables, and by our claims."""
+        self._require_none_of_upstream(plan)
+        claims = [Change("add", one) for group in plan_elements(plan).groups for one in group.all if is_claim(one)]
+        for _ in claims if self.nft.has_chain(BASE_CHAIN) else ():
+            try:
+                self.nft.dry_run(claims)
+                return
+            except Refusal as refusal:
+                refused = claims[refusal.index].item if 0 <= refusal.index < len(claims) else None
+                if refusal.kind != "exists" or not isinstance(refused, Element):
+                    raise
+            removal, held = self._displaced(plan.owner, refused, others)
+            self._apply_if_there(removal)
+            self._drop_shared(held.groups)
+
+    def _require_none_of_upstream(self, plan: Plan) -> None:
         for family in plan.families:
             ports = {(one.protocol, port) for one in family.mappings for port in one.host_ports}
             place, owner = self._held_by_upstream(family.family, ports, plan.owner.container_id)
@@ -198,6 +224,12 @@ class NftBackend:
                     f"host port {place} is already mapped for container {owner or 'of another kind'} by upstream's"
                     " portmap: choose another hostPort, or delete that container first"
                 )
+
+    def heal(self) -> None:
+        """By what the rules say."""
+        from cnimeta_plugins.portmap.nftables.checking import heal
+
+        heal(self.nft)
 
     def tidy(self) -> None:
         """Remove every shared chain that nobody needs."""
@@ -213,13 +245,16 @@ class NftBackend:
     def _removal(self, held: Elements) -> list[Change]:
         return [*self._chains_out(held.conditions), *remove_changes(held.groups)]
 
-    def _apply_if_there(self, changes: Sequence[Change]) -> None:
+    def _apply_if_there(self, changes: Sequence[Change]) -> bool:
+        """Whether it fitted what is there."""
         try:
             if changes:
                 self.nft.apply(changes)
         except Refusal as refusal:
             if refusal.kind == "other":
                 raise
+            return False
+        return True
 
     def _chains_out(self, chains: Iterable[str]) -> list[Change]:
         """Changes that remove conditional chains and the rules that lead to them."""
@@ -297,43 +332,9 @@ class NftBackend:
 
     def check(self, plan: Plan, _payload: Elements | None) -> None:
         """Every element with its value, judged by the kernel; every rule of the base and of the plan."""
-        if not self.nft.has_chain(BASE_CHAIN):
-            raise CheckFailed("the nftables table inet cnimeta_hostports is missing: another tool flushed the rules")
-        groups = plan_elements(plan).groups
-        for changes in (presence_changes(groups), content_changes(groups)):
-            try:
-                self.nft.dry_run(changes)
-            except Refusal as refusal:
-                refused = changes[refusal.index].item if 0 <= refusal.index < len(changes) else None
-                raise _differs(refused, refusal.kind == "missing", refusal.msg) from None
-        rules = self.nft.all_rules()
-        self._check_rules(plan, rules)
-        self._check_conditions(plan, rules)
+        from cnimeta_plugins.portmap.nftables.checking import check
 
-    def _check_rules(self, plan: Plan, rules: Mapping[str, Sequence[Rule]]) -> None:
-        from cnimeta_plugins.portmap.nftables.meaning import meaning
-
-        wanted: dict[str, list[str]] = {}
-        for rule in base_rules():
-            wanted.setdefault(rule.chain, []).append(rule.text)
-        for subnet in subnet_chains(plan):
-            wanted[subnet.chain] = list(subnet.rules)
-        for chain, texts in wanted.items():
-            present = [meaning(rule.text) for rule in rules.get(chain, ())]
-            for text in texts:
-                if meaning(text) not in present:
-                    raise CheckFailed(f"the nftables chain {chain} has no rule: {text}")
-
-    def _check_conditions(self, plan: Plan, rules: Mapping[str, Sequence[Rule]]) -> None:
-        conditions = conditional_chains(plan)
-        entries = rules.get(CONDITIONAL, ())
-        for condition in conditions:
-            if not any(f"jump {condition.chain}" in entry.text for entry in entries):
-                raise CheckFailed(f"the nftables chain {CONDITIONAL} has no rule that leads to {condition.chain}")
-            if len(rules.get(condition.chain, ())) != len(condition.rules):
-                raise CheckFailed(
-                    f"the nftables chain {condition.chain} does not have its {len(condition.rules)} rules"
-                )
+        check(self.nft, plan)
 
     def ready(self) -> None:
         """Raise IoFailure (code 5) when nft is not installed, or the kernel would not take the base."""
@@ -363,12 +364,6 @@ def _holder(others: Others, wanted: Element) -> tuple[Record | None, Elements]:
     return None, Elements()
 
 
-def _differs(element: object, missing: bool, details: str) -> CheckFailed:
-    where = f"{element.map} {{ {element.key} }}" if isinstance(element, Element) else ""
-    state = "missing" if missing else "not this container's"
-    return CheckFailed(f"the nftables element {where} is {state}", details)
-
-
 def _is_renamed(holder: Owner, owner: Owner, wanted: Element) -> bool:
     """Whether the holder of an address is the same interface under an earlier name of the network."""
     return wanted.map.startswith(_ADDRESSES) and holder[1:] == owner[1:]
@@ -377,10 +372,7 @@ def _is_renamed(holder: Owner, owner: Owner, wanted: Element) -> bool:
 def _conflict(wanted: Element, holder: Record | None, comment: str) -> HostPortConflict:
     whose = holder.owner.text if holder is not None else (comment or "another container")
     if wanted.map.startswith(_ADDRESSES):
-        return HostPortConflict(
-            f"the container's address {wanted.key} is that of {whose} too, which is alive as far as can be told: nobody"
-            " could tell the two apart; give one another address, or delete that attachment first"
-        )
+        return address_conflict(wanted.key, whose)
     protocol, _, port = wanted.key.rpartition(" . ")
     where, _, protocol = protocol.rpartition(" . ")
     place = f"{port}/{protocol}" + (f" on {where}" if where else "")

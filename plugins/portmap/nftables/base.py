@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from cnimeta.host.nftables.values import Chain, Change, Hook, Map, Rule, Table
-from cnimeta_plugins.portmap.nftables.rules import ADDRESS, BASE_CHAIN, CONDITIONAL, TABLE
+from cnimeta_plugins.portmap.nftables.rules import ADDRESS, BASE_CHAIN, CONDITIONAL, TABLE, is_conditional_entry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 _MASQUERADING = "masquerading"
 _OWNER = "ipv6_addr"
@@ -17,6 +17,7 @@ _HOOKS = {
     "postrouting": Hook("nat", "postrouting", "srcnat"),
     "guard": Hook("filter", "input", "filter"),
 }
+_CHAINS = (*_HOOKS, BASE_CHAIN, CONDITIONAL, _MASQUERADING)
 
 
 def base_changes() -> list[Change]:
@@ -36,22 +37,63 @@ def _base_parts() -> Iterator[Change]:
 
 
 def healing_changes(uses: Mapping[str, int]) -> list[Change]:
-    """The base's rules anew, in place of what there is of them; by the kernel's `uses` of each chain (its rules, and
-    what leads to it) they are not whole. None when they are.
+    """The base anew, when by the kernel's `uses` of each chain (its rules, and what leads to it) it is not whole.
+
+    What the kernel counts costs next to nothing, so every ADD looks; `strange_rule` reads what the rules say.
     """
-    wanted: dict[str, int] = dict.fromkeys((*_HOOKS, BASE_CHAIN, CONDITIONAL, _MASQUERADING), 0)
+    wanted: dict[str, int] = dict.fromkeys(_CHAINS, 0)
     for rule in base_rules():
         wanted[rule.chain] += 1
         target = rule.text.rpartition(" jump ")[2] if "jump " in rule.text else ""
         target = rule.text.removeprefix("jump ") if rule.text.startswith("jump ") else target
         if target:
             wanted[target] += 1
-    if all(uses.get(chain, -1) >= number for chain, number in wanted.items()):
-        return []
+    exact = all(uses.get(chain, -1) == number for chain, number in wanted.items() if chain != CONDITIONAL)
+    return [] if exact and uses.get(CONDITIONAL, -1) >= wanted[CONDITIONAL] else renewal()
+
+
+def renewal() -> list[Change]:
+    """What of the base is missing, and its rules in place of what there is of them. Mappings stay."""
     parts = list(_base_parts())
     rules = [change for change in parts if isinstance(change.item, Rule)]
-    emptied = [Change("flush", Chain(chain)) for chain in wanted if chain != CONDITIONAL]
+    emptied = [Change("flush", Chain(chain)) for chain in _CHAINS if chain != CONDITIONAL]
     return [*(change for change in parts if change not in rules), *emptied, *rules]
+
+
+def strange_rule(rules: Mapping[str, Sequence[Rule]]) -> str:
+    """What is missing, or too much, or out of order among the rules of the base, in words; empty when nothing is.
+
+    In `conditional`, containers come and go in any order.
+    """
+    wanted: dict[str, list[str]] = {chain: [] for chain in _CHAINS}
+    for rule in base_rules():
+        wanted[rule.chain].append(rule.text)
+    for chain in _CHAINS:
+        if chain != CONDITIONAL:
+            found = difference(chain, wanted[chain], rules.get(chain, ()))
+            if found:
+                return found
+    foreign = foreign_entries(rules)
+    return f"the nftables chain {CONDITIONAL} has a rule of somebody else's: {foreign[0].text}" if foreign else ""
+
+
+def foreign_entries(rules: Mapping[str, Sequence[Rule]]) -> list[Rule]:
+    """The rules of `conditional` that are no container's."""
+    return [rule for rule in rules.get(CONDITIONAL, ()) if not is_conditional_entry(rule.text)]
+
+
+def difference(chain: str, wanted: Sequence[str], present: Sequence[Rule]) -> str:
+    """The first rule of a chain that is missing, too much or out of order, in words; empty for none."""
+    from cnimeta_plugins.portmap.nftables.meaning import meaning
+
+    there, asked = [meaning(rule.text) for rule in present], [meaning(text) for text in wanted]
+    for text, said in zip(wanted, asked, strict=True):
+        if said not in there:
+            return f"the nftables chain {chain} has no rule: {text}"
+    for rule, said in zip(present, there, strict=True):
+        if there.count(said) > asked.count(said):
+            return f"the nftables chain {chain} has a rule too many: {rule.text}"
+    return "" if there == asked else f"the rules of the nftables chain {chain} are out of order"
 
 
 def base_maps() -> Iterator[Map]:

@@ -40,7 +40,7 @@ from cnimeta.spec.ip import Address, Cidr, parse_ip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.portmap.config import PortMapping
@@ -278,6 +278,11 @@ def conditional_chain_names(owner: str) -> tuple[str, ...]:
     return tuple(_conditional_chain(family, owner) for family in ADDRESS)
 
 
+def is_conditional_entry(rule: str) -> bool:
+    """Whether a rule of the chain `conditional` leads to the chain of some container."""
+    return rule.rpartition("jump ")[2].startswith(tuple(f"if{family}-" for family in ADDRESS))
+
+
 def _conditional_chain(family: int, owner: str) -> str:
     return f"if{family}-{parse_ip(owner).packed.hex()}"
 
@@ -331,6 +336,21 @@ def remove_changes(groups: Iterable[Group]) -> list[Change]:
     return changes
 
 
+def orphan_changes(groups: Sequence[Group], lost: Iterable[Group]) -> list[list[Change]]:
+    """For each element of groups whose claim another owner has by now: changes that remove it, if it is the owner's.
+
+    It is when it leads to an address that nobody else claims, which is tried in the same transaction.
+    """
+    claims = {group.claim.key: group.claim for group in groups if group.claim.map.startswith("addresses")}
+    found = []
+    for group in lost:
+        for element in group.elements:
+            claim = claims.get(element.value.partition(" . ")[0])
+            if claim is not None and not group.claim.map.startswith("addresses"):
+                found.append([Change(verb, one) for one in (claim, element) for verb in ("add", "delete")])
+    return found
+
+
 def presence_changes(groups: Iterable[Group]) -> list[Change]:
     """For a dry run: fails with ENOENT when an element is missing."""
     return [Change("delete", element) for group in groups for element in _own(group)]
@@ -343,6 +363,11 @@ def content_changes(groups: Iterable[Group]) -> list[Change]:
 
 def _own(group: Group) -> tuple[Element, ...]:
     return tuple(element for element in group.all if element.value != SHARED)
+
+
+def is_claim(element: Element) -> bool:
+    """Whether an element tells whose a key is, and leads nowhere."""
+    return element.map.rstrip("46") in ("claims", "hostclaims", "addresses")
 
 
 def shared_keys(groups: Iterable[Group]) -> list[Element]:

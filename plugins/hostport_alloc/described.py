@@ -1,0 +1,165 @@
+"""The keys of hostport_alloc for `cnimeta explain`; the tables of docs/hostport_alloc.md say the same. Pure."""
+
+from __future__ import annotations
+
+from cnimeta.plugin.described import Key
+
+KEYS = (
+    Key(
+        ("ranges",),
+        'object: name → `"FIRST-LAST"`, more parts after commas',
+        '`{"default": "20000-24999"}`',
+        "where host ports are taken from; ranges may not overlap each other",
+    ),
+    Key(
+        ("expose",),
+        "array of exposures",
+        "none",
+        "exposed for every container",
+    ),
+    Key(
+        ("delegates",),
+        "array of plugin configurations",
+        "none",
+        (
+            "wrapper mode: run in order as a chain, each with the list's name and version, `prevResult`, and of "
+            "`runtimeConfig` what its own `capabilities` name"
+        ),
+    ),
+    Key(
+        ("delegate",),
+        "one plugin configuration, or a list with `plugins`",
+        "none",
+        (
+            "the same for one plugin or a whole conflist, which keeps its own `name`, `cniVersion`, `disableCheck` "
+            "and `disableGC`"
+        ),
+    ),
+    Key(
+        ("portmap",),
+        "plugin configuration",
+        '`{"type": "portmap"}`',
+        (
+            "what maps the ports; all of its keys are passed on. Not used when a delegate is a portmap or has the "
+            "capability `portMappings`: that one gets every mapping. A portmap is given `managedBy: hostport_alloc`, "
+            "so that its own records tell these mappings from others"
+        ),
+    ),
+    Key(
+        ("hostIP",),
+        '`"auto"`, an address or an array',
+        '`"auto"`',
+        (
+            "the addresses advertised in the annotation, for nodes behind NAT or with several. `auto`: the source "
+            "address of the default route, per family the container has. Mappings listen on every address of the node"
+        ),
+    ),
+    Key(
+        ("kubernetes",),
+        "object",
+        "none",
+        "annotate Pods; without it the local record is all there is",
+    ),
+    Key(
+        ("kubernetes.kubeconfig",),
+        "absolute path",
+        "none",
+        (
+            "credentials. Without it: in-cluster ones, or else the node's own (`/etc/kubernetes/kubelet.conf`, "
+            "`/var/lib/kubelet/kubeconfig`, k3s, RKE2, MicroK8s)"
+        ),
+    ),
+    Key(
+        ("kubernetes.policy",),
+        "`deferred`, `required`",
+        "`deferred`",
+        "what a failed annotation means for ADD",
+    ),
+    Key(
+        ("kubernetes.timeout",),
+        "seconds, 0.1 to 86400",
+        "5",
+        (
+            "for reading the Pod, and again for annotating it: credentials, name resolution, all attempts and answers "
+            "together"
+        ),
+    ),
+    Key(
+        ("kubernetes.readPod",),
+        "boolean",
+        "false",
+        "read the Pod's annotations when the runtime passes none; needs `pods: get`",
+    ),
+    Key(
+        ("quarantineSeconds",),
+        "seconds, 0 to 86400",
+        "30",
+        "how long a released port is not given out again, unless nothing else is left",
+    ),
+    Key(
+        ("sticky",),
+        "boolean",
+        "true",
+        "a Pod of the same namespace and name gets the ports it had, when they are free",
+    ),
+    Key(
+        ("stickySeconds",),
+        "seconds",
+        "3600",
+        "how long that is remembered after DEL",
+    ),
+    Key(
+        ("nodePortRange",),
+        '`"FIRST-LAST"`',
+        '`"30000-32767"`',
+        "the cluster's NodePorts; no bind test can see those in use, so ranges may not overlap them",
+    ),
+    Key(
+        ("forceOverlap",),
+        "boolean",
+        "false",
+        "allow ranges that overlap the NodePorts or the ephemeral range",
+    ),
+    Key(
+        ("maxPortsPerPod",),
+        "number, 1 to 4096",
+        "64",
+        "the annotation belongs to users: one Pod cannot take a whole range",
+    ),
+    Key(
+        ("dataDir",),
+        "absolute path",
+        "`/var/lib/cni/cnimeta`",
+        (
+            "the database of records and bitmaps; a folder of root's that nobody else may write to. Host ports belong "
+            "to the node: every network must name the same folder"
+        ),
+    ),
+    Key(
+        ("lockTimeout",),
+        "seconds",
+        "10",
+        "how long to wait for an attachment that another command works on, and for the database",
+    ),
+    Key(
+        ("cnimeta.io/expose",),
+        "annotation of the Pod: exposures, with commas between",
+        "none",
+        "what to expose besides `expose`; goes before it for the same container port",
+    ),
+    Key(
+        ("cnimeta.io/hostports",),
+        "annotation of the Pod: JSON array",
+        "none",
+        (
+            "written by ADD: an object per exposed port and host address, with `containerPort`, `protocol`, `hostIP`, "
+            "`hostPort` and `range`"
+        ),
+    ),
+    Key(
+        ("cnimeta.io/hostports-container",),
+        "annotation of the Pod: container ID",
+        "none",
+        "written by ADD: the sandbox that the ports belong to",
+    ),
+)

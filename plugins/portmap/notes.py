@@ -1,0 +1,78 @@
+"""Notes beside the records: who waits for whose ports, and who has which container address.
+
+A note spares a look into every record; it is believed only as far as the record that it leads to says the same. Notes
+about addresses have a folder of their own, which is empty where a backend knows addresses by itself.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cnimeta.host.digest import sha512_hex
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cnimeta.host.protocols import Files
+    from cnimeta.spec.ip import Address
+
+_FOLLOWS = ".follows"
+_ADDRESSES = "portmap-addresses"
+
+
+class Notes:
+    """The notes in and beside the folder of the records, which are told by their files' names. Failures are OSError."""
+
+    def __init__(self, folder: str, files: Files) -> None:
+        self._folder = folder
+        self._addresses = os.path.join(os.path.dirname(folder), _ADDRESSES)
+        self._files = files
+
+    def follow(self, container_id: str, follower: str) -> None:
+        """Note that the record `follower` waits for what a container has."""
+        self._files.write(self._path(f"{digest(container_id)}-{digest(follower)}{_FOLLOWS}"), follower.encode())
+
+    def take_followers(self, container_id: str) -> list[str]:
+        """The records that wait for what a container had; they are not noted any more."""
+        found = []
+        for name in self._files.names(self._folder):
+            if name.endswith(_FOLLOWS) and name.startswith(digest(container_id)):
+                found.append(self._read(name))
+                self._files.remove(self._path(name))
+        return found
+
+    def take_address(self, address: Address, holder: str) -> None:
+        """Note whose record has a container's address."""
+        path = os.path.join(self._addresses, f"{address.packed.hex()}-{digest(holder)}")
+        self._files.write(path, holder.encode())
+
+    def holders(self, address: Address) -> list[str]:
+        """The records that have it, or had."""
+        head = f"{address.packed.hex()}-"
+        return [self._read(name, self._addresses) for name in self._noted_addresses() if name.startswith(head)]
+
+    def leave_addresses(self, holder: str, had: Iterable[Address], but: Iterable[Address]) -> None:
+        """Remove what is noted about a record, but for some addresses.
+
+        What it had is looked for too: a kill may have left the beginning of such a note, which is no note yet.
+        """
+        kept = {f"{address.packed.hex()}-{digest(holder)}" for address in but}
+        found = {name for name in self._noted_addresses() if name.endswith(f"-{digest(holder)}")}
+        found |= {f"{address.packed.hex()}-{digest(holder)}" for address in had}
+        for name in found - kept:
+            self._files.remove(os.path.join(self._addresses, name))
+
+    def _noted_addresses(self) -> list[str]:
+        return self._files.names(self._addresses)
+
+    def _read(self, name: str, folder: str = "") -> str:
+        return (self._files.read(os.path.join(folder or self._folder, name)) or b"").decode("ascii", "replace")
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._folder, name)
+
+
+def digest(text: str) -> str:
+    """The part of a file's name that stands for a name of any length."""
+    return sha512_hex(text)[:24]
