@@ -17,7 +17,7 @@ lint: setup ## style, format and types
 	MYPYPATH=examples:typings .venv/bin/mypy -p demo
 
 test: setup ## all tests (as root: they use network namespaces of their own)
-	$(PY) -m pytest -m "not bench"
+	$(PY) -m pytest -m "not bench" -n auto --dist loadfile
 
 MINUTES ?= 10
 worlds: setup ## generated nodes on the real kernel for MINUTES=10 minutes; prints what broke a law (as root)

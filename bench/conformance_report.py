@@ -11,7 +11,7 @@ import tempfile
 
 from cnimeta.cli.install import install
 from cnimeta.testing.conformance import RULES, Finding, examine
-from cnimeta.testing.conformance_subject import sandbox
+from cnimeta.testing.conformance.subject import sandbox
 
 CONFS = {
     "portmap": {
@@ -37,8 +37,9 @@ CONFS = {
 HEAD = """# Conformance
 
 `cnimeta conformance PATH --conf FILE` tests a CNI plugin executable, written in any language, against the CNI
-specification 1.1.0. It needs root and iproute2: the plugin runs in throw-away network namespaces, and CHECK is the
-observer of what ADD, DEL and GC really did. How to use it: [testing.md](testing.md).
+specification 1.1.0. It needs root, iproute2 and util-linux: the plugin runs in throw-away namespaces of networks and
+mounts, so that the node's state stays untouched, and CHECK is the observer of what ADD, DEL and GC really did. Each
+rule cites its sentence of the specification (`--format json` prints them all). How to use it: [testing.md](testing.md).
 
 Below: this project's plugins beside the Go reference plugins 1.1.1 as Debian 12 packages them. Written by
 `python bench/conformance_report.py --write docs/conformance.md`; `tests/sdk/test_conformance.py` runs it again.
@@ -60,14 +61,14 @@ def report(folder: str, name: str, state: str) -> list[Finding]:
 def rendered(reports: dict[str, list[Finding]]) -> str:
     """The page."""
     lines = [HEAD, "| rule | " + " | ".join(reports) + " |", "|---" * (len(reports) + 1) + "|"]
-    for index, (words, clause, _) in enumerate(RULES):
+    for index, rule in enumerate(RULES):
         cells = [findings[index].outcome for findings in reports.values()]
-        lines.append(f"| {words} ({clause}) | " + " | ".join(cells) + " |")
+        lines.append(f"| {rule.words} ({rule.clause}) | " + " | ".join(cells) + " |")
     for title, findings in reports.items():
         failed = [finding for finding in findings if finding.outcome == "FAIL"]
         if failed:
             lines.append(f"\n## What {title} does\n")
-            lines += [f"- *{finding.rule}*: `{stable(finding.detail)}`" for finding in failed]
+            lines += [f"- *{finding.rule}*: `{stable(finding.detail.partition(chr(10))[0])}`" for finding in failed]
     return "\n".join(lines) + "\n"
 
 

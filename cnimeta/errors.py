@@ -7,6 +7,8 @@ value; values of foreign origin go through `shown()` so that they can never brea
 
 from __future__ import annotations
 
+from _codecs import unicode_escape_encode  # `encode` would import the codec, which can fail while an error is told
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +24,7 @@ def shown(value: object, limit: int = 120) -> str:
         text = f'"{value[:limit]}'  # a megabyte is not escaped to be cut off
     else:
         text = f'"{value}"' if isinstance(value, str) else repr(value)
-    text = text.encode("unicode_escape", "backslashreplace").decode("ascii")
+    text = unicode_escape_encode(text, "backslashreplace")[0].decode("ascii")
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

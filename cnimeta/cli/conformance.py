@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING
 
 from cnimeta.delegate.find import split_path
 from cnimeta.errors import IoFailure
 from cnimeta.spec.jsonio import loads_object
-from cnimeta.testing.conformance_process import CASE_S
+from cnimeta.testing.conformance import FAIL, examine
+from cnimeta.testing.conformance.process import CASE_S
+from cnimeta.testing.conformance.report import FORMATS, rendered
 
 if TYPE_CHECKING:
     import argparse
 
     from cnimeta.plugin.base import Commands
-    from cnimeta.testing.conformance import Finding
 
 
 def add_commands(commands: Commands) -> None:
@@ -34,15 +34,16 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument(
         "--timeout", type=float, default=CASE_S, metavar="S", help="for each rule, then it is killed (%(default)s)"
     )
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument("--format", choices=FORMATS, default="text", help="how the findings are printed (%(default)s)")
+    parser.add_argument("--json", action="store_const", dest="format", const="json", help="short for --format json")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings; 1 when a rule is broken."""
-    from cnimeta.testing.conformance import FAIL, examine
-    from cnimeta.testing.conformance_subject import sandbox
+    from cnimeta.testing.conformance.subject import require_executable, sandbox
 
+    require_executable(args.path)
     if os.geteuid() != 0:
         raise IoFailure("conformance runs the plugin in network namespaces of its own and needs root")
     with open(args.conf, "rb") as file:
@@ -53,14 +54,5 @@ def run(args: argparse.Namespace) -> int:
         args.path, conf, netns=args.netns, chained=chained, timeout_s=args.timeout, folders=folders
     ) as subject:
         findings = examine(subject)
-    if args.json:
-        print(json.dumps([finding._asdict() for finding in findings], indent=2))
-    else:
-        for finding in findings:
-            print(_line(finding))
+    print(rendered(findings, args.format, args.path))
     return 1 if any(finding.outcome == FAIL for finding in findings) else 0
-
-
-def _line(finding: Finding) -> str:
-    line = f"{finding.outcome:4}  {finding.rule} ({finding.clause})"
-    return f"{line}\n      {finding.detail}" if finding.detail else line

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 OWN = (
     *("version", "install", "uninstall", "run", "agent", "doctor", "sysdump", "validate", "explain", "conformance"),
-    *("man", "completion"),
+    *("new", "man", "completion"),
 )
 """The commands of this package; all others are plugins'."""
 
@@ -47,11 +47,11 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
 
 
 def _add_own(commands: Commands) -> None:
-    from cnimeta.cli import agent, conformance, doctor, explain, install, manual, run, sysdump, validate
+    from cnimeta.cli import agent, conformance, doctor, explain, install, manual, new, run, sysdump, validate
 
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
-    for module in (install, run, agent, doctor, sysdump, validate, explain, conformance, manual):
+    for module in (install, run, agent, doctor, sysdump, validate, explain, conformance, new, manual):
         module.add_commands(commands)
 
 

@@ -136,7 +136,7 @@ def _reported(name: str, verb: str, status: int, stdout: bytes) -> CniError:
         code = fields.integer("code", 1, 2**32 - 1)
         if code is not None:
             return CniError(f"plugin {name} failed {verb}: {fields.text('msg')}", fields.text("details"), code=code)
-    except CniError:
+    except CniError:  # then: it is told as it was said
         pass
     said = shown(stdout.decode("utf-8", "replace").strip()) if stdout.strip() else "nothing"
     return DelegateFailed(f"plugin {shown(name)} failed {verb} with exit status {status} and {said} on stdout")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 
-from cnimeta.errors import DelegateFailed, shown
+from cnimeta.errors import DelegateFailed, IoFailure, shown
+from cnimeta.host.reading import NOT_HERE
 from cnimeta.spec.validate import plugin_type
 
 TYPE_CHECKING = False
@@ -25,7 +26,7 @@ def find(name: str, folders: Sequence[str]) -> str:
     """The first regular file `name` (links followed) in `folders`.
 
     Raises InvalidNetworkConfig (code 7) for a name that is not a file name, DelegateFailed (code 105) when
-    there is none.
+    there is none, IoFailure (code 5) when that cannot be told.
     """
     plugin_type(name)
     for folder in folders:
@@ -33,6 +34,9 @@ def find(name: str, folders: Sequence[str]) -> str:
         try:
             if stat.S_ISREG(os.stat(path).st_mode):
                 return path
-        except (OSError, ValueError):
+        except OSError as error:
+            if error.errno not in NOT_HERE:
+                raise IoFailure(f"cannot look for plugin {shown(path)}: {error.strerror or error}") from None
+        except ValueError:  # a NUL byte in the folder's name
             continue
     raise DelegateFailed(f"failed to find plugin {shown(name)} in CNI_PATH {shown(':'.join(folders))}")

@@ -51,7 +51,7 @@ def leave() -> None:
         return
     try:
         child = os.fork()
-    except OSError:
+    except OSError:  # refused: this process waits itself
         return
     if child == 0:
         try:

@@ -50,7 +50,7 @@ def replace_file(
     except BaseException:
         try:
             os.unlink(unfinished)
-        except OSError:
+        except OSError:  # refused: what failed is raised, and the next write takes the name
             pass
         raise
     if durable:

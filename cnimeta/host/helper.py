@@ -79,7 +79,7 @@ class Helper:
         if pid:
             try:
                 os.killpg(pid, 9)
-            except OSError:
+            except OSError:  # refused: it has ended
                 pass
             try:
                 os.waitpid(pid, 0)
@@ -106,7 +106,7 @@ class Helper:
             os.close(watched)
         try:
             os.setpgid(pid, pid)  # the child does so as well: whoever comes first
-        except OSError:
+        except OSError:  # refused: the child has done so
             pass
         return ours
 
@@ -140,7 +140,8 @@ def _in_child(make: Callable[[], Callable[[bytes], bytes]], line: socket.socket,
             size = int.from_bytes(_received(line, _LENGTH_BYTES, None), "big")
             answer = serve(_received(line, size, None))
             line.sendall(len(answer).to_bytes(_LENGTH_BYTES, "big") + answer)
-    except BaseException:  # noqa: BLE001 - the end of the child is all that may be told: texts may hold what is secret
+    # then: the end of the child is all that may be told: texts may hold what is secret
+    except BaseException:  # noqa: BLE001 - see above
         os._exit(1)
 
 

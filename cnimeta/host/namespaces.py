@@ -38,7 +38,7 @@ class HostNamespaces:
         inode = identity.partition(":")[2]
         try:
             return os.readlink("/proc/self/ns/pid") == _INITIAL_PIDS and not _is_used(inode)
-        except OSError:
+        except OSError:  # unknown: it is taken for alive
             return False
 
 
@@ -71,6 +71,6 @@ def namespace_id(path: str) -> str:
     """Which network namespace `path` leads to, as `device:inode`; empty when it leads to none, or cannot be told."""
     try:
         found, own = os.stat(path), os.stat(_OWN)
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # unknown: nobody takes an empty one for another's
         return ""
     return f"{found.st_dev}:{found.st_ino}" if found.st_dev == own.st_dev else ""

@@ -53,7 +53,7 @@ class Entered:
         home, self._home = self._home, -1
         try:
             _set(home, _CLONE_NEWNET)
-        except OSError:
+        except OSError:  # then: the wrong namespace must not be worked in
             os._exit(70)
         os.close(home)
 

@@ -73,7 +73,7 @@ def own_open(path: str, flags: int) -> int:
 def _make(folder: str, mode: int) -> None:
     """With the folders above it, which nobody else may write to either."""
     above = os.path.dirname(folder)
-    if above and not os.path.exists(above):
+    if above and not os.path.exists(above):  # unknown: making it tells
         _make(above, 0o755)
     try:
         os.mkdir(folder, mode)

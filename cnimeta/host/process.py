@@ -6,7 +6,6 @@ whole: when it is too slow, and when this process dies (see lifeline.py).
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import stat
@@ -14,6 +13,7 @@ import time
 
 from cnimeta.errors import IoFailure, TryAgainLater, shown
 from cnimeta.host.lifeline import CHILD_FD, SIGKILL, Lifeline
+from cnimeta.host.reading import NOT_HERE
 from cnimeta.host.values import Completed
 
 TYPE_CHECKING = False
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 SIGPIPE = 13
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where host programs are, whatever the runtime passes as PATH (some pass none, some no sbin)."""
-_NOT_HERE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
 _CHUNK_BYTES = 1 << 16
 
 
@@ -100,9 +99,9 @@ def run(
 
 def _is_program(path: str) -> bool:
     try:
-        return stat.S_ISREG(os.stat(path).st_mode) and os.access(path, os.X_OK)
+        return stat.S_ISREG(os.stat(path).st_mode) and os.access(path, os.X_OK)  # unknown: to start it tells
     except OSError as error:
-        if error.errno in _NOT_HERE:
+        if error.errno in NOT_HERE:
             return False
         raise IoFailure(f"cannot look for the program {shown(path)}: {error.strerror or error}") from None
 
@@ -194,7 +193,7 @@ def _status(pid: int, deadline: float | None) -> int:
 def _ends_by(pid: int, deadline: float) -> bool:
     try:
         watch = os.pidfd_open(pid)
-    except OSError:  # a kernel without pidfd
+    except OSError:  # refused: a kernel without pidfd
         while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             if time.monotonic() > deadline:
                 return False

@@ -371,27 +371,21 @@ class Network(Protocol):
 
     def link(self, name: str = "", *, index: int = 0) -> Link | None:
         """An interface by name or index, None when there is none."""
-        ...
 
     def links(self) -> list[Link]:
         """Every interface."""
-        ...
 
     def addresses(self, link: str) -> list[str]:
         """The addresses of an interface, `10.0.0.2/24`."""
-        ...
 
     def routes(self, link: str) -> list[Route]:
         """The routes through an interface that somebody set; not those that its addresses bring."""
-        ...
 
     def sysctl(self, name: str) -> str:
         """A setting under /proc/sys, its name with slashes; empty when there is no such setting."""
-        ...
 
     def apply(self, *changes: NetworkChange) -> None:
         """Carry out the changes (cnimeta.host.network.values) in order, up to the first that fails."""
-        ...
 
 
 class Networks(Protocol):
@@ -399,8 +393,6 @@ class Networks(Protocol):
 
     def here(self) -> Network:
         """That of the namespace the plugin runs in."""
-        ...
 
     def within(self, netns: str) -> AbstractContextManager[Network]:
         """That of the namespace at a path, for a block that runs there. cnimeta.host.values.NoNamespace without it."""
-        ...

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 PASSING = (errno.EINTR, errno.EAGAIN, errno.ENOBUFS)
+NOT_HERE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
+"""What says that a folder of a PATH has no such program: any other failure leaves it open."""
 _ATTEMPTS = 8
 _FIRST_WAIT_S = 0.0005
 

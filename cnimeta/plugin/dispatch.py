@@ -120,7 +120,7 @@ def start(make: Callable[[], Plugin]) -> None:
         _end(_INTERRUPTED)
     try:
         _write_all(answer_fd, outcome.stdout.encode())
-    except OSError:  # nobody reads: the status still tells
+    except OSError:  # refused: nobody reads, the status still tells
         _end(outcome.status or 1)
     _end(outcome.status)
 
@@ -135,7 +135,7 @@ def _end(status: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (AttributeError, OSError, ValueError):
+        except (AttributeError, OSError, ValueError):  # refused: nobody reads
             pass
     afterwards.leave()
     os._exit(status)
@@ -245,7 +245,7 @@ def _is_own_netns(netns: str, environ: Mapping[str, str]) -> bool:
         return False
     try:
         given, own = os.stat(netns), os.stat(_OWN_NETNS)
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # unknown: the plugin judges; on DEL it may be gone
         return False  # a namespace that cannot be reached is for the plugin to judge; on DEL it may just be gone
     return (given.st_dev, given.st_ino) == (own.st_dev, own.st_ino)
 
@@ -279,5 +279,5 @@ def to_stderr(line: str) -> None:
     """Log a line; without anybody to read it, it is lost."""
     try:
         os.write(_STDERR, (line + "\n").encode("utf-8", "backslashreplace"))
-    except OSError:
+    except OSError:  # refused: nobody reads
         pass

@@ -74,7 +74,7 @@ def is_launcher(path: str) -> bool:
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD_BYTES).splitlines()
-    except OSError:
+    except OSError:  # unknown: nothing of ours is overwritten for it
         return False
     return any(line.startswith(MARK.encode() + b" ") for line in head[1:3])
 
@@ -84,7 +84,7 @@ def asks_agent(path: str) -> bool:
     try:
         with open(path, "rb") as file:
             lines = file.read(_HEAD_BYTES).decode("utf-8", "replace").split("\n")
-    except OSError:
+    except OSError:  # unknown: as above
         return False
     return len(lines) > 2 and lines[1].startswith(MARK + " ") and _ASKING in lines
 
@@ -94,7 +94,7 @@ def read_target(path: str) -> Target | None:
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD_BYTES)
-    except OSError:
+    except OSError:  # unknown: it runs as a process of its own
         return None
     lines = head.decode("utf-8", "replace").split("\n")
     if len(lines) < 3 or not lines[1].startswith(MARK + " "):

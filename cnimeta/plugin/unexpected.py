@@ -28,11 +28,16 @@ def failure_of(what: str, error: BaseException) -> CniError:
     said = type(error).__name__
     if _was_replaced():
         return TryAgainLater(f"{what} failed while its installation was being replaced: {said}", _origin(error))
-    if isinstance(error, ImportError | SyntaxError | EOFError):
+    if isinstance(error, ImportError | SyntaxError | EOFError) or _is_without_codec(error):
         of = shown(getattr(error, "name", None) or getattr(error, "filename", None) or "a module")
         hint = f"its installation is not whole: {said} of {of}: install it again"
         return IoFailure(f"{what} failed: {hint}", _origin(error))
     return InternalError(f"internal error in {what}: {said}", _origin(error))
+
+
+def _is_without_codec(error: BaseException) -> bool:
+    """Whether a codec could not be imported, which Python tells as if there was none of its name."""
+    return isinstance(error, LookupError) and str(error).startswith("unknown encoding: ")
 
 
 def _was_replaced() -> bool:

@@ -70,7 +70,7 @@ def parse_ip(text: str) -> Address:
     """Read an IPv4 or IPv6 address. Raises ValueError."""
     try:
         return Address(4, inet_pton(AF_INET, text))
-    except (OSError, ValueError):  # ValueError: an embedded NUL
+    except (OSError, ValueError):  # refused: it is no address
         pass
     try:
         packed = inet_pton(AF_INET6, text)

@@ -42,7 +42,7 @@ def _private_folder() -> str:
         folder = os.path.join(place, f"cnimeta-copy-{os.getpid()}-{os.urandom(8).hex()}")
         try:
             os.mkdir(folder, 0o700)
-        except OSError:
+        except OSError:  # refused: the next place
             continue
         return folder
     raise OSError(f"none of {', '.join(_PLACES)} takes a copy")
@@ -72,7 +72,7 @@ def _copy(source: str, target: str) -> None:
     try:
         descriptor = own_open(source, os.O_RDONLY)
     except FileNotFoundError:
-        if os.path.exists(target):
+        if os.path.exists(target):  # unknown: as without a log, which reading tells
             os.unlink(target)
         return
     with open(descriptor, "rb", buffering=0) as file, open(target, "wb", buffering=0) as copy:

@@ -20,7 +20,7 @@ def is_full(folder: str) -> bool:
     """Whether the disk is, or nearly."""
     try:
         found = os.statvfs(folder)
-    except OSError:
+    except OSError:  # unknown: only for a message and for room
         return False
     return found.f_bavail * found.f_frsize < _SCANT_BYTES
 
@@ -30,7 +30,7 @@ def hindrance(folder: str) -> str:
     try:
         if os.statvfs(folder).f_flag & os.ST_RDONLY:
             return " (the file system is read-only)"
-    except OSError:
+    except OSError:  # unknown: only for a message
         return ""
     return " (the file system is full)" if is_full(folder) else ""
 

@@ -159,14 +159,14 @@ class Maker:
                 os.posix_fallocate(descriptor, 0, min(_RESERVE_BYTES, free - _SPARE_BYTES))
             finally:
                 os.close(descriptor)
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # refused: goes without room set aside
             self.drop_reserve()
 
     def drop_reserve(self) -> bool:
         """Give the room up; False when there is none, or the disk takes no change at all."""
         try:
             os.unlink(self.reserve)
-        except OSError:
+        except OSError:  # refused: there is no room to give up
             return False
         return True
 

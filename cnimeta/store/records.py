@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cnimeta.host import protocols
     from cnimeta.spec.fields import Fields
     from cnimeta.spec.jsonio import JSON
+    from cnimeta.spec.netconf import NetConf
     from cnimeta.store.locks import Key
     from cnimeta.store.values import Connection
 
@@ -106,6 +107,16 @@ class Records:
         """Every record, by key."""
         return [self._stored(row) for row in self._select("1")]
 
+    def stale(self, conf: NetConf) -> list[Key]:
+        """What GC is to free: the keys of the network's records that its list does not name; none without a list.
+
+        Raises DecodingFailure (code 6) for a malformed list: nothing may be freed on the word of half a list.
+        """
+        valid = conf.valid_attachments()
+        if valid is None:
+            return []
+        return [key for key, _ in self.every() if key[0] == conf.name and key[1:] not in valid]
+
     def _select(self, condition: str, *values: str) -> list[tuple[str, str, str, str]]:
         storable(*values)
         if not self._database.exists():
@@ -159,6 +170,6 @@ def _key_in(text: str, names: list[str]) -> list[str]:
     """The key as the document has it, under its checksum; that of the row where it cannot be read."""
     try:
         found = document.decode(_ANY_VERSION, text).texts("key")
-    except (Damaged, CniError):
+    except (Damaged, CniError):  # unknown: the row's key is right or nobody's
         return names
     return found if len(found) == len(names) else names

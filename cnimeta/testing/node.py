@@ -42,14 +42,14 @@ else:
 
 
 class Table:
-    """What is in an nftables table; equal when `text` is."""
+    """The rules and elements of an nftables table; equal when `text` is."""
 
     def __init__(self, nft: FakeNft) -> None:
         self.nft = copy.deepcopy(nft)
 
     @property
     def text(self) -> str:
-        """The table, as `nft list` would print it."""
+        """A line for each rule and element, sorted."""
         return self.nft.dump()
 
     def __eq__(self, other: object) -> bool:

@@ -33,6 +33,7 @@ DEBIAN_PLUGINS = "/usr/lib/cni"
 
 _WEBSERVER = Path(__file__).with_name("webserver.py")
 _START_S = 10
+_REMOVALS = 100
 
 
 class Attachment(NamedTuple):
@@ -141,7 +142,16 @@ def raised() -> Iterator[Stage]:
             signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not stop the cleaning up
         if stage is not None:
             stage.close()
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder, again while a plugin that was interrupted still writes its last file into it."""
+    for _ in range(_REMOVALS):
         shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
 
 
 def relocated(conflist: Mapping[str, Any], state: Path) -> dict[str, Any]:

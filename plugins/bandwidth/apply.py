@@ -20,7 +20,7 @@ ENTRANCES = ("ingress", "clsact")
 """The queueing disciplines where filters for arriving packets hang. An interface has one of them at most."""
 _PRIORITY = 1
 _LATE_PRIORITY = 49152  # after the filters of others, which keep theirs
-_PROBE = "bwpprobe"
+_PROBE, _PROBE_ALIAS = "bwpprobe", f"{ALIAS_PREFIX}probe"
 
 
 class Shaper:
@@ -74,12 +74,15 @@ class Shaper:
         failures.raise_any()
 
     def probe(self) -> None:
-        """Make and remove an ifb with a bucket. Raises IoFailure (code 5)."""
+        """Make and remove an ifb with a bucket, and the ifbs of probes that were killed. Raises IoFailure (code 5)."""
         from os import getpid
 
+        for link in self.links.ifbs():
+            if link.alias == _PROBE_ALIAS and not _is_running(link.name[len(_PROBE) :]):
+                self.links.remove(link.name)
         name = f"{_PROBE}{getpid()}"[:15]
         try:
-            link = self.links.add_ifb(name, 1500, f"{ALIAS_PREFIX}probe")
+            link = self.links.add_ifb(name, 1500, _PROBE_ALIAS)
             self.links.set_bucket(link.ifindex, 125_000, 3000, 6125)
         finally:
             self.links.remove(name)
@@ -177,6 +180,18 @@ class Shaper:
             self.links.remove_filters(index, priority)
         if "ingress" in kinds and all(one.priority in ours for one in filters):
             self.links.remove_ingress(index)
+
+
+def _is_running(pid: str) -> bool:
+    from os import kill
+
+    try:
+        kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 class _Undo:

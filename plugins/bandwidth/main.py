@@ -156,7 +156,7 @@ def _restore(shaper: Shaper, request: Request) -> None:
     try:
         settings = _settings(request)
         limited, may_be_inside = settings.limited, settings.inside
-    except CniError:
+    except CniError:  # unknown: everything is looked for
         limited = may_be_inside = True
     from cnimeta_plugins.bandwidth.apply import find_ifb
 
@@ -205,7 +205,7 @@ def _ends_on_host(links: Links, request: Request) -> Iterator[Link]:
 
     try:
         result = request.conf.prev_result
-    except CniError:
+    except CniError:  # unknown: then it names no device
         return
     _, ifb = find_ifb(links, request.attachment.key)
     if result is None or ifb is None:

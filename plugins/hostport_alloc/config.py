@@ -101,6 +101,7 @@ class Settings(NamedTuple):
 
 def refuse_unreadable_credentials(api: ApiSettings | None) -> None:
     """Raise InvalidNetworkConfig (code 7) when Pods must be annotated with credentials that are not there."""
+    # unknown: ADD fails, as the policy wants it
     if api is not None and api.required and api.kubeconfig and not os.access(api.kubeconfig, os.R_OK):
         raise InvalidNetworkConfig(
             f'$.kubernetes.kubeconfig {shown(api.kubeconfig)} cannot be read, and $.kubernetes.policy is "required"'

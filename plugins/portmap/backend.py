@@ -85,7 +85,7 @@ class Backend(Protocol[P]):
     # --- the rest --------------------------------------------------------------------------------------------
 
     def ready(self) -> None:
-        """Raise unless ADD could be served on this host."""
+        """Raise Unusable unless ADD could be served on this host; another CniError when that cannot be told."""
         ...
 
     def payload(self, value: JSON) -> P:

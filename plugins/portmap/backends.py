@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnimeta.errors import CniError, shown
+from cnimeta.errors import IoFailure, shown
 from cnimeta.namedtuple import NamedTuple
 from cnimeta_plugins.portmap.records import UnknownBackend
 
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.portmap.backend import AnyBackend
     from cnimeta_plugins.portmap.records import Payload
+
+
+class Unusable(IoFailure):
+    """The host lacks what the backend takes: `auto` goes on to the next."""
 
 
 class Source(NamedTuple):
@@ -77,11 +81,14 @@ class Backends:
         return self._open[name]
 
     def usable(self, names: Sequence[str]) -> str:
-        """The first of `names` that can be used on this host; the last when none can, or there is but one."""
+        """The first of `names` that can be used on this host; the last when none can, or there is but one.
+
+        Raises what keeps one from telling: mappings must not change sides because a read failed.
+        """
         for name in names[:-1]:
             try:
                 self[name].ready()
-            except CniError:
+            except Unusable:  # refused: the next one
                 continue
             return name
         return names[-1]

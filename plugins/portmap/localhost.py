@@ -48,8 +48,8 @@ class Localhost:
             note = os.path.join(data_dir, FOLDER, interface)
             try:
                 self._files.write(note, self._boot_id().encode())
-            except OSError:
-                pass  # then it stays on when the mappings are gone, as upstream leaves it
+            except OSError:  # refused: it stays on, as upstream leaves it
+                pass
             try:
                 self._sysctl().ensure(_name(interface), "1")
             except CniError:

@@ -228,7 +228,7 @@ class Records:
 
     def usable(self) -> None:
         """Raise StateUnusable unless records can be written."""
-        probe = os.path.join(self.folder, f"probe-{os.getpid()}")
+        probe = os.path.join(self.folder, "probe")  # always the same: one that cannot be removed is not joined by more
         try:
             self._files.write(probe, b"")
             self._files.remove(probe)
@@ -353,7 +353,7 @@ def _checksum(version: int, body: str) -> int:
 def _understood(body: Fields, read_payload: Callable[[str, JSON], Payload | None]) -> Record | None:
     try:
         return _READERS[VERSION](body, read_payload)
-    except (CniError, ValueError):
+    except (CniError, ValueError):  # unknown: told as of a later version
         return None
 
 

@@ -19,7 +19,7 @@ from cnimeta.agent.wire import VARIABLE
 from cnimeta.cli.install import install
 from cnimeta.testing.agent import RunningAgent, eventually
 from cnimeta.testing.conformance import examine
-from cnimeta.testing.conformance_subject import sandbox
+from cnimeta.testing.conformance.subject import sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -153,7 +153,9 @@ class KernelNode:
             check=False,
         )
         assert "Traceback" not in done.stderr
-        answer = json.loads(done.stdout) if done.stdout.strip() else {}
+        answer = (
+            json.loads(done.stdout) if done.stdout.strip() else {"code": -1, "msg": f"no answer, only: {done.stderr}"}
+        )
         if done.returncode < 0 or done.returncode > 128:
             raise Killed
         if done.returncode != 0:

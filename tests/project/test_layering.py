@@ -25,7 +25,7 @@ REGISTRY = ROOT / "cnimeta" / "plugin" / "registry.py"
 
 LAYERS = (
     {"errors", "namedtuple"},
-    {"spec", "terminal"},
+    {"spec", "terminal", "scaffold"},
     {"ports"},
     {"host"},
     {"store"},

@@ -1,7 +1,8 @@
-"""The proof that a plugin of somebody else's is served as ours are: examples/plugins/chained, in a clean environment.
+"""The proof that plugins of somebody else's are served as ours are, in a clean environment: launcher, agent, delegation,
+conformance and pytest, of what `cnimeta new` writes and of examples/plugins/chained.
 
-cnimeta and the example are installed by pip from copies of this checkout, what they depend on from the index that pip is
-configured with.
+cnimeta is installed without the packages it depends on, which is enough to write, test and run a plugin that needs none of
+them; pytest and mypy come from the index that pip is configured with.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import pytest
 from source_copy import ROOT, copy_source
 
 from cnimeta.agent.wire import VARIABLE
+from cnimeta.errors import CheckFailed
 from cnimeta.testing.agent import RunningAgent
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.project, pytest.mark.timeout(600)]
 
+PLUGINS = ("chained", "made")
 EXAMPLE = ROOT / "examples" / "plugins" / "chained"
 PREV = {
     "cniVersion": "1.1.0",
@@ -36,7 +40,7 @@ INTERFACE_PLUGIN = f"#!/bin/sh\ncat > /dev/null\n[ $CNI_COMMAND != ADD ] || echo
 
 
 class Clean:
-    """A virtual environment with nothing but cnimeta, the example and what they depend on."""
+    """A virtual environment with nothing but cnimeta, the two plugins and what tests them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -45,7 +49,10 @@ class Clean:
         shutil.copytree(EXAMPLE, folder / "chained")
         self.run(sys.executable, "-m", "venv", str(folder / "venv"))
         pip = (self.python, "-m", "pip", "-q", "--disable-pip-version-check", "install")
-        self.run(*pip, str(cnimeta), str(folder / "chained"))
+        self.run(*pip, "mypy", "pytest")
+        self.run(*pip, "--no-deps", str(cnimeta))
+        self.cnimeta("new", "made", "--dir", str(folder / "made"))
+        self.run(*pip, "--no-deps", str(folder / "chained"), str(folder / "made"))
 
     def run(self, *command: str, stdin: str = "", **environ: str) -> str:
         """Run a program; its stdout."""
@@ -54,6 +61,12 @@ class Clean:
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def code(self, program: Path, verb: str, conf: dict[str, Any]) -> int:
+        """Run a plugin as a runtime does, and have it fail; the code of its error."""
+        with pytest.raises(AssertionError) as caught:
+            self.call(program, verb, conf)
+        return int(re.search(r'"code":(\d+)', str(caught.value)).group(1))  # type: ignore[union-attr]
 
     def cnimeta(self, *words: str) -> str:
         """Run the installed command."""
@@ -80,24 +93,43 @@ def conf(plugin: str, state: Path, **keys: Any) -> dict[str, Any]:
     return {"cniVersion": "1.1.0", "name": "net", "type": plugin, "dataDir": str(state), **keys}
 
 
-def test_a_launcher_is_written_when_the_package_is_installed(clean: Clean, tmp_path: Path) -> None:
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_a_launcher_is_written_when_the_package_is_installed(clean: Clean, plugin: str, tmp_path: Path) -> None:
     folder = clean.install("bin")
-    assert sorted(path.name for path in folder.iterdir()) == ["bandwidth", "chained", "hostport_alloc", "portmap"]
-    chained = conf("chained", tmp_path, prevResult=PREV)
-    assert json.loads(clean.call(folder / "chained", "ADD", chained)) == PREV
-    assert (tmp_path / "net" / "c1@eth0").read_text() == "10.1.0.2/24"
-    clean.call(folder / "chained", "CHECK", chained)
-    clean.call(folder / "chained", "DEL", chained)
-    assert list((tmp_path / "net").iterdir()) == []
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["bandwidth", "hostport_alloc", "portmap", *PLUGINS]
+    )
+    whole = conf(plugin, tmp_path / "state", prevResult=PREV)
+    assert json.loads(clean.call(folder / plugin, "ADD", whole)) == PREV
+    clean.call(folder / plugin, "CHECK", whole)
+    clean.call(folder / plugin, "DEL", whole)
+    assert clean.code(folder / plugin, "CHECK", whole) == CheckFailed.code
 
 
-def test_it_keeps_every_rule_when_conformance_is_run(clean: Clean, tmp_path: Path) -> None:
-    (tmp_path / "chained.json").write_text(json.dumps({"type": "chained", "dataDir": str(tmp_path / "state")}))
-    program = str(clean.install("bin") / "chained")
-    report = json.loads(clean.cnimeta("conformance", program, "--conf", str(tmp_path / "chained.json"), "--json"))
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_it_keeps_every_rule_when_conformance_is_run(clean: Clean, plugin: str, tmp_path: Path) -> None:
+    (tmp_path / "conf.json").write_text(json.dumps({"type": plugin}))
+    program = str(clean.install("bin") / plugin)
+    report = json.loads(clean.cnimeta("conformance", program, "--conf", str(tmp_path / "conf.json"), "--json"))
     outcomes = {finding["rule"]: finding["outcome"] for finding in report}
     assert len(outcomes) > 20
     assert {rule for rule, outcome in outcomes.items() if outcome != "pass"} == {"DEL works without runtimeConfig"}
+
+
+def test_the_new_package_is_tested_and_typed_when_nothing_else_is_there(clean: Clean) -> None:
+    folder = clean.folder / "made"
+    words = ("-q", "-p", "no:cacheprovider", "--rootdir", str(folder), "-c", str(folder / "pyproject.toml"))
+    conformance = ("--cni-plugin=made", f"--cni-conf={folder / 'conformance.json'}")
+    said = clean.run(clean.python, "-m", "pytest", *words, *conformance, str(folder / "tests"))
+    assert "1 skipped" in said
+    assert int(said.split(" passed")[0].split()[-1]) > 30
+    clean.run(clean.python, "-m", "mypy", "--config-file", str(folder / "pyproject.toml"), "-p", "cni_made")
+
+
+def test_it_is_known_to_every_command_when_it_is_installed(clean: Clean, tmp_path: Path) -> None:
+    network = {"cniVersion": "1.1.0", "name": "n", "plugins": [{"type": "made", "dataDirr": "/x"}]}
+    (tmp_path / "n.conflist").write_text(json.dumps(network))
+    assert "did you mean dataDir?" in clean.cnimeta("validate", str(tmp_path / "n.conflist"))
 
 
 @pytest.fixture
@@ -107,30 +139,32 @@ def agent(clean: Clean, tmp_path: Path) -> Iterator[RunningAgent]:
     made.close()
 
 
-def test_the_agent_serves_it_when_its_launcher_asks(clean: Clean, agent: RunningAgent, tmp_path: Path) -> None:
-    program = clean.install("asking", "--agent") / "chained"
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_the_agent_serves_it_when_its_launcher_asks(
+    clean: Clean, agent: RunningAgent, plugin: str, tmp_path: Path
+) -> None:
+    program = clean.install("asking", "--agent") / plugin
     text = program.read_text()
     alone = "from cnimeta.plugin.dispatch import start"
     assert alone in text
     program.write_text(text.replace(alone, "raise SystemExit('the agent did not serve this')"))
-    chained = conf("chained", tmp_path / "state", prevResult=PREV)
-    assert json.loads(clean.call(program, "ADD", chained, **{VARIABLE: agent.socket})) == PREV
-    assert (tmp_path / "state" / "net" / "c1@eth0").exists()
+    whole = conf(plugin, tmp_path / "state", prevResult=PREV)
+    assert json.loads(clean.call(program, "ADD", whole, **{VARIABLE: agent.socket})) == PREV
+    clean.call(program, "CHECK", whole, **{VARIABLE: agent.socket})
 
 
-def test_no_process_is_started_when_hostport_alloc_delegates_to_it(clean: Clean, tmp_path: Path) -> None:
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_no_process_is_started_when_hostport_alloc_delegates_to_it(clean: Clean, plugin: str, tmp_path: Path) -> None:
     folder = clean.install("delegating")
-    (folder / "chained").chmod(0o644)  # found, and impossible to start
+    (folder / plugin).chmod(0o644)  # found, and impossible to start
     (folder / "interface").write_text(INTERFACE_PLUGIN)
     (folder / "interface").chmod(0o755)
-    delegates = [{"type": "interface"}, {"type": "chained", "dataDir": str(tmp_path / "chained")}]
+    delegates = [{"type": "interface"}, {"type": plugin, "dataDir": str(tmp_path / plugin)}]
     whole = conf("hostport_alloc", tmp_path / "state", delegates=delegates)
-    record = tmp_path / "chained" / "net" / "c1@eth0"
     assert json.loads(clean.call(folder / "hostport_alloc", "ADD", whole))["ips"] == PREV["ips"]
-    assert record.read_text() == "10.1.0.2/24"
     clean.call(folder / "hostport_alloc", "CHECK", {**whole, "prevResult": PREV})
     clean.call(folder / "hostport_alloc", "DEL", whole)
-    assert not record.exists()
+    assert clean.code(folder / "hostport_alloc", "CHECK", {**whole, "prevResult": PREV}) == CheckFailed.code
 
 
 def test_the_example_is_short_and_uses_public_names_alone_when_it_is_read() -> None:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
 from cnimeta.cli.main import main
 from cnimeta.errors import IoFailure
-from cnimeta.testing.conformance import FAIL, NOT_APPLICABLE, PASS, examine
-from cnimeta.testing.conformance_subject import sandbox
+from cnimeta.testing.conformance import FAIL, NOT_APPLICABLE, PASS, RULES, examine
+from cnimeta.testing.conformance.rules import shouted
+from cnimeta.testing.conformance.subject import sandbox
 
 pytestmark = pytest.mark.kernel
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -60,12 +65,12 @@ def test_the_page_says_what_the_suite_finds(report, reports):
 
 
 STUB = """#!/bin/sh
-# Does nothing, remembers nothing, and prints a result and then an error in its own namespace.
+# Leaves a file that it never looks at, and prints a result and then an error in its own namespace.
 conf=$(cat)
 result=$(printf '%s' "$conf" | sed -e 's/.*"prevResult"://' -e 's/}$//')
 case $CNI_COMMAND in
 VERSION) echo '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0"]}';;
-ADD) echo "$result"
+ADD) touch /var/lib/cni/stub; echo "$result"
   if [ "$(stat -L -c %i "$CNI_NETNS")" = "$(stat -L -c %i /proc/self/ns/net)" ]; then
     printf '{\\n  "code": 8,\\n  "msg": "same namespace"\\n}\\n'; exit 1
   fi;;
@@ -162,3 +167,89 @@ def test_the_plugin_finds_its_delegates_when_folders_are_given(tmp_path, capsys,
     assert "FAIL" in capsys.readouterr().out.upper()
     said = {f"/a:/b:{os.path.abspath('c')}"} if words else {str(tmp_path)}
     assert {line for line in seen.read_text().split() if line} == said
+
+
+STATELESS = """#!/bin/sh
+conf=$(cat)
+case $CNI_COMMAND in
+VERSION) echo '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0"]}';;
+ADD) printf '%s' "$conf" | sed -e 's/.*"prevResult"://' -e 's/}$//';;
+esac
+"""
+MISSING = "CHECK fails, with a specific code, when nothing is there"
+RUN_HERE = Path("/var/lib/cni/stub")
+
+
+def test_a_plugin_is_not_failed_for_having_no_state_when_add_changes_nothing(tmp_path):
+    with sandbox(executable(tmp_path / "stateless", STATELESS), {"type": "stateless"}) as subject:
+        findings = {finding.rule: finding for finding in examine(subject)}
+    for rule in (MISSING, "DEL works without prevResult", "GC frees what is not listed"):
+        assert findings[rule].outcome == NOT_APPLICABLE
+        assert "nothing to miss" in findings[rule].detail
+
+
+def test_the_nodes_state_is_untouched_when_a_plugin_writes_there(tmp_path):
+    with sandbox(executable(tmp_path / "stub", STUB), {"type": "stub"}) as subject:
+        assert subject.call("ADD", subject.conf_for("1.1.0")).status == 0
+        assert "/var/lib/cni/stub" in subject.footprint()
+    assert not RUN_HERE.exists()
+
+
+@pytest.mark.parametrize("text", ["#!/no/such/interpreter\n"])
+def test_it_is_said_at_once_when_the_executable_cannot_be_started(tmp_path, text):
+    with pytest.raises(IoFailure, match="cannot be started"), sandbox(executable(tmp_path / "p", text), {}):
+        pass
+
+
+def test_the_keys_of_maps_stay_when_others_get_a_capital():
+    conf = {
+        "sysctl": {"net.ipv4.conf.all.log_martians": "1"}, "capabilities": {"portMappings": True},
+        "runtimeConfig": {"portMappings": [{"hostPort": 1}], "bandwidth": {"ingressRate": 1}},
+        "ipam": {"ranges": [[{"subnet": "10.0.0.0/8"}]]}, "ranges": {"default": "1-2"},
+    }  # fmt: skip
+    assert shouted(conf) == {
+        "Sysctl": {"net.ipv4.conf.all.log_martians": "1"}, "Capabilities": {"portMappings": True},
+        "RuntimeConfig": {"PortMappings": [{"HostPort": 1}], "Bandwidth": {"IngressRate": 1}},
+        "Ipam": {"Ranges": [[{"Subnet": "10.0.0.0/8"}]]}, "Ranges": {"default": "1-2"},
+    }  # fmt: skip
+
+
+def test_stderr_and_the_sentence_are_shown_in_each_format_when_a_rule_is_broken(tmp_path, capsys):
+    path = executable(tmp_path / "loud", "#!/bin/sh\necho 'what <happened>' >&2\nexit 1\n")
+    (tmp_path / "conf").write_text('{"type": "loud"}')
+    words = ["conformance", path, "--conf", str(tmp_path / "conf"), "--format"]
+    out = {}
+    for form in ("text", "json", "junit"):
+        assert main([*words, form]) == 1
+        out[form] = capsys.readouterr().out
+        assert "what" in out[form]
+        assert "The value of cniVersion specified on input" in out[form]
+    suite = ET.fromstring(out["junit"])
+    cases = suite.findall("testcase")
+    assert len(cases) == len(RULES) == len(json.loads(out["json"])) == int(suite.attrib["tests"])
+    assert len(suite.findall("testcase/failure")) == int(suite.attrib["failures"]) > 10
+
+
+def test_each_rule_is_a_test_when_pytest_is_asked_for_conformance(tmp_path):
+    path = executable(tmp_path / "stateless", STATELESS)
+    words = ["-q", "-rfs", "-p", "no:cacheprovider", f"--cni-plugin={path}", "--cni-timeout=10"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stdout
+    passed, failing, skipped = (
+        int(re.search(rf"(\d+) {word}", done.stdout).group(1)) for word in ("passed", "failed", "skipped")
+    )
+    assert passed + failing + skipped == len(RULES)
+    assert "the specification: 4|Invalid necessary environment variables" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert "nothing to miss" in done.stdout
+
+
+def test_it_is_wrong_usage_when_pytest_is_asked_for_a_plugin_that_is_not_there(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--cni-plugin=nowhere"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode
+    assert "nowhere" in done.stdout + done.stderr

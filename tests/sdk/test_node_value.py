@@ -8,7 +8,7 @@ from cnimeta.delegate import Delegates
 from cnimeta.delegate.ipam import Ipam
 from cnimeta.errors import CheckFailed, CniError, DelegateFailed, IoFailure, TryAgainLater
 from cnimeta.host.network.values import AddAddress, AddRoute, AddVeth, RemoveLink, SetLink, SetSysctl
-from cnimeta.host.nftables.values import Chain, Change, Table
+from cnimeta.host.nftables.values import Chain, Change, Rule, Table
 from cnimeta.plugin import Plugin
 from cnimeta.spec.result import Interface, Result, Route
 from cnimeta.testing import call
@@ -116,7 +116,7 @@ def test_nodes_differ_when_anything_on_them_does():
     nodes = [
         Node(), Node.of(), Node.of(host_name="other"), Node.of().with_container("/run/netns/c2", host_name="veth1"),
         Node().with_record(FOLDER, KEY, {"a": 1}), Node().with_record(FOLDER, KEY, {"a": 2}),
-        Node().with_record(FOLDER, key, {"a": 1}), Node().with_rules("t", Change("add", Table("t")), Change("add", Chain("c"))),
+        Node().with_record(FOLDER, key, {"a": 1}), Node().with_rules("t", Change("add", Table("t")), Change("add", Chain("c")), Change("add", Rule("c", "accept"))),
         Node()._replace(files={"/x": b""}), Node()._replace(sockets=frozenset({("tcp", 80)})),
         Node().with_changes("", SetSysctl("net/ipv4/ip_forward", "1")),
     ]  # fmt: skip

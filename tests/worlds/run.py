@@ -16,6 +16,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+sys.path.append(os.path.join(os.path.dirname(__file__), os.pardir, "harness"))
+
 from found import FOUND
 from hunt import Hunt, fault_of
 from kinds import KINDS

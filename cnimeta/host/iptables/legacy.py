@@ -119,7 +119,7 @@ class LegacyIptables:
             if all(change.action == "require" for change in changes):
                 return
             status, complaint = self._in_child(lambda: _apply(family, table, steps))
-        except (Inexpressible, ImportError, OSError):
+        except (Inexpressible, ImportError, OSError):  # refused: the program does it
             status, complaint = UNABLE, ""
         if status == DONE:
             return
@@ -189,7 +189,7 @@ def _be_child(work: Callable[[], None], report: int, follow: Callable[[], None])
     except Refused as error:
         status = REFUSED
         os.write(report, error.msg.encode())
-    except BaseException:  # noqa: BLE001 - whatever it was, the program will do what this child could not
+    except BaseException:  # noqa: BLE001 - then: the program does what this child could not
         status = UNABLE
     finally:
         os._exit(status)
@@ -211,7 +211,7 @@ def import_iptc() -> ModuleType:
             return None
         try:
             ctypes.CDLL(library)
-        except OSError:
+        except OSError:  # unknown: the slow search tells
             return original(name)
         return library
 
@@ -239,7 +239,7 @@ def _extension_folders() -> Iterator[str]:
     if triplet:
         libraries.insert(0, f"/usr/lib/{triplet}")
     for folder in libraries:
-        if os.path.isdir(f"{folder}/xtables"):
+        if os.path.isdir(f"{folder}/xtables"):  # unknown: libxtables looks where it was built to
             yield f"{folder}/xtables"
 
 

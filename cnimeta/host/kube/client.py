@@ -103,7 +103,7 @@ class Client:
 
         try:
             document = loads(data)
-        except CniError:  # a proxy's error page
+        except CniError:  # unknown: a proxy's error page
             document = None
         content = document if isinstance(document, dict) else {}
         if not 200 <= status < 300:

@@ -30,7 +30,7 @@ def send_from_orphan(descriptor: int, message: bytes) -> bool:
     """Fork twice, so that nobody has to wait for the process that sleeps. False where no process can be made."""
     try:
         child = os.fork()
-    except OSError:
+    except OSError:  # refused: this process waits itself
         return False
     if child == 0:
         _in_child(descriptor, message)
@@ -86,7 +86,7 @@ def _announced(link: socket, index: int) -> bool:
         link.settimeout(left)
         try:
             data = link.recv(_RECEIVE_BYTES)
-        except (TimeoutError, OSError):
+        except (TimeoutError, OSError):  # unknown: the request is sent from here as well
             return False
         for kind, _, body in split(data):
             if kind == ERROR:

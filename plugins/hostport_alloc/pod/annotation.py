@@ -165,7 +165,7 @@ def _require_written(patch: Mapping[str, JSON], answer: Mapping[str, JSON]) -> N
     sent, found = (Fields(document).object("metadata") for document in (patch, answer))
     try:
         there = found.object("annotations").raw
-    except CniError:
+    except CniError:  # unknown: not written
         there = {}
     if any(there.get(key) != value for key, value in sent.object("annotations").raw.items()):
         raise PodApiError(0, "NotWritten", "the API server answered without the annotations that were sent")

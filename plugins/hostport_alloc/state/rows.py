@@ -322,7 +322,7 @@ def _remembered(text: str) -> Preferred:
 
     try:
         entries = loads(str(text))
-    except CniError:
+    except CniError:  # unknown: a Pod's earlier ports are a wish
         return {}
     found: dict[tuple[int, str, str], int] = {}
     for entry in entries if isinstance(entries, list) else ():

@@ -70,7 +70,7 @@ def decode_undo(value: JSON) -> Undo | None:
         result = parse_result(raw, version) if isinstance(raw, dict) else None
         quarantine_s, sticky_s = _number(fields, "quarantineSeconds"), _number(fields, "stickySeconds")
         return Undo(steps, result, version, fields.text("args"), fields.text("path"), quarantine_s, sticky_s)
-    except CniError:
+    except CniError:  # unknown: the configuration tells
         return None
 
 
@@ -154,6 +154,6 @@ def _unmapped_without_options(
         if mapper is None or error.code not in mapper.refusals:
             return False
         delegates.delete(call_conf(step._replace(conf=mapper.essential(step.conf)), mappings, prev))
-    except CniError:
+    except CniError:  # refused: the first error is told
         return False
     return True

@@ -6,11 +6,10 @@ Only when that fails is the whole table read, and what is missing made in the sa
 
 from __future__ import annotations
 
-from cnimeta.errors import CheckFailed, CniError, Failures, HostPortConflict, IoFailure, shown
+from cnimeta.errors import CheckFailed, CniError, Failures, IoFailure, shown
 from cnimeta.host.iptables.adapters import installed, open_variant
 from cnimeta.host.iptables.values import FAMILIES, NAT, RAW, Change, Refused
 from cnimeta.namedtuple import NamedTuple
-from cnimeta.ports.mapper import MappedPort
 from cnimeta.spec.fields import Fields
 from cnimeta_plugins.portmap.iptables import plan as steps
 from cnimeta_plugins.portmap.iptables.names import DNAT_CHAIN, GUARD_CHAIN, OLD_SNAT_CHAIN
@@ -28,12 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from cnimeta.host.protocols import Iptables
+    from cnimeta.ports.mapper import MappedPort
     from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.portmap.config import PortMapping, Settings
     from cnimeta_plugins.portmap.plan import FamilyPlan, Plan
     from cnimeta_plugins.portmap.records import Others, Record
-
-_VARIANTS = ("nft", "legacy")
 
 
 class ContainerChain(NamedTuple):
@@ -81,8 +79,8 @@ class IptablesBackend:
             return before
         owner = plan.owner
         first = ContainerChain(chain_name(owner.network, owner.container_id))
-        taken = any(record.payload == first for record in others.of_container(owner.container_id))
-        return ContainerChain(second_chain_name(owner)) if taken else first
+        is_taken = any(record.payload == first for record in others.of_container(owner.container_id))
+        return ContainerChain(second_chain_name(owner)) if is_taken else first
 
     def both(self, _before: ContainerChain, after: ContainerChain) -> ContainerChain:
         """The name stays."""
@@ -140,7 +138,7 @@ class IptablesBackend:
                 continue
             named = steps.read_owner(entry)
             if not _is_dead(named, others):
-                raise _conflict(taken, named)
+                raise steps.conflict(taken, named)
             dead.append(entry.chain)
         return dead
 
@@ -156,7 +154,7 @@ class IptablesBackend:
             try:
                 tables.commit(family, changes)
                 return
-            except Refused:
+            except Refused:  # refused: everything is looked at and written anew
                 pass  # something shared is missing, or another program was in between: look at everything
         table = tables.read(family)
         raw = tables.read(family, RAW) if family == 4 else {}
@@ -258,14 +256,12 @@ class IptablesBackend:
 
     def listed(self) -> Iterator[MappedPort]:
         """By the comments on the entry rules, which do not name the interface; one that was cut tells nobody's."""
+        from cnimeta_plugins.portmap.iptables.listed import mapped_ports
+
         failures = Failures()
         for tables, family in self._used(failures):
             with failures:
-                table = tables.read(family)
-                for entry in map(steps.read_entry, table.get(DNAT_CHAIN, ())):
-                    named = steps.read_owner(entry)
-                    for port in steps.mapped(table.get(entry.chain, ())) if named.whole else ():
-                        yield MappedPort(named.network, named.container_id, "", *port, recorded=False)
+                yield from mapped_ports(tables.read(family))
         failures.raise_any()
 
     def _used(self, failures: Failures) -> Iterator[tuple[Iptables, int]]:
@@ -282,7 +278,7 @@ class IptablesBackend:
         """The adapters to look into when removing: the host may have been switched over since ADD."""
         if self._tables is not None:
             return [self._tables]
-        return [open_variant(variant, self._path) for variant in _VARIANTS]
+        return [open_variant(variant, self._path) for variant in ("nft", "legacy")]
 
     # --- CHECK and STATUS ------------------------------------------------------------------------------------
 
@@ -388,7 +384,7 @@ def _remove(tables: Iptables, family: int, entries: Sequence[steps.Entry], chain
         return
     try:
         tables.commit(family, changes)
-    except Refused:  # another program was in between, or something else leads to the chain: take it as it is now
+    except Refused:  # refused: another was in between; taken as it is now
         table = tables.read(family)
         changes = [
             Change("delete", holder, rule)
@@ -401,13 +397,3 @@ def _remove(tables: Iptables, family: int, entries: Sequence[steps.Entry], chain
         ]
         if changes:
             tables.commit(family, changes)
-
-
-def _conflict(span: steps.Span, owner: steps.Named) -> HostPortConflict:
-    ports = str(span.first) if span.first == span.last else f"{span.first}-{span.last}"
-    whose = f"container {shown(owner.container_id)} of network {shown(owner.network)}" if owner.network else "another"
-    where = f" on {span.host_ip}" if span.host_ip else ""
-    return HostPortConflict(
-        f"host port {ports}/{span.protocol}{where} is taken by {whose} (iptables chain {owner.chain}): choose another"
-        " hostPort, or delete that container first"
-    )

@@ -6,6 +6,7 @@ Never change the names: other versions and other programs look for them.
 from __future__ import annotations
 
 from cnimeta.host.netlink import nft_chain_exists
+from cnimeta.host.reading import read_file
 
 DNAT_CHAIN = "CNI-HOSTPORT-DNAT"
 SETMARK_CHAIN = "CNI-HOSTPORT-SETMARK"
@@ -20,14 +21,10 @@ _LEGACY_TABLES = ("/proc/net/ip_tables_names", "/proc/net/ip6_tables_names")
 
 
 def may_hold() -> bool:
-    """Whether either variant may have mappings: nft's by its entry chain, legacy's by a loaded nat table."""
+    """Whether either variant may have mappings: nft's by its entry chain, legacy's by a loaded nat table.
+
+    Raises IoFailure (code 5) when that cannot be told.
+    """
     if any(nft_chain_exists(family, "nat", DNAT_CHAIN) for family in ("ip", "ip6")):
         return True
-    for names in _LEGACY_TABLES:
-        try:
-            with open(names, "rb", buffering=0) as file:
-                if b"nat" in file.read().split():
-                    return True
-        except OSError:
-            continue
-    return False
+    return any(b"nat" in (read_file(names) or b"").split() for names in _LEGACY_TABLES)

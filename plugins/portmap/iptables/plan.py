@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from cnimeta.errors import HostPortConflict, shown
 from cnimeta.host.iptables.values import NAT, RAW, Change, split, target
 from cnimeta.namedtuple import NamedTuple
 from cnimeta_plugins.portmap.iptables.names import DNAT_CHAIN, GUARD_CHAIN, MASQ_CHAIN, OLD_SNAT_CHAIN, SETMARK_CHAIN
@@ -120,27 +121,6 @@ def translated(rules: Iterable[str]) -> list[Span]:
     return spans
 
 
-def mapped(rules: Iterable[str]) -> list[tuple[str, int, int, str]]:
-    """(protocol, host port, container port, host address) of every port that the rules of a container's chain map."""
-    found = []
-    for rule in rules:
-        first_target = _first_target(rule)
-        for span in translated((rule,)):
-            shift = first_target - span.first if first_target else 0
-            ports = range(span.first, span.last + 1)
-            found += [(span.protocol, port, port + shift, span.host_ip) for port in ports]
-    return found
-
-
-def _first_target(rule: str) -> int:
-    """The first port of `ADDRESS:PORT`, `[ADDRESS]:PORT` or `ADDRESS:PORT-PORT/PORT`; 0 for an address alone."""
-    where = rule.rpartition("--to-destination ")[2].partition(" ")[0]
-    if where.count(":") > 1 and not where.startswith("["):
-        return 0
-    digits = where.rpartition("]")[2].partition(":")[2].partition("-")[0]
-    return int(digits) if digits.isdecimal() else 0
-
-
 def meet(spans: Iterable[Span], others: Sequence[Span]) -> bool:
     """Whether any two have a port in common."""
     return any(span.meets(other) for span in spans for other in others)
@@ -153,6 +133,17 @@ def taken(asked: Iterable[Span], held: Sequence[Span]) -> Span | None:
             if span.meets(other) and (span.host_ip == other.host_ip or not span.host_ip or not other.host_ip):
                 return span
     return None
+
+
+def conflict(span: Span, owner: Named) -> HostPortConflict:
+    """What is said when another owner has a port."""
+    ports = str(span.first) if span.first == span.last else f"{span.first}-{span.last}"
+    whose = f"container {shown(owner.container_id)} of network {shown(owner.network)}" if owner.network else "another"
+    where = f" on {span.host_ip}" if span.host_ip else ""
+    return HostPortConflict(
+        f"host port {ports}/{span.protocol}{where} is taken by {whose} (iptables chain {owner.chain}): choose another"
+        " hostPort, or delete that container first"
+    )
 
 
 # --- writing ---------------------------------------------------------------------------------------------

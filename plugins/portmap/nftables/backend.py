@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cnimeta.errors import Failures, HostPortConflict, IoFailure
 from cnimeta.host.nftables.values import Chain, Change, Element, Refusal
+from cnimeta_plugins.portmap.backends import Unusable
 from cnimeta_plugins.portmap.nftables.base import base_changes, healing_changes
 from cnimeta_plugins.portmap.nftables.rules import (
     BASE_CHAIN,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from cnimeta_plugins.portmap.records import Others, Record
 
 _ADDRESSES = ("addresses", "snat")
+_PASSING = ("Cannot allocate memory", "No buffer space", "Interrupted", "temporarily unavailable")
 _ATTEMPTS = 4  # another command may build the base, or a tool flush it, between a look and the transaction
 
 
@@ -239,7 +241,7 @@ class NftBackend:
         for at in range(0, len(changes), 2):  # each by itself: an ADD may need one again
             try:
                 self.nft.apply(changes[at : at + 2])
-            except Refusal:
+            except Refusal:  # refused: somebody needs it again
                 continue
 
     def _removal(self, held: Elements) -> list[Change]:
@@ -337,16 +339,17 @@ class NftBackend:
         check(self.nft, plan)
 
     def ready(self) -> None:
-        """Raise IoFailure (code 5) when nft is not installed, or the kernel would not take the base."""
+        """Raise Unusable when nft is not installed, or the kernel would not take the base."""
         if not self.nft.available():
-            raise IoFailure("nftables cannot be used: nft is not installed")
+            raise Unusable("nftables cannot be used: nft is not installed")
         if self.nft.has_chain(BASE_CHAIN):
             return
         try:
             self.nft.dry_run(base_changes())
         except Refusal as refusal:
             if refusal.kind != "exists":  # another command has built it since
-                raise IoFailure(f"nftables cannot be used: {refusal.msg}") from None
+                kind = IoFailure if any(words in refusal.msg for words in _PASSING) else Unusable
+                raise kind(f"nftables cannot be used: {refusal.msg}") from None
 
     def payload(self, value: JSON) -> Elements:
         """Read a payload."""

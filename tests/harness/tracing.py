@@ -39,6 +39,46 @@ class Outcome(NamedTuple):
 
     signal: int
     answer: dict | None
+    status: int = 0
+
+
+BEGIN, END = "/begin-of-command", "/end-of-command"
+
+
+def bounded(command: Callable[[], dict]) -> Callable[[], dict]:
+    """The command between two marks that a trace shows."""
+
+    def run_between() -> dict:
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(BEGIN)
+        try:
+            return command()
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(END)
+
+    return run_between
+
+
+def every_call(
+    command: Callable[[], dict], names: tuple[str, ...], trace: str
+) -> tuple[Outcome, list[tuple[Call, str]]]:
+    """What became of a `bounded` command, and the calls that it makes of these names, each with its line."""
+    given = ",".join(f"?{name}" for name in {*names, "newfstatat"})  # ?: architectures have not all of them
+    outcome = run(command, f"trace={given}", trace)
+    counts: dict[str, int] = {}
+    found, inside = [], False
+    with open(trace, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            match = re.match(r"(?:\d+\s+)?(\w+)\(", line)
+            if match is None:
+                continue
+            counts[match[1]] = counts.get(match[1], 0) + 1
+            if BEGIN in line or END in line:
+                inside = BEGIN in line
+            elif inside and match[1] in names:
+                found.append((Call(match[1], counts[match[1]]), line))
+    return outcome, found
 
 
 def calls(command: Callable[[], dict], folder: str, names: tuple[str, ...], trace: str) -> list[Call]:
@@ -92,7 +132,8 @@ def run(
             os.close(gate)
             os.close(answer_read)
     status = os.waitpid(child, 0)[1]
-    return Outcome(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, json.loads(text) if text else None)
+    ended = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0
+    return Outcome(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, json.loads(text) if text else None, ended)
 
 
 def _serve(command: Callable[[], dict], gate: int, answer: int) -> None:

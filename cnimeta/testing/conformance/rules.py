@@ -1,46 +1,27 @@
-"""A conformance suite for any CNI plugin executable, in any language, against the CNI specification 1.1.0.
-
-    cnimeta conformance /opt/cni/bin/portmap --conf portmap.json
-
-runs the plugin in throw-away network namespaces and judges what it prints and returns; CHECK is the observer of what
-ADD, DEL and GC really did, so a GC that frees nothing is found. As a library: `with sandbox(path, conf) as subject:
-findings = examine(subject)`. Every rule names its clause; docs/conformance.md shows reports.
-"""
+"""The rules, one method each: what is asked of the plugin, and what it should have answered. table.py lists them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from cnimeta.errors import CniError
-from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.convert import parse_result
 from cnimeta.spec.version import ALL, at_least
-from cnimeta.testing.conformance_process import Hung
-from cnimeta.testing.conformance_subject import CONTAINER, IFNAME
+from cnimeta.testing.conformance.process import Hung
+from cnimeta.testing.conformance.subject import CONTAINER, IFNAME
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from cnimeta.spec.jsonio import JSON
-    from cnimeta.testing.conformance_subject import Ran, Subject
-
-PASS, FAIL, NOT_APPLICABLE = "pass", "FAIL", "n/a"
+    from cnimeta.testing.conformance.subject import Ran, Subject
 
 
-class Finding(NamedTuple):
-    """The outcome of one rule."""
-
-    rule: str
-    clause: str
-    outcome: str
-    detail: str = ""
-
-
-class _Deviation(Exception):
+class Deviation(Exception):
     """A rule is broken; the text says what was seen."""
 
 
-class _NotApplicable(Exception):
+class NotApplicable(Exception):
     """The rule does not bind this plugin; the text says why."""
 
 
@@ -50,6 +31,8 @@ class Rules:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.versions = self._supported()
+        self._stateless: bool | None = None
+        self._first_files = subject.files()
         self.newest = self.versions[-1] if self.versions else "1.0.0"
 
     # --- VERSION and the environment ---
@@ -57,12 +40,12 @@ class Rules:
     def version_answers(self) -> None:
         done = self.subject.call("VERSION", {"cniVersion": "1.0.0"}, change={"CNI_PATH": None})
         if done.status != 0 or not self.versions:
-            raise _Deviation(f"VERSION: {done}")
+            raise Deviation(f"VERSION: {done}")
 
     def version_echoes(self) -> None:
         done = self.subject.call("VERSION", {"cniVersion": "0.4.0"})
         if (_object(done) or {}).get("cniVersion") != "0.4.0":
-            raise _Deviation(f"asked in 0.4.0: {done}")
+            raise Deviation(f"asked in 0.4.0: {done}")
 
     def command_unknown(self) -> None:
         self._code(4, self.subject.call("FROB", self._conf()), "CNI_COMMAND=FROB")
@@ -95,16 +78,16 @@ class Rules:
         done = self.subject.call("ADD", self._conf(), change={"CNI_PATH": None})
         self.clean()
         if done.status != 0 and done.code != 4 and "CNI_PATH" in done.stdout:
-            raise _NotApplicable("it delegates, and finds its delegates in CNI_PATH")
+            raise NotApplicable("it delegates, and finds its delegates in CNI_PATH")
         self._success(done, "ADD without CNI_PATH")
 
     def own_namespace(self) -> None:
         done = self.subject.call("ADD", self._conf(), change={"CNI_NETNS": f"/run/netns/{self.subject.host}"})
         self.clean()
         if done.documents is None or len(done.documents) != 1:
-            raise _Deviation(f"not one document: {done}")
+            raise Deviation(f"not one document: {done}")
         if done.status == 0:
-            raise _Deviation("ADD into the plugin's own network namespace succeeded")
+            raise Deviation("ADD into the plugin's own network namespace succeeded")
 
     # --- the document on stdin ---
 
@@ -124,20 +107,20 @@ class Rules:
 
     def prev_result_required(self) -> None:
         if not self.subject.chained:
-            raise _NotApplicable("not a chained plugin")
+            raise NotApplicable("not a chained plugin")
         done = self.subject.call("ADD", self.subject.conf_for(self.newest, prevResult=None))
         self.clean()
         if done.code is None or done.code == 999:
-            raise _Deviation(f"ADD without prevResult: wanted an error with a specific code, got {done}")
+            raise Deviation(f"ADD without prevResult: wanted an error with a specific code, got {done}")
 
     def keys_in_any_case(self) -> None:
         after = []
-        for body in (self._conf(), _shouted(self._conf())):
+        for body in (self._conf(), shouted(self._conf())):
             done = self.subject.call("ADD", body)
             after.append((done.status, _interfaces(done), self._observed()))
             self.clean()
         if after[0] != after[1]:
-            raise _Deviation(f"ADD (status, interfaces) and CHECK differ: {after[0]} plain, {after[1]} with capitals")
+            raise Deviation(f"ADD (status, interfaces) and CHECK differ: {after[0]} plain, {after[1]} with capitals")
 
     # --- ADD, CHECK, DEL ---
 
@@ -148,13 +131,13 @@ class Rules:
             self._success(done, f"ADD in {version}")
             body = _object(done)
             if body is None:
-                raise _Deviation(f"ADD in {version}: not one JSON object: {done}")
+                raise Deviation(f"ADD in {version}: not one JSON object: {done}")
             if body.get("cniVersion") != version:
-                raise _Deviation(f"ADD in {version} answered in {body.get('cniVersion')}")
+                raise Deviation(f"ADD in {version} answered in {body.get('cniVersion')}")
             try:
                 parse_result(body, version)
             except CniError as error:
-                raise _Deviation(f"ADD in {version}: {error}") from None
+                raise Deviation(f"ADD in {version}: {error}") from None
 
     def check_sees(self) -> None:
         self._since("0.4.0")
@@ -168,9 +151,10 @@ class Rules:
         self.clean()
         done = self._check()
         if done.status == 0:
-            raise _Deviation("CHECK succeeds although ADD never ran")
+            self._need_state()
+            raise Deviation("CHECK succeeds although ADD never ran")
         if done.code is None or done.code == 999:
-            raise _Deviation(f"CHECK after DEL: wanted an error with a specific code, got {done}")
+            raise Deviation(f"CHECK after DEL: wanted an error with a specific code, got {done}")
 
     def verbs_by_version(self) -> None:
         for verb, version in (("CHECK", "0.3.1"), ("GC", "1.0.0"), ("STATUS", "1.0.0")):
@@ -195,7 +179,7 @@ class Rules:
 
     def delete_without_runtime_config(self) -> None:
         if not any(key.lower() == "runtimeconfig" for key in self.subject.conf):
-            raise _NotApplicable("the configuration has no runtimeConfig")
+            raise NotApplicable("the configuration has no runtimeConfig")
         body = {key: value for key, value in self._conf().items() if key.lower() != "runtimeconfig"}
         self._deletes("DEL without runtimeConfig", body, {})
 
@@ -209,7 +193,8 @@ class Rules:
             self.clean()
             self._silent(done, f"GC with an empty {key}")
             if after.status == 0:
-                raise _Deviation(f"GC with an empty {key} freed nothing: CHECK still succeeds")
+                self._need_state()
+                raise Deviation(f"GC with an empty {key} freed nothing: CHECK still succeeds")
 
     def gc_keeps(self) -> None:
         self._since("1.1.0")
@@ -221,7 +206,7 @@ class Rules:
             self.clean()
             self._silent(done, "GC")
             if after.status != 0:
-                raise _Deviation(f"GC {'of others' if more else 'without a list'} freed the attachment: CHECK {after}")
+                raise Deviation(f"GC {'of others' if more else 'without a list'} freed the attachment: CHECK {after}")
 
     def status_answers(self) -> None:
         self._since("1.1.0")
@@ -229,7 +214,7 @@ class Rules:
         if done.status == 0:
             self._silent(done, "STATUS")
         elif done.code not in (50, 51):
-            raise _Deviation(f"STATUS: neither ready nor 50 or 51: {done}")
+            raise Deviation(f"STATUS: neither ready nor 50 or 51: {done}")
 
     # --- what the rules are made of ---
 
@@ -254,6 +239,18 @@ class Rules:
         """CHECK's exit status, where there is a CHECK."""
         return self._check().status if at_least(self.newest, "0.4.0") else None
 
+    def _need_state(self) -> None:
+        """What a plugin does not make can neither be missing nor be left behind: its CHECK has nothing to look at."""
+        if self._stateless is None:
+            self.clean()
+            before = self.subject.footprint()
+            self._success(self._add(), "ADD")
+            unchanged = before == self.subject.footprint()
+            self._stateless = unchanged and self.subject.files() == self._first_files
+            self.clean()
+        if self._stateless:
+            raise NotApplicable("ADD changes nothing that can be seen on the node, so there is nothing to miss")
+
     def _gc(self, more: Mapping[str, JSON]) -> Ran:
         return self.subject.call("GC", {**self.subject.conf_for(self.newest, prevResult=None), **more})
 
@@ -264,7 +261,7 @@ class Rules:
 
     def _since(self, version: str) -> None:
         if not at_least(self.newest, version):
-            raise _NotApplicable(f"supports up to {self.newest}, and this came with {version}")
+            raise NotApplicable(f"supports up to {self.newest}, and this came with {version}")
 
     def _deletes(self, what: str, conf: Mapping[str, JSON], change: Mapping[str, str | None]) -> None:
         self._success(self._add(), "ADD")
@@ -273,81 +270,23 @@ class Rules:
         self.clean()
         self._silent(done, what)
         if left == 0:
-            raise _Deviation(f"{what} removed nothing: CHECK still succeeds")
+            self._need_state()
+            raise Deviation(f"{what} removed nothing: CHECK still succeeds")
 
     @staticmethod
     def _success(done: Ran, what: str) -> None:
         if done.status != 0:
-            raise _Deviation(f"{what}: {done}")
+            raise Deviation(f"{what}: {done}")
 
     def _silent(self, done: Ran, what: str) -> None:
         self._success(done, what)
         if done.stdout.strip():
-            raise _Deviation(f"{what} must print nothing: {done}")
+            raise Deviation(f"{what} must print nothing: {done}")
 
     @staticmethod
     def _code(wanted: int, done: Ran, what: str) -> None:
         if done.code != wanted:
-            raise _Deviation(f"{what}: wanted one error object with code {wanted}, got {done}")
-
-
-RULES: tuple[tuple[str, str, Callable[[Rules], None]], ...] = (
-    ("VERSION answers with the supported versions, needing no other variable", "§2 VERSION", Rules.version_answers),
-    ("VERSION echoes the cniVersion it is asked in", "§2 VERSION", Rules.version_echoes),
-    ("an unknown CNI_COMMAND is error 4", "§5 Error", Rules.command_unknown),
-    ("a missing variable is error 4", "§2 Parameters", Rules.environment_missing),
-    ("an invalid container ID or ifname is error 4", "§2 Parameters", Rules.environment_invalid),
-    ("CNI_PATH is not required for ADD", "§2 ADD", Rules.path_is_optional),
-    ("ADD into the plugin's own namespace fails with one document", "§5 Error", Rules.own_namespace),
-    ("an undecodable configuration is error 6", "§5 Error", Rules.stdin_undecodable),
-    ("a missing or invalid network name is error 7", "§1, §5 Error", Rules.name_required),
-    ("a cniVersion that is not supported is error 1", "§5 Error", Rules.version_unknown),
-    ("ADD of a chained plugin without prevResult has a specific code", "§5 Error", Rules.prev_result_required),
-    ("keys match in any case, as containerd sends them", "Go's JSON rules", Rules.keys_in_any_case),
-    ("ADD works in every supported version and answers in it", "§5 Success", Rules.add_in_every_version),
-    ("CHECK succeeds after ADD and prints nothing", "§2 CHECK", Rules.check_sees),
-    ("CHECK fails, with a specific code, when nothing is there", "§2 CHECK", Rules.check_misses),
-    ("a verb newer than the configuration's version is error 1", "§2", Rules.verbs_by_version),
-    ("DEL can be repeated and prints nothing", "§2 DEL", Rules.delete_repeats),
-    ("DEL works without prevResult", "§2 DEL", Rules.delete_without_prev_result),
-    ("DEL works without the namespace", "§2 DEL", Rules.delete_without_netns),
-    ("DEL works without runtimeConfig", "§2 DEL", Rules.delete_without_runtime_config),
-    ("GC frees what is not listed", "§2 GC", Rules.gc_frees),
-    ("GC keeps what is listed, and everything without a list", "§2 GC", Rules.gc_keeps),
-    ("STATUS is silent, or fails with 50 or 51", "§2 STATUS", Rules.status_answers),
-)
-"""What is tested: the rule in words, where it comes from, how."""
-
-
-def examine(subject: Subject) -> list[Finding]:
-    """Test every rule, in order. A rule that fails leaves the attachment deleted, so later rules stand alone.
-
-    A rule in which the plugin hangs fails, after the subject's `timeout_s`.
-    """
-    subject.begin()
-    rules = Rules(subject)
-    findings = []
-    for words, clause, rule in RULES:
-        subject.begin()
-        try:
-            rule(rules)
-        except _NotApplicable as reason:
-            findings.append(Finding(words, clause, NOT_APPLICABLE, str(reason)))
-        except (_Deviation, Hung) as seen:
-            _recover(rules)
-            findings.append(Finding(words, clause, FAIL, str(seen)))
-        else:
-            findings.append(Finding(words, clause, PASS))
-    return findings
-
-
-def _recover(rules: Rules) -> None:
-    """As far as it lets itself be cleaned up."""
-    rules.subject.begin()
-    try:
-        rules.clean()
-    except Hung:
-        rules.subject.renew()
+            raise Deviation(f"{what}: wanted one error object with code {wanted}, got {done}")
 
 
 def _object(done: Ran) -> Mapping[str, JSON] | None:
@@ -362,16 +301,21 @@ def _interfaces(done: Ran) -> list[JSON]:
     return [entry.get("name") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
 
 
-def _shouted(value: JSON) -> dict[str, JSON]:
-    """Every key with a capital first letter, as a Go struct without tags is written; data under a key stays."""
-    if not isinstance(value, dict):
-        raise TypeError("an object is expected")
-    return {key[:1].upper() + key[1:]: _shouted_value(item) for key, item in value.items()}
+_OBJECTS = frozenset({"ipam", "dns", "runtimeconfig", "prevresult", "bandwidth", "ip4", "ip6"})
+"""Objects whose keys the spec lays down. Any other object may be a map, whose keys are data: Go leaves those alone."""
 
 
-def _shouted_value(value: JSON) -> JSON:
-    if isinstance(value, dict):
-        return _shouted(value)
+def shouted(conf: Mapping[str, JSON]) -> dict[str, JSON]:
+    """The configuration as containerd writes what has no names of its own in Go: keys with a capital first letter.
+
+    Only where Go matches keys in any case: the plugin's own, those of the spec's objects, those of objects in lists.
+    """
+    return {key[:1].upper() + key[1:]: _shouted_value(key, value) for key, value in conf.items()}
+
+
+def _shouted_value(key: str, value: JSON) -> JSON:
     if isinstance(value, list):
-        return [_shouted_value(item) for item in value]
+        return [shouted(item) if isinstance(item, dict) else _shouted_value(key, item) for item in value]
+    if isinstance(value, dict) and key.lower() in _OBJECTS:
+        return shouted(value)
     return value

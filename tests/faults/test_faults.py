@@ -1,0 +1,33 @@
+"""Fault injection at every call, reads included: a sample in an ordinary run; CNIMETA_EVERY=1 (`make faults`) makes all.
+
+Struck is every system call that a command makes, with each plausible error or a kill, and every program that it starts.
+The law: one JSON document with a code that fits; after one plain DEL nothing is left; nothing of others is touched.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import pytest
+from sandbox import inside
+from scenarios import SETTINGS
+from strikes import Attack, Report
+
+from cnimeta.plugin.registry import installed
+
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(7200)]
+
+SAMPLE = 0 if os.environ.get("CNIMETA_EVERY") else int(os.environ.get("CNIMETA_STRIKES", "2"))
+"""So many strikes on each verb of each setting; 0: all."""
+
+
+def attack(name: str, sample: int) -> Report:
+    return Attack(SETTINGS[name], installed(), sample, os.environ.get("CNIMETA_SEED", name)).report()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_nothing_is_left_and_one_document_is_answered_when_any_call_fails(name: str) -> None:
+    report = inside(functools.partial(attack, name, SAMPLE), 7000)
+    print(f"{name}: {report.cases} strikes, answers {report.answers}")
+    assert not report.findings, f"{len(report.findings)} findings:\n" + "\n".join(report.findings)
