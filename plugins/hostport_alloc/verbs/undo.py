@@ -40,6 +40,11 @@ class Undo(NamedTuple):
     quarantine_s: float = QUARANTINE_S
     sticky_s: float = STICKY_S
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Where the plugins of the ADD were."""
+        return tuple(folder for folder in self.path.split(":") if folder)
+
 
 def encode_undo(undo: Undo) -> JSON:
     """The JSON form."""
@@ -103,8 +108,7 @@ def delegates_of(
 
     `lost` is CNI_NETNS where the namespace is not known to live: nothing for DEL; CHECK and ADD need a path.
     """
-    recorded = tuple(folder for folder in undo.path.split(":") if folder) if undo is not None else ()
-    places = tuple(folders) or recorded
+    places = tuple(folders) or (undo.folders if undo is not None else ())
     seen = {
         **environ,
         "CNI_CONTAINERID": record.container_id,

@@ -325,6 +325,12 @@ class IptablesBackend:
         if exact and list(present) != list(wanted):
             raise CheckFailed(f"the rules of {where} are out of order")
 
+    def frozen(self) -> IptablesBackend:
+        """Each table of the variant that is used is read once."""
+        from cnimeta_plugins.portmap.iptables.reading import Reading
+
+        return IptablesBackend(Reading(self.tables), self._path)
+
     def ready(self) -> None:
         """Raise IoFailure (code 5) when there is no iptables, or its nat table cannot be read."""
         self.tables.has_chain(4, "PREROUTING")
