@@ -392,14 +392,6 @@ def _remove(tables: Iptables, family: int, entries: Sequence[steps.Entry], chain
         tables.commit(family, changes)
     except Refused:  # refused: another was in between; taken as it is now
         table = tables.read(family)
-        changes = [
-            Change("delete", holder, rule)
-            for holder, rules in table.items()
-            for rule in rules
-            if steps.read_entry(rule).chain in chains
-        ]
-        changes += [
-            Change(action, chain) for chain in sorted(chains) if chain in table for action in ("flush", "remove")
-        ]
+        changes = steps.remove_from(table, chains)
         if changes:
             tables.commit(family, changes)
