@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from run import Row
 
 from cnimeta.cli.install import install
-from cnimeta.host.nftables.program import NftProgram
+from cnimeta.host.nftables.kernel import KernelNft
 from cnimeta.spec.ip import parse_cidr
 from cnimeta.spec.jsonio import dumps
 from cnimeta.testing.netns import namespaces
@@ -84,7 +84,7 @@ def plan_of(number: int) -> Plan:
 def fill_ours(node: Namespace, count: int) -> None:
     """Map `count` other containers as ADD would."""
     with node.entered():
-        nft = NftProgram(TABLE)
+        nft = KernelNft(TABLE)
         changes = []
         for number in range(count):
             plan = plan_of(number)

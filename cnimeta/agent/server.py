@@ -27,6 +27,7 @@ from cnimeta.agent.wire import (
     receive,
 )
 from cnimeta.errors import IoFailure
+from cnimeta.host import afterwards
 from cnimeta.host.netns import join
 from cnimeta.plugin.dispatch import run, to_stderr
 
@@ -141,6 +142,7 @@ class Agent:
         os.environb.clear()
         os.environb.update(pair.partition(b"=")[::2] for pair in environ.split(b"\0") if pair)
         _die_with(lifeline)
+        afterwards.begin()
         outcome = run(plugin(), os.environ, stdin, to_stderr)
         os.close(lifeline)
         answer = outcome.stdout.encode()

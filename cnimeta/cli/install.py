@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from cnimeta.delegate.find import DEFAULT_BIN_DIR, split_path
 from cnimeta.errors import IoFailure
 from cnimeta.host.files import replace_file
-from cnimeta.plugin import launcher, registry
+from cnimeta.plugin import bundle, launcher, registry
 from cnimeta.runtime.conf import DEFAULT_FOLDER
 
 if TYPE_CHECKING:
@@ -120,8 +120,10 @@ def install(
     for target in chosen.values():
         registry.load(target)
     asking = {name: launcher.asks_agent(path) if agent is None else agent for name, path in paths.items()}
-    texts = {name: launcher_text(target, agent=asking[name]) for name, target in chosen.items()}
+    texts = {name: launcher_text(target, name=name, agent=asking[name]) for name, target in chosen.items()}
     compile_packages(target.file for target in chosen.values())
+    for name, target in chosen.items():
+        bundle_modules(name, target)
     lines = []
     for name, path in paths.items():
         data = texts[name].encode()
@@ -189,10 +191,10 @@ def _written(bin_dir: str) -> Iterator[str]:
                 yield name
 
 
-def launcher_text(target: Target, *, agent: bool = False) -> str:
-    """The launcher of one plugin."""
+def launcher_text(target: Target, *, name: str = "", agent: bool = False) -> str:
+    """The launcher of one plugin; with `name`, it takes its modules from the bundle of that name."""
     try:
-        return launcher.render(target._replace(path=tuple(site_folders())), interpreter(), agent=agent)
+        return launcher.render(target._replace(path=tuple(site_folders())), interpreter(), name=name, agent=agent)
     except ValueError as error:
         raise IoFailure(f"{error}: install cnimeta under a plain path") from None
 
@@ -259,6 +261,15 @@ def compile_packages(files: Iterable[str]) -> None:
                 force=fixed,
                 invalidation_mode=mode.UNCHECKED_HASH if fixed else mode.TIMESTAMP,
             )
+
+
+def bundle_modules(name: str, target: Target) -> None:
+    """Write the file that the launcher takes its modules from. What it says is verified by each that reads it."""
+    package = launcher.package_folder()
+    path = bundle.path_of(package, name)
+    if not bundle.is_current(path, target):
+        with contextlib.suppress(OSError):  # a read-only installation works, more slowly
+            replace_file(path, bundle.build(package, target), mode=0o644, temporary=f".tmp-{os.getpid()}-")
 
 
 def _keep(path: str) -> str:

@@ -8,6 +8,7 @@ descriptors until they have answered; everywhere else they are closed at once.
 from __future__ import annotations
 
 import os
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 
 _held: list[Closable] | None = None
+_slow = False
+_GRACE_PERIOD_S = 0.05
 _DESCRIPTORS_MAX = 1 << 16
 
 
@@ -33,22 +36,45 @@ def begin() -> None:
     _held = []
 
 
+def holding() -> bool:
+    """Whether this process holds what is closed late."""
+    return _held is not None
+
+
+def hold(thing: Closable) -> None:
+    """Something to be closed with the process, which goes on using it. It is slow only after `expect_wait`."""
+    if _held is not None:
+        _held.append(thing)
+
+
+def expect_wait() -> None:
+    """Something was deleted: to close any of what is held takes a grace period now."""
+    global _slow  # noqa: PLW0603 - it is about this process
+    _slow = True
+
+
 def close(thing: Closable) -> None:
     """Close it when the answer is out; now, in a process that answers more than once."""
     if _held is None:
         thing.close()
     else:
-        _held.append(thing)
+        hold(thing)
+        expect_wait()
 
 
-def leave() -> None:
-    """The answer is out, and this process is about to end by `os._exit`: let a child close what is held, if any.
+def leave(*streams: int) -> None:
+    """The answer is out, and this process is about to end by `os._exit`: let a child close what is slow, if any.
 
-    The last to close a descriptor is who waits. The child keeps nothing else open: who reads our output sees its end.
-    Where it cannot be had, this process waits itself.
+    The last to close a descriptor is who waits. The child keeps nothing else open: who reads our output sees its end;
+    `streams` are such descriptors, which are given up before, so that nobody waits for the child to begin. It closes
+    nothing before the grace period is over: the kernel would keep every other transaction waiting with it. Where it
+    cannot be had, this process waits itself.
     """
-    if not _held:
+    if not _held or not _slow:
         return
+    nowhere = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for stream in streams:
+        os.dup2(nowhere, stream)
     try:
         child = os.fork()
     except OSError:  # refused: this process waits itself
@@ -60,5 +86,6 @@ def leave() -> None:
                 os.closerange(at, kept)
                 at = kept + 1
             os.closerange(at, _DESCRIPTORS_MAX)
+            time.sleep(_GRACE_PERIOD_S)
         finally:
             os._exit(0)

@@ -11,11 +11,14 @@ import os
 import time
 
 from cnimeta.errors import StateUnusable, TryAgainLater
-from cnimeta.host.waiting import flocked, had_by
+from cnimeta.host.waiting import flocked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from filelock import BaseFileLock
+
+_POLL_S = 0.02
+"""How often filelock asks, with jitter: those that wait together do not ask together."""
 
 
 class NodeLock:
@@ -61,20 +64,30 @@ class _Held:
     def _wait(self) -> BaseFileLock:
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self._path, mode=0o600, thread_local=False)
-
-        def attempt() -> bool:
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            lock = FileLock(self._path, mode=0o600, thread_local=False)
+            left_s = max(0.0, deadline - time.monotonic())
             try:
-                lock.acquire(blocking=False)
+                lock.acquire(timeout=left_s, poll_interval=_POLL_S * (0.5 + os.urandom(1)[0] / 256))
             except Timeout:
-                return False
-            return True
+                raise TryAgainLater(
+                    f"the lock {self._path} could not be acquired within {self._timeout_s:g} s: another process has it"
+                ) from None
+            if self._is_held_at_path():
+                return lock
+            lock.release()
 
-        if not had_by(time.monotonic() + self._timeout_s, attempt):
-            raise TryAgainLater(
-                f"the lock {self._path} could not be acquired within {self._timeout_s:g} s: another process holds it"
-            )
-        return lock
+    def _is_held_at_path(self) -> bool:
+        """Whether nobody can lock what is at the path now: some releases of filelock remove it when they let go."""
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return False
+        try:
+            return not flocked(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _try_once(path: str) -> int:

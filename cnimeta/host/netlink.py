@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
+from _socket import AF_NETLINK, SO_RCVTIMEO, SOCK_CLOEXEC, SOCK_RAW, SOL_SOCKET, socket
 
+from cnimeta.host import afterwards
 from cnimeta.host.reading import retried, told
 from cnimeta.namedtuple import NamedTuple
 
@@ -34,6 +35,8 @@ NESTED = 0x8000
 ERROR = 2
 _DONE, _DUMP_INTERRUPTED = 3, 0x10
 _RECEIVE_BYTES = 1 << 18
+_TIMEOUT_S = 10
+"""The kernel answers before the request's call returns; some do not answer at all to what they do not know."""
 _NFT_GETCHAIN, _NFT_GETTABLE, _NFT_GETRULE = (10 << 8) | 4, (10 << 8) | 1, (10 << 8) | 7
 _NFPROTO = {"inet": 1, "ip": 2, "ip6": 10}
 
@@ -76,15 +79,14 @@ def ask(protocol: int, kind: int, flags: int, body: bytes, connect: Connect = so
 
 
 def _asked(protocol: int, kind: int, flags: int, body: bytes, connect: Connect) -> list[Message]:
-    link = connect(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
-    try:
+    with Conversation(protocol, connect) as link:
         link.send(request(1, kind, flags, body))
-        found, interrupted = _answers(link, until_end=bool(flags & (DUMP | ACK)))
-    finally:
-        link.close()
-    if interrupted:
+        answer = _answer(link, until_end=bool(flags & (DUMP | ACK)))
+    if answer.refusal:
+        raise OSError(answer.refusal, os.strerror(answer.refusal))
+    if answer.interrupted:
         raise InterruptedError(errno.EINTR, "it changes too fast to be listed")
-    return found
+    return answer.found
 
 
 def tell(protocol: int, orders: Sequence[Order], connect: Connect = socket) -> None:
@@ -93,19 +95,74 @@ def tell(protocol: int, orders: Sequence[Order], connect: Connect = socket) -> N
     So a kill comes before all or after all of them. Raises OSError with the errno of the first that was refused; the
     kernel goes on with the others.
     """
-    link = connect(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
-    try:
+    with Conversation(protocol, connect) as link:
         link.send(b"".join(request(at, kind, flags | ACK, body) for at, (kind, flags, body) in enumerate(orders)))
-        refused = None
-        for _ in orders:
-            try:
-                _answers(link, until_end=True)
-            except OSError as error:
-                refused = refused or error
-        if refused is not None:
-            raise refused
-    finally:
-        link.close()
+        answers = [_answer(link, until_end=True) for _ in orders]
+    for answer in answers:
+        if answer.refusal:
+            raise OSError(answer.refusal, os.strerror(answer.refusal))
+
+
+_idle: dict[tuple[int, int] | None, list[socket]] = {}
+"""Sockets to netfilter that are kept, by their network namespace (device and inode)."""
+
+
+def _place() -> tuple[int, int]:
+    here = os.stat("/proc/thread-self/ns/net")
+    return here.st_dev, here.st_ino
+
+
+class Conversation:
+    """A socket to the kernel for a `with` block, with a receive timeout.
+
+    One to netfilter is kept for the next conversation where the process serves a single command, as it may be slow to
+    close (see `afterwards`); unless the block failed: answers may be under way.
+    """
+
+    def __init__(self, protocol: int, connect: Connect = socket) -> None:
+        self._protocol, self._connect = protocol, connect
+
+    def __enter__(self) -> Conversation:
+        kept = self._protocol == NETFILTER and afterwards.holding()
+        self._place = _place() if kept else None
+        idle = _idle.get(self._place)
+        self._link = idle.pop() if idle else self._opened()
+        return self
+
+    def _opened(self) -> socket:
+        link = self._connect(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, self._protocol)
+        try:
+            link.setsockopt(SOL_SOCKET, SO_RCVTIMEO, struct.pack("@ll", _TIMEOUT_S, 0))
+        except BaseException:
+            link.close()
+            raise
+        if self._place is not None:
+            afterwards.hold(link)
+        return link
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._place is None:
+            self._link.close()
+        elif kind is None:
+            _idle.setdefault(self._place, []).append(self._link)
+
+    def option(self, level: int, name: int, value: int) -> None:
+        """Set an option of the socket; one that the kernel does not know, or may not be had, is done without."""
+        try:
+            self._link.setsockopt(level, name, value)
+        except OSError:
+            pass
+
+    def send(self, data: bytes) -> None:
+        """One datagram."""
+        self._link.send(data)
+
+    def receive(self, flags: int = 0) -> bytes:
+        """One datagram. Raises OSError: ETIMEDOUT when there is none in time, ENOBUFS when some were lost."""
+        try:
+            return self._link.recv(_RECEIVE_BYTES, flags)
+        except BlockingIOError:
+            raise TimeoutError(errno.ETIMEDOUT, f"the kernel did not answer within {_TIMEOUT_S} s") from None
 
 
 def request(sequence: int, kind: int, flags: int, body: bytes) -> bytes:
@@ -114,35 +171,46 @@ def request(sequence: int, kind: int, flags: int, body: bytes) -> bytes:
     return header + body + b"\0" * (-len(body) % 4)
 
 
-def _answers(link: socket, *, until_end: bool) -> tuple[list[Message], bool]:
+class _Answer(NamedTuple):
+    """What came back to a request: messages, whether what they list changed meanwhile, the errno of a refusal or 0."""
+
+    found: list[Message]
+    interrupted: bool
+    refusal: int
+
+
+def _answer(link: Conversation, *, until_end: bool) -> _Answer:
     found: list[Message] = []
     interrupted = False
     while True:
-        data = link.recv(_RECEIVE_BYTES)
-        for kind, flags, body in split(data):
+        for kind, flags, body in split(link.receive()):
             interrupted = interrupted or bool(flags & _DUMP_INTERRUPTED)
-            if kind in (_DONE, ERROR):
+            if kind in (_DONE, ERROR):  # a _DONE with an errno: the listing broke off
                 number = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
-                if number > 0:  # of a _DONE: the listing broke off
-                    raise OSError(number, os.strerror(number))
-                return found, interrupted
+                return _Answer(found, interrupted, max(number, 0))
             found.append(Message(kind, body))
             if not until_end:
-                return found, interrupted
+                return _Answer(found, interrupted, 0)
 
 
 def split(data: bytes) -> Iterator[tuple[int, int, bytes]]:
     """The messages of a datagram: (type, flags, what follows the header)."""
+    for kind, flags, _, body in messages(data):
+        yield kind, flags, body
+
+
+def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """The messages of a datagram: (type, flags, the request's sequence number, what follows the header)."""
     at = 0
     while at + 16 <= len(data):
-        length, kind, flags, _, _ = struct.unpack_from("=IHHII", data, at)
+        length, kind, flags, sequence, _ = struct.unpack_from("=IHHII", data, at)
         if length < 16:
             break
-        yield kind, flags, data[at + 16 : at + length]
+        yield kind, flags, sequence, data[at + 16 : at + length]
         at += (length + 3) & ~3
 
 
-_NFT_ABSENT = (errno.ENOENT, errno.EINVAL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
+NFT_ABSENT = (errno.ENOENT, errno.EINVAL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
 """No such object; no nf_tables in this kernel (EINVAL: nfnetlink knows no such subsystem); not this family; no netlink
 for netfilter at all.
 """
@@ -153,7 +221,7 @@ def nft_chain_exists(family: str, table: str, chain: str, ask: Ask = ask) -> boo
     body = struct.pack("=BBH", _NFPROTO[family], 0, 0)
     body += attribute(1, table.encode() + b"\0") + attribute(3, chain.encode() + b"\0")
     what = f"the nftables chain {family} {table} {chain}"
-    return told(what, lambda: ask(NETFILTER, _NFT_GETCHAIN, 0, body), _NFT_ABSENT) is not None
+    return told(what, lambda: ask(NETFILTER, _NFT_GETCHAIN, 0, body), NFT_ABSENT) is not None
 
 
 def nft_chain_uses(family: str, table: str, ask: Ask = ask) -> dict[str, int]:
@@ -161,7 +229,7 @@ def nft_chain_uses(family: str, table: str, ask: Ask = ask) -> dict[str, int]:
     body = struct.pack("=BBH", _NFPROTO[family], 0, 0) + attribute(1, table.encode() + b"\0")
     what = f"the chains of the nftables table {family} {table}"
     found = {}
-    for message in told(what, lambda: ask(NETFILTER, _NFT_GETCHAIN, DUMP, body), _NFT_ABSENT) or ():
+    for message in told(what, lambda: ask(NETFILTER, _NFT_GETCHAIN, DUMP, body), NFT_ABSENT) or ():
         parts = attributes(message.body[4:])
         if message.body[0] == _NFPROTO[family] and parts.get(1) == table.encode() + b"\0":
             found[parts[3][:-1].decode("utf-8", "replace")] = struct.unpack(">I", parts[6])[0]
@@ -173,20 +241,20 @@ def nft_rule_count(family: str, table: str, chain: str, ask: Ask = ask) -> int:
     body = struct.pack("=BBH", _NFPROTO[family], 0, 0)
     body += attribute(1, table.encode() + b"\0") + attribute(2, chain.encode() + b"\0")
     what = f"the rules of the nftables chain {family} {table} {chain}"
-    return len(told(what, lambda: ask(NETFILTER, _NFT_GETRULE, DUMP, body), _NFT_ABSENT) or ())
+    return len(told(what, lambda: ask(NETFILTER, _NFT_GETRULE, DUMP, body), NFT_ABSENT) or ())
 
 
 def nft_table_exists(family: str, table: str, ask: Ask = ask) -> bool:
     """Whether nf_tables has the table. IoFailure (code 5) when unknown."""
     body = struct.pack("=BBH", _NFPROTO[family], 0, 0) + attribute(1, table.encode() + b"\0")
     what = f"the nftables table {family} {table}"
-    return told(what, lambda: ask(NETFILTER, _NFT_GETTABLE, 0, body), _NFT_ABSENT) is not None
+    return told(what, lambda: ask(NETFILTER, _NFT_GETTABLE, 0, body), NFT_ABSENT) is not None
 
 
 def nft_tables(ask: Ask = ask) -> set[tuple[str, str]]:
     """(family, name) of every table of inet, ip and ip6; none where the kernel has no nf_tables. IoFailure (code 5)."""
     body = struct.pack("=BBH", 0, 0, 0)
-    messages = told("the nftables tables", lambda: ask(NETFILTER, _NFT_GETTABLE, DUMP, body), _NFT_ABSENT) or []
+    messages = told("the nftables tables", lambda: ask(NETFILTER, _NFT_GETTABLE, DUMP, body), NFT_ABSENT) or []
     names = {number: name for name, number in _NFPROTO.items()}
     return {
         (names[message.body[0]], attributes(message.body[4:]).get(1, b"")[:-1].decode("utf-8", "replace"))

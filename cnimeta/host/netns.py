@@ -87,7 +87,11 @@ def _set(descriptor: int, kind: int) -> None:
         return
     import ctypes
 
-    if ctypes.CDLL(None, use_errno=True).setns(descriptor, kind) != 0:
+    try:
+        setns = ctypes.CDLL(None, use_errno=True).setns
+    except AttributeError:  # the dynamic linker had no memory to look for it
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from None
+    if setns(descriptor, kind) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 

@@ -243,6 +243,10 @@ class Nft(Protocol):
         """The rules of every chain with their handles. IoFailure (code 5)."""
         ...
 
+    def lookup(self, name: str, keys: Iterable[str]) -> Mapping[Element, str]:
+        """The elements of a map that have one of these keys, and their comments. IoFailure (code 5)."""
+        ...
+
     def elements(self, name: str) -> Mapping[Element, str]:
         """Every element of a map and its comment, none when there is no such map. IoFailure (code 5)."""
         ...
@@ -254,10 +258,8 @@ class Conntrack(Protocol):
     def forget_udp(
         self, family: int, ports: Iterable[tuple[int, int, bytes]], translated_to: Collection[bytes] | None
     ) -> None:
-        """Delete the UDP flows to (first port, last port, packed address or empty for every address).
-
-        Of these, the ones translated to one of the packed addresses; None: the ones to an address of this host.
-        IoFailure (code 5) when the kernel refuses.
+        """Delete the UDP flows to (first port, last port, packed address or empty for every address), of these the ones
+        translated to one of the packed addresses; None: to an address of this host. IoFailure (code 5).
         """
         ...
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from cnimeta.plugin.bundle import path_of, reader
 from cnimeta.plugin.registry import Target
 
 MARK = "# cnimeta-launcher"
@@ -36,19 +37,23 @@ def package_folder() -> str:
     return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def render(target: Target, interpreter: str, *, agent: bool = False) -> str:
-    """The text of a launcher. Raises ValueError for a path it cannot hold. `agent`: it asks the node agent first."""
+def render(target: Target, interpreter: str, *, name: str = "", agent: bool = False) -> str:
+    """The text of a launcher. Raises ValueError for a path it cannot hold.
+
+    name: it takes its modules from the bundle of this name. agent: it asks the node agent first.
+    """
     package = package_folder()
     for path in (package, target.package, target.file, *target.path):
         if not path.isprintable():
             raise ValueError(f"a launcher cannot name {path!r}")
     first, more = _start(interpreter)
+    taken = reader(path_of(package, name)) if name else ""
     asked = f"{_ASKING}\nhand_over({target.plugin!r})\n" if agent else ""
     return f"""{first}
 {MARK} {target.plugin} {_BETWEEN.join((package, target.package, target.file, *target.path))}
 {more}import sys
 import os
-{_HOOK}sys.modules["cnimeta"] = type(sys)("cnimeta")
+{_HOOK}{taken}sys.modules["cnimeta"] = type(sys)("cnimeta")
 sys.modules["cnimeta"].__path__ = [{package!r}]
 {asked}from cnimeta.plugin.dispatch import start
 from cnimeta.plugin.registry import Target, load

@@ -1,6 +1,6 @@
 """Fakes of the packet filter's surroundings: nftables as dictionaries, flows as a list, kernel settings as a mapping.
 
-`FakeNft` makes the same `Change`s as `cnimeta.host.nftables.program.NftProgram` and refuses the same ones in the
+`FakeNft` makes the same `Change`s as `cnimeta.host.nftables.kernel.KernelNft` and refuses the same ones in the
 same way, so one suite of tests runs on both. `dump()` is text to compare.
 """
 
@@ -67,6 +67,11 @@ class FakeNft:
     def all_rules(self) -> dict[str, list[Rule]]:
         """The rules of every chain."""
         return {name: list(rules) for name, rules in self._state.chains.items()}
+
+    def lookup(self, name: str, keys: Iterable[str]) -> dict[Element, str]:
+        """The elements of a map that have one of these keys, and their comments."""
+        wanted = set(keys)
+        return {one: comment for one, comment in self.elements(name).items() if one.key in wanted}
 
     def elements(self, name: str) -> dict[Element, str]:
         """Every element of a map and its comment."""

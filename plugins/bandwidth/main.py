@@ -86,12 +86,9 @@ class Bandwidth(Plugin):
             raise PluginNotAvailable(f"bandwidth cannot shape: {error.msg}") from None
 
     def preload(self) -> Iterable[str]:
-        """What its verbs import on their way; pyroute2's definitions of messages are made with the first of them."""
-        from cnimeta.host.links.tc import token_bucket
-
-        token_bucket(1, 1000, 1000, 1000, 15.625)
+        """What its verbs import on their way."""
         own = ("cnimeta_plugins.bandwidth.config", "cnimeta_plugins.bandwidth.apply")
-        return ("pyroute2", "ctypes", "cnimeta.host.links.kernel", *own)
+        return ("ctypes", "cnimeta.host.links.kernel", *own)
 
     def describe(self) -> Iterable[Key]:
         """Its keys."""

@@ -66,7 +66,7 @@ class Portmap(Plugin):
     def preload(self) -> Iterable[str]:
         """What its verbs import on their way."""
         return (
-            *("cnimeta.host.nftables.program", "cnimeta.host.conntrack", "cnimeta_plugins.portmap.wiring"),
+            *("cnimeta.host.nftables.kernel", "cnimeta.host.conntrack", "cnimeta_plugins.portmap.wiring"),
             "cnimeta_plugins.portmap.nftables.backend",
         )
 

@@ -38,7 +38,7 @@ class Notes:
         found = []
         for name in self._files.names(self._folder):
             if name.endswith(_FOLLOWS) and name.startswith(digest(container_id)):
-                found.append(self._read(name))
+                found += self._told_by(name.removesuffix(_FOLLOWS), self._path(name))
                 self._files.remove(self._path(name))
         return found
 
@@ -50,7 +50,8 @@ class Notes:
     def holders(self, address: Address) -> list[str]:
         """The records that have it, or had."""
         head = f"{address.packed.hex()}-"
-        return [self._read(name, self._addresses) for name in self._noted_addresses() if name.startswith(head)]
+        names = [name for name in self._noted_addresses() if name.startswith(head)]
+        return [record for name in names for record in self._told_by(name, os.path.join(self._addresses, name))]
 
     def leave_addresses(self, holder: str, had: Iterable[Address], but: Iterable[Address]) -> None:
         """Remove what is noted about a record, but for some addresses.
@@ -66,8 +67,16 @@ class Notes:
     def _noted_addresses(self) -> list[str]:
         return self._files.names(self._addresses)
 
-    def _read(self, name: str, folder: str = "") -> str:
-        return (self._files.read(os.path.join(folder or self._folder, name)) or b"").decode("ascii", "replace")
+    def _told_by(self, name: str, path: str) -> list[str]:
+        """The record that a note tells of.
+
+        Notes are not synced, so one may have lost its content: its name tells too, if the record is still there.
+        """
+        wanted = name.rpartition("-")[2]
+        said = (self._files.read(path) or b"").decode("ascii", "replace")
+        if digest(said) == wanted:
+            return [said]
+        return [record for record in self._files.names(self._folder) if digest(record) == wanted]
 
     def _path(self, name: str) -> str:
         return os.path.join(self._folder, name)

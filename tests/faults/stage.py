@@ -134,7 +134,7 @@ def _files() -> Iterable[str]:
     for folder, _, names in os.walk(DATA):
         for name in names:
             path = os.path.join(folder, name)
-            if not re.match(r"cnimeta\.db|sequence|reserve|probe", name) and "/locks" not in folder:
+            if not re.match(r"cnimeta\.db|sequence|reserve|probe", name) and "locks" not in folder:
                 text = Path(path).read_text(encoding="utf-8", errors="replace")
                 yield f"{os.path.relpath(path, DATA)} {text}"
 
@@ -195,8 +195,19 @@ def plain(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def strays(known: set[int]) -> list[str]:
-    """The processes of this process namespace that are not known: what a command left running."""
+def strays(known: set[int], within_s: float = 2.0) -> list[str]:
+    """The processes of this process namespace that are not known: what a command left running.
+
+    Those that sleep off the kernel's grace periods after the answer are given the time for it.
+    """
+    deadline = time.monotonic() + within_s
+    while (found := _others(known)) and time.monotonic() < deadline:
+        reap()
+        time.sleep(0.02)
+    return found
+
+
+def _others(known: set[int]) -> list[str]:
     found = []
     for name in os.listdir("/proc"):
         with contextlib.suppress(OSError):

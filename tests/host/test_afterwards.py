@@ -30,7 +30,8 @@ class Late(Plugin):
         for _ in range(int(sys.argv[2])):
             afterwards.close(Held(int(sys.argv[1])))
 
-os.register_at_fork(after_in_child=lambda: os.write(2, b"a child"))
+heard = os.dup(2)  # the streams themselves are given up before
+os.register_at_fork(after_in_child=lambda: os.write(heard, b"a child"))
 start(Late)
 """
 
@@ -65,3 +66,19 @@ def test_child_closes_what_is_held_when_the_answer_is_out(held: int, said: bytes
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", said)
     assert os.read(ours, 1) == b""  # the child, which had nothing else, has ended
     os.close(ours)
+
+
+READING = HELD.replace("afterwards.close(", "afterwards.hold(")
+
+
+def test_nothing_is_forked_when_nothing_was_deleted() -> None:
+    ours, theirs = os.pipe()
+    environ = {"CNI_COMMAND": "DEL", "CNI_CONTAINERID": "c", "CNI_IFNAME": "e"}
+    conf = b'{"cniVersion":"1.0.0","name":"n","type":"late"}'
+    done = subprocess.run(
+        [sys.executable, "-c", READING, str(theirs), "2"],
+        input=conf, env=environ, capture_output=True, pass_fds=(theirs,), check=False,
+    )  # fmt: skip
+    os.close(ours)
+    os.close(theirs)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

@@ -111,11 +111,14 @@ class Answers:
     def send(self, data: bytes) -> int:
         return len(data)
 
-    def recv(self, _: int) -> bytes:
+    def recv(self, *_: int) -> bytes:
         answer = self.sockets[self.made - 1].pop(0)
         if isinstance(answer, int):
             raise OSError(answer, os.strerror(answer))
         return answer
+
+    def setsockopt(self, *_: object) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -1,4 +1,4 @@
-"""One contract for every Nft: the fake and the `nft` program."""
+"""One contract for every Nft: the fake, the kernel over netlink and the `nft` program."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cnimeta.errors import CniError
+from cnimeta.host.nftables.kernel import KernelNft
 from cnimeta.host.nftables.program import NftProgram
 from cnimeta.host.nftables.values import Chain, Change, Element, Hook, Map, Refusal, Rule, Table
 from cnimeta.testing.netfilter import FakeNft
@@ -31,14 +32,26 @@ BASE = [
 ELEMENT, COMMENT = Element("ports", "tcp . 80", "10.0.0.2 . 8080"), "c1/eth0/net"
 
 
-@pytest.fixture(params=[pytest.param("fake", marks=pytest.mark.unit), pytest.param("kernel", marks=pytest.mark.kernel)])
+class NoProgram(NftProgram):
+    """Whoever asks it was to do without."""
+
+    def _find(self) -> str | None:
+        raise AssertionError("nft was started")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("fake", marks=pytest.mark.unit),
+        *(pytest.param(name, marks=pytest.mark.kernel) for name in ("netlink", "program")),
+    ]
+)
 def nft(request: pytest.FixtureRequest) -> Iterator[Nft]:
     if request.param == "fake":
         yield FakeNft()
         return
     make_netns: Callable[[str], Namespace] = request.getfixturevalue("make_netns")
     with make_netns("nft").entered():
-        yield NftProgram(TABLE)
+        yield KernelNft(TABLE, program=NoProgram(TABLE)) if request.param == "netlink" else NftProgram(TABLE)
 
 
 @pytest.fixture
@@ -86,6 +99,16 @@ def test_elements_come_back_as_they_were_when_listed(table: Nft) -> None:
     assert table.elements("ports") == {ELEMENT: COMMENT, others[0]: ""}
     assert table.elements("ranges") == {others[1]: ""}
     assert table.elements("verdicts") == {others[2]: ""}
+
+
+def test_elements_are_found_by_their_keys(table: Nft) -> None:
+    ranged = Element("ranges", "tcp . 9000-9010", "10.0.0.2")
+    table.apply(
+        [Change("add", ELEMENT, COMMENT), Change("add", ranged), Change("add", ELEMENT._replace(key="udp . 1"))]
+    )
+    assert table.lookup("ports", ["tcp . 79", ELEMENT.key, "tcp . 81"]) == {ELEMENT: COMMENT}
+    assert table.lookup("ranges", ["tcp . 9000-9010", "tcp . 8000-8010"]) == {ranged: ""}
+    assert table.lookup("ports", []) == table.lookup("none", ["tcp . 80"]) == {}
 
 
 def test_adding_changes_nothing_when_only_the_comment_differs(table: Nft) -> None:

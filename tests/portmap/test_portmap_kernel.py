@@ -14,7 +14,7 @@ from portmap_kit import Host, conf, tcp
 
 from cnimeta.cli.install import install
 from cnimeta.errors import CniError
-from cnimeta.host.nftables.program import NftProgram
+from cnimeta.host.nftables.kernel import KernelNft
 from cnimeta.host.nftables.values import Chain, Change, Element
 from cnimeta.spec.jsonio import dumps
 from cnimeta.testing import call
@@ -41,7 +41,7 @@ def host(request: pytest.FixtureRequest, make_netns: Callable[[str], Namespace])
         yield Host()
         return
     with make_netns("nft").entered():
-        yield Host(NftProgram(TABLE))
+        yield Host(KernelNft(TABLE))
 
 
 def elements(host: Host) -> set[tuple[str, str, str]]:
@@ -475,7 +475,7 @@ def test_mappings_come_back_when_the_rules_were_flushed(net: Net) -> None:
 def test_one_backend_maps_when_it_is_changed_between_adds(net: Net) -> None:
     def mapped() -> tuple[int, int]:
         with net.node.entered():
-            elements = NftProgram(TABLE).elements("any4")
+            elements = KernelNft(TABLE).elements("any4")
         return len(elements), net.node.run("iptables-save", "-t", "nat").stdout.count("-j DNAT")
 
     with serving(net.c1, 80):
@@ -535,7 +535,7 @@ def test_nothing_is_lost_when_a_hundred_commands_run_at_once(net: Net, portmap: 
         answers = {name: (process.communicate(timeout=90), process.returncode) for name, process in running.items()}
         assert {name: out for name, (out, code) in answers.items() if code != 0} == {}
         with net.node.entered():
-            assert len(NftProgram(TABLE).elements("any4")) == left
+            assert len(KernelNft(TABLE).elements("any4")) == left
     assert list((tmp_path / "state" / "portmap").iterdir()) == []
 
 
@@ -589,20 +589,20 @@ def test_a_port_of_the_reference_plugins_nftables_rules_is_refused(net: Net) -> 
     net.call("ADD", tcp(8081), tcp(8080, hostIP=NODE6))
 
 
-def test_one_process_is_started_when_a_port_is_mapped(net: Net, portmap: str, tmp_path: Path) -> None:
-    # The first on a node also asks the kernel whether it takes the base.
-    first = conf(tcp(8081), ips=("10.88.0.9/16",), dataDir=str(tmp_path / "state"))
-    assert start(net, portmap, "ADD", "c9", first).wait(30) == 0
+def test_no_process_is_started_on_the_way_of_a_verb(net: Net, portmap: str, tmp_path: Path) -> None:
+    """Nor by the first ADD on a node, which builds the base; the launcher itself is the only program."""
     trace = tmp_path / "trace"
     wrapper = tmp_path / "traced"
     wrapper.write_text(f"#!/bin/sh\nexec strace -f -e trace=execve -o {trace} {portmap}\n")
     wrapper.chmod(0o755)
-    body = conf(tcp(8080), dataDir=str(tmp_path / "state"))
-    process = start(net, str(wrapper), "ADD", "c1", body)
-    assert process.wait(30) == 0, process.stderr
-    started = [line for line in trace.read_text().splitlines() if "execve(" in line and " = 0" in line]
-    assert len(started) == 2, started  # the launcher itself, and nft
-    assert "/nft" in started[1]
+    udp = {"hostPort": 53, "containerPort": 53, "protocol": "udp"}
+    body = conf(tcp(8080), udp, tcp(9000, 9000, endPort=9010), dataDir=str(tmp_path / "state"))
+    for verb in ("ADD", "ADD", "CHECK", "STATUS", "DEL", "DEL", "ADD", "GC"):
+        process = start(net, str(wrapper), verb, "c1", body | {"cni.dev/valid-attachments": []})
+        out, _ = process.communicate(timeout=30)
+        assert process.returncode == 0, out
+        started = [line for line in trace.read_text().splitlines() if "execve(" in line and " = 0" in line]
+        assert len(started) == 1, (verb, started)
 
 
 @pytest.mark.parametrize(("backend", "other"), [("nftables", "iptables"), ("iptables", "nftables")])
@@ -626,10 +626,10 @@ def test_all_mappings_are_back_when_repaired_after_a_flush(net: Net) -> None:
     net.call("ADD", tcp(8080))
     net.call("ADD", tcp(8081), number=3)
     with net.node.entered():
-        before = {name: NftProgram(TABLE).elements(name) for name in ("any4", "any6", "claims4", "snat4")}
+        before = {name: KernelNft(TABLE).elements(name) for name in ("any4", "any6", "claims4", "snat4")}
         net.node.run("nft", "flush", "ruleset")
         results = Portmap().port_mapper().repair(str(net.folder), print, ())
-        after = {name: NftProgram(TABLE).elements(name) for name in before}
+        after = {name: KernelNft(TABLE).elements(name) for name in before}
     assert sorted((found.container_id, found.error) for found in results) == [("c2", ""), ("c3", "")]
     assert after == before
     net.call("CHECK", tcp(8080))

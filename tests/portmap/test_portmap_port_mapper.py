@@ -11,7 +11,7 @@ from portmap_kit import Host, conf, tcp
 from cnimeta.errors import CniError
 from cnimeta.host.clock import boot_id
 from cnimeta.host.files import PosixFiles
-from cnimeta.host.nftables.program import NftProgram
+from cnimeta.host.nftables.kernel import KernelNft
 from cnimeta.ports.mapper import Expected, MappedPort, Repaired
 from cnimeta.testing import call
 from cnimeta_plugins.portmap.backends import Backends
@@ -241,12 +241,12 @@ def test_maps_and_rules_are_read_once_when_many_are_compared(node: Node, monkeyp
 
         return spy
 
-    for name in ("elements", "all_rules", "rules", "dry_run", "chain_uses"):
+    for name in ("elements", "lookup", "all_rules", "rules", "dry_run", "chain_uses"):
         monkeypatch.setattr(node.nft, name, spied(name))
     found = node.ports().compare(node.data_dir, node.lines.append, [expected(node, *one) for one in bodies.items()])
     assert list(found.errors) == [None] * len(bodies)
     assert len(asked) == len(set(asked)), asked
-    assert not [one for one in asked if one.startswith("dry_run")]
+    assert not [one for one in asked if one.startswith(("dry_run", "lookup"))]
 
 
 @pytest.mark.unit
@@ -272,4 +272,4 @@ def test_the_registered_mapper_tells_the_kernels_mappings_when_records_are_lost(
         for path in (tmp_path / "portmap").iterdir():
             path.unlink()
         assert mapper.mappings(str(tmp_path), print) == [one._replace(recorded=False) for one in wanted]
-        assert len(NftProgram(TABLE).elements("claims4")) == 3
+        assert len(KernelNft(TABLE).elements("claims4")) == 3

@@ -17,7 +17,7 @@ FEWEST_WAITING = 2 * 65536
 """Bytes. htb does not cut packets to size as tbf does, and one of the sender's can have 64 KiB."""
 _ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
 _OFFSETS = {(4, "src"): 12, (4, "dst"): 16, (6, "src"): 8, (6, "dst"): 24}
-_KEY, _KEYS_AT = 16, 20
+KEY_BYTES, _SELECTOR_BYTES = 16, 16
 
 
 def classes(
@@ -42,19 +42,9 @@ def protocol(rule: Rule) -> int:
     return _ETH_P_IP if rule.priority == 1 else _ETH_P_IPV6
 
 
-def texts(rule: Rule) -> list[str]:
-    """The keys as pyroute2 takes them: `0xVALUE/0xMASK+OFFSET`."""
-    found = []
-    for at in range(0, len(rule.keys), _KEY):
-        mask, value = rule.keys[at : at + 4], rule.keys[at + 4 : at + 8]
-        offset = int.from_bytes(rule.keys[at + 8 : at + 12], sys.byteorder)
-        found.append(f"0x{value.hex()}/0x{mask.hex()}+{offset}" if any(mask) else "0x0/0x0+0")
-    return found
-
-
 def keys_of(selector: bytes) -> bytes:
-    """The keys in a TCA_U32_SEL attribute, its header included."""
-    return selector[_KEYS_AT:]
+    """The keys in a struct tc_u32_sel."""
+    return selector[_SELECTOR_BYTES:]
 
 
 def _keys(offset: int, network: bytes, prefix: int) -> bytes:
@@ -65,4 +55,4 @@ def _keys(offset: int, network: bytes, prefix: int) -> bytes:
         for at in range(0, len(network), 4)
         if any(mask[at : at + 4])
     )
-    return keys or bytes(_KEY)
+    return keys or bytes(KEY_BYTES)

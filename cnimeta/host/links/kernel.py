@@ -1,7 +1,4 @@
-"""Links and traffic control of the node: the Links adapter.
-
-Looking up, listing and removing links, all that DEL and GC do, is done without pyroute2 and its import.
-"""
+"""Links and traffic control of the node: the Links adapter, on single netlink requests."""
 
 from __future__ import annotations
 
@@ -90,11 +87,10 @@ class RouteLinks:
         A new one gets its address from here, so that it need not be asked for, and its alias in the same call, as the
         kernel does not take one when making a link.
         """
-        mac = ":".join(f"{octet:02x}" for octet in (0x02, *os.urandom(5)))
-        label = tc.set_link({"IFLA_IFNAME": name, "IFLA_IFALIAS": alias})
-        if self._do("make", name, tc.make_ifb(name, mtu, mac), label, ignore=(errno.EEXIST,)) == errno.EEXIST:
-            keys = {"IFLA_IFNAME": name, "IFLA_MTU": mtu, "IFLA_IFALIAS": alias}
-            self._do("set up", name, tc.set_link(keys, up=True))
+        mac = b"\x02" + os.urandom(5)
+        orders = tc.make_ifb(name, mtu, mac), tc.label(name, alias)
+        if self._do("make", name, *orders, ignore=(errno.EEXIST,)) == errno.EEXIST:
+            self._do("set up", name, tc.set_up(name, alias, mtu))
         link = self.get(name=name)
         if link is None:
             raise IoFailure(f"interface {shown(name)} vanished while it was set up")
@@ -130,7 +126,7 @@ class RouteLinks:
         """An htb as root, in place of any other: one class with the bucket, the rest unlimited."""
         self.clear(index)
         # htb's queue for unlimited traffic is as long as the interface's; 0 would drop it (plugins#1097).
-        length = tc.set_link({"IFLA_TXQLEN": _QUEUE_LENGTH}, index=index)
+        length = tc.queue_length(index, _QUEUE_LENGTH)
         rules = [tc.by_subnet(index, rule) for rule in wanted.rules]
         orders = (length, tc.hierarchy(index, wanted.default), *tc.shaped_class(index, wanted), *rules)
         self._do("shape", str(index), *orders)
@@ -150,7 +146,7 @@ class RouteLinks:
         replaced = not same or (root is not None and root.handle == HANDLE)  # nothing here is made with other handles
         if replaced and not (same and root is not None and root.kind == "tbf"):
             self.clear(index)  # a tbf changes in place, and the packets that wait stay
-        orders = [tc.set_link({"IFLA_TXQLEN": link.queue_length}, index=index)]
+        orders = [tc.queue_length(index, link.queue_length)]
         if replaced and root is not None:
             orders.append(tc.same_again(index, root))
         self._do("shape", link.name, *orders)

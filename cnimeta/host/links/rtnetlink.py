@@ -1,4 +1,4 @@
-"""Links and routes by single requests, for what must not wait for pyroute2's import. Format: linux/rtnetlink.h."""
+"""Links and routes by single requests. Format: linux/rtnetlink.h."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def route_interface(address: Address, ask: Ask = ask) -> str:
     return ""
 
 
-def ifinfo(index: int) -> bytes:
-    """A struct ifinfomsg that names an interface."""
-    return struct.pack("=BxHiII", 0, 0, index, 0, 0)
+def ifinfo(index: int, *, up: bool = False) -> bytes:
+    """A struct ifinfomsg that names an interface, and may ask for it to be up."""
+    return struct.pack("=BxHiII", 0, 0, index, IFF_UP * up, IFF_UP * up)
 
 
 def refused(verb: str, what: str, error: OSError) -> IoFailure:

@@ -14,7 +14,7 @@ from cnimeta.spec.ip import parse_ip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from cnimeta.host.nftables.values import Change
 
@@ -77,6 +77,11 @@ class NftProgram:
             elif chain and _HANDLE in line:
                 found[chain].append(_rule(chain, line))
         return found
+
+    def lookup(self, name: str, keys: Iterable[str]) -> dict[Element, str]:
+        """The elements of a map that have one of these keys, and their comments; as costly as all of them."""
+        wanted = set(keys)
+        return {one: comment for one, comment in self.elements(name).items() if one.key in wanted}
 
     def elements(self, name: str) -> dict[Element, str]:
         """Every element of a map and its comment, none when there is no such map; costs in proportion to the map."""

@@ -13,6 +13,9 @@ from __future__ import annotations
 from cnimeta.errors import CniError, IoFailure, shown
 from cnimeta.namedtuple import NamedTuple
 
+COMMENT_MAX_BYTES = 127
+"""What nft's own limit of 128 leaves beside the end."""
+
 
 class Table(NamedTuple):
     """The table itself."""
@@ -123,9 +126,15 @@ class Refusal(CniError):
 
 
 def _said(comment: str) -> str:
-    """A comment in nft's language, which has no way to quote a quote: what follows one would be read as rules."""
-    if not comment:
-        return ""
-    if '"' in comment or not comment.isprintable():
+    """A comment in nft's language."""
+    return f' comment "{require_comment(comment)}"' if comment else ""
+
+
+def require_comment(comment: str) -> str:
+    """The comment. IoFailure (code 5) for one that nft could not print or read again.
+
+    Its language has no way to quote a quote: what follows one would be read as rules.
+    """
+    if '"' in comment or not comment.isprintable() or len(comment.encode()) > COMMENT_MAX_BYTES:
         raise IoFailure(f"nftables rules cannot carry the comment {shown(comment)}")
-    return f' comment "{comment}"'
+    return comment

@@ -44,8 +44,8 @@ _ATTEMPTS = 4  # another command may build the base, or a tool flush it, between
 
 
 def on_host(path: str) -> NftBackend:
-    """The backend with the `nft` program, looked for in `path` first."""
-    from cnimeta.host.nftables.program import NftProgram
+    """The backend on this kernel; the `nft` program, where it is needed, is looked for in `path` first."""
+    from cnimeta.host.nftables.kernel import KernelNft
 
     def remove_upstream(container_id: str) -> bool:
         from cnimeta_plugins.portmap.nftables.upstream import remove_container
@@ -57,7 +57,7 @@ def on_host(path: str) -> NftBackend:
 
         return other_holder(family, ports, container_id, path)
 
-    return NftBackend(NftProgram(TABLE, path), remove_upstream, held_by_upstream)
+    return NftBackend(KernelNft(TABLE, path), remove_upstream, held_by_upstream)
 
 
 class NftBackend:
@@ -146,15 +146,10 @@ class NftBackend:
             return []
         if any(one.key.endswith(f" . {wanted.key}") for one in self.nft.elements(f"host{wanted.map}")):
             return []
-        return [
-            Change("delete", one)
-            for one in self.nft.elements(wanted.map)
-            if one.key == wanted.key and one.value == SHARED
-        ]
+        return [Change("delete", one) for one in self.nft.lookup(wanted.map, [wanted.key]) if one.value == SHARED]
 
     def _comment_of(self, wanted: Element) -> str:
-        listed = self.nft.elements(wanted.map)
-        return next((comment for one, comment in listed.items() if one.key == wanted.key), "")
+        return next(iter(self.nft.lookup(wanted.map, [wanted.key]).values()), "")
 
     # --- DEL and GC ------------------------------------------------------------------------------------------
 
@@ -345,9 +340,9 @@ class NftBackend:
         return NftBackend(Reading(self.nft))
 
     def ready(self) -> None:
-        """Raise Unusable when nft is not installed, or the kernel would not take the base."""
+        """Raise Unusable when the kernel has no nftables, or would not take the base."""
         if not self.nft.available():
-            raise Unusable("nftables cannot be used: nft is not installed")
+            raise Unusable("nftables cannot be used: this kernel has no nf_tables")
         if self.nft.has_chain(BASE_CHAIN):
             return
         try:

@@ -117,7 +117,8 @@ def base_rules() -> Iterator[Rule]:
     yield Rule("prerouting", f"meta nfproto ipv6 {local}")
     yield Rule("output", local)
     # ::1 cannot leave the host, fe80:: has no way beyond its link: a refusal is better than a timeout.
-    yield Rule(BASE_CHAIN, "ip6 daddr { ::1, fe80::/10 } return")
+    yield Rule(BASE_CHAIN, "ip6 daddr ::1 return")
+    yield Rule(BASE_CHAIN, "ip6 daddr fe80::/10 return")
     yield Rule(BASE_CHAIN, "ip6 saddr fe80::/10 return")
     yield Rule(BASE_CHAIN, f"jump {CONDITIONAL}")
     for host, anywhere in (("host", "hostrange"), ("any", "range")):

@@ -6,16 +6,15 @@ It reads every rule of the table, so no ADD or DEL comes here.
 from __future__ import annotations
 
 from cnimeta.errors import CheckFailed
-from cnimeta.host.nftables.values import Chain, Change, Element, Refusal, Rule
+from cnimeta.host.nftables.values import Chain, Change, Rule
 from cnimeta_plugins.portmap.nftables.base import difference, foreign_entries, renewal, strange_rule
 from cnimeta_plugins.portmap.nftables.reading import Reading
 from cnimeta_plugins.portmap.nftables.rules import (
     BASE_CHAIN,
     CONDITIONAL,
     conditional_chains,
-    content_changes,
+    own_elements,
     plan_elements,
-    presence_changes,
     subnet_chains,
     subnet_named,
 )
@@ -24,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from cnimeta.host.nftables.values import Element
     from cnimeta.host.protocols import Nft
     from cnimeta_plugins.portmap.plan import Plan
 
@@ -35,7 +35,8 @@ def check(nft: Nft, plan: Plan) -> None:
     """
     if not nft.has_chain(BASE_CHAIN):
         raise CheckFailed("the nftables table inet cnimeta_hostports is missing: another tool flushed the rules")
-    _check_elements(nft, plan)
+    for name, elements in own_elements(plan_elements(plan).groups).items():
+        _check_elements(elements, nft.lookup(name, [one.key for one in elements]))
     rules, judged = nft.all_rules(), nft.judged if isinstance(nft, Reading) else {}
     if BASE_CHAIN not in judged:
         judged[BASE_CHAIN] = strange_rule(rules)
@@ -49,14 +50,13 @@ def check(nft: Nft, plan: Plan) -> None:
     _check_conditions(plan, rules)
 
 
-def _check_elements(nft: Nft, plan: Plan) -> None:
-    groups = plan_elements(plan).groups
-    for changes in (presence_changes(groups), content_changes(groups)):
-        try:
-            nft.dry_run(changes)
-        except Refusal as refusal:
-            refused = changes[refusal.index].item if 0 <= refusal.index < len(changes) else None
-            raise _differs(refused, refusal.kind == "missing", refusal.msg) from None
+def _check_elements(wanted: Sequence[Element], present: Mapping[Element, str]) -> None:
+    there = {one.key: comment or one.value for one, comment in present.items()}
+    for element in wanted:
+        if element not in present:
+            state = "not this container's" if element.key in there else "missing"
+            what = f"the nftables element {element.map} {{ {element.key} }} is {state}"
+            raise CheckFailed(what, there.get(element.key, ""))
 
 
 def _check_conditions(plan: Plan, rules: Mapping[str, Sequence[Rule]]) -> None:
@@ -66,12 +66,6 @@ def _check_conditions(plan: Plan, rules: Mapping[str, Sequence[Rule]]) -> None:
             raise CheckFailed(f"the nftables chain {CONDITIONAL} has no rule that leads to {condition.chain}")
         if len(rules.get(condition.chain, ())) != len(condition.rules):
             raise CheckFailed(f"the nftables chain {condition.chain} does not have its {len(condition.rules)} rules")
-
-
-def _differs(element: object, missing: bool, details: str) -> CheckFailed:
-    where = f"{element.map} {{ {element.key} }}" if isinstance(element, Element) else ""
-    state = "missing" if missing else "not this container's"
-    return CheckFailed(f"the nftables element {where} is {state}", details)
 
 
 def heal(nft: Nft) -> None:

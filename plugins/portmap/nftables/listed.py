@@ -5,7 +5,7 @@ Listing costs in proportion to everything that is mapped, so no command comes he
 
 from __future__ import annotations
 
-from cnimeta.host.nftables.values import Change, Element, Refusal
+from cnimeta.host.nftables.values import Element
 from cnimeta.ports.mapper import MappedPort
 from cnimeta_plugins.portmap.nftables.rules import (
     BASE_CHAIN,
@@ -28,21 +28,15 @@ _TARGETS = {"claims": ("any", "range"), "hostclaims": ("host", "hostrange"), "ad
 
 
 def holds(nft: Nft, owner: str, mappings: Iterable[PortMapping]) -> bool:
-    """Whether any of these mappings is there and `owner`'s. Two dry runs a mapping, whatever the maps hold."""
+    """Whether any of these mappings is there and `owner`'s, whatever else the maps hold."""
     for mapping in mappings if nft.has_chain(BASE_CHAIN) else ():
         for family in (4, 6):
             if not mapping.serves(family):
                 continue
             name = f"hostclaims{family}" if mapping.where else f"claims{family}"
             key = f"{mapping.where} . " * bool(mapping.where) + f"{mapping.protocol} . {mapping.first}"
-            try:
-                nft.dry_run([Change("delete", Element(name, key, owner))])
-                nft.dry_run([Change("add", Element(name, key, owner))])
-            except Refusal as refusal:
-                if refusal.kind == "other":
-                    raise
-                continue
-            return True
+            if Element(name, key, owner) in nft.lookup(name, [key]):
+                return True
     return False
 
 

@@ -351,18 +351,14 @@ def orphan_changes(groups: Sequence[Group], lost: Iterable[Group]) -> list[list[
     return found
 
 
-def presence_changes(groups: Iterable[Group]) -> list[Change]:
-    """For a dry run: fails with ENOENT when an element is missing."""
-    return [Change("delete", element) for group in groups for element in _own(group)]
-
-
-def content_changes(groups: Iterable[Group]) -> list[Change]:
-    """For a dry run: fails with EEXIST when an element has another value."""
-    return [Change("add", element) for group in groups for element in _own(group)]
-
-
-def _own(group: Group) -> tuple[Element, ...]:
-    return tuple(element for element in group.all if element.value != SHARED)
+def own_elements(groups: Iterable[Group]) -> dict[str, list[Element]]:
+    """The elements of the groups by their maps, without claims that others share."""
+    found: dict[str, list[Element]] = {}
+    for group in groups:
+        for element in group.all:
+            if element.value != SHARED:
+                found.setdefault(element.map, []).append(element)
+    return found
 
 
 def is_claim(element: Element) -> bool:

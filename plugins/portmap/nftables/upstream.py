@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from cnimeta.errors import IoFailure
 from cnimeta.host.netlink import nft_table_exists
-from cnimeta.host.process import find_program, run_program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def remove_container(container_id: str, path: str = "") -> bool:
     families = [family for family in _FAMILIES if nft_table_exists(family, _TABLE)]
     if not families:
         return False
-    program = find_program("nft", path)
+    program = _find_program("nft", path)
     if program is None:
         raise IoFailure(f"the nftables table {_TABLE} may have rules of this container, and nft is not installed")
     lines = []
@@ -37,6 +36,8 @@ def remove_container(container_id: str, path: str = "") -> bool:
                 for handle in _handles(_list(program, family, chain), container_id)
             ]
     if lines:
+        from cnimeta.host.process import run_program
+
         done = run_program([program, "-f", "-"], {}, "\n".join(lines).encode() + b"\n", _TIMEOUT_S)
         if done.status != 0:
             raise IoFailure(f"nft refused to remove the rules of container {container_id}: {done.complaint}")
@@ -51,7 +52,7 @@ def other_holder(family: int, ports: Collection[tuple[str, int]], container_id: 
     name = "ip" if family == 4 else "ip6"
     if not nft_table_exists(name, _TABLE):
         return "", ""
-    program = find_program("nft", path)
+    program = _find_program("nft", path)
     if program is None:
         raise IoFailure(f"the nftables table {_TABLE} may have rules for this port, and nft is not installed")
     for chain in _CHAINS[:2]:
@@ -67,10 +68,18 @@ def other_holder(family: int, ports: Collection[tuple[str, int]], container_id: 
 
 
 def _list(program: str, family: str, chain: str) -> str:
+    from cnimeta.host.process import run_program
+
     done = run_program([program, "-a", "-t", "list", "chain", family, _TABLE, chain], {}, b"", _TIMEOUT_S)
     if done.status != 0 and _MISSING not in done.stderr:
         raise IoFailure(f"nft cannot list the chain {chain} of table {family} {_TABLE}: {done.complaint}")
     return done.stdout.decode("utf-8", "replace") if done.status == 0 else ""
+
+
+def _find_program(name: str, path: str) -> str | None:
+    from cnimeta.host.process import find_program
+
+    return find_program(name, path)
 
 
 def _handles(listing: str, container_id: str) -> list[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Iterable, Iterator
 
 CALLS = (
     *("openat", "pwrite64", "write", "ftruncate", "fsync", "fdatasync", "fallocate"),
@@ -36,7 +37,20 @@ def operations(trace: str, folder: str) -> list[Operation]:
     with open(trace, encoding="ascii", errors="replace") as file:
         found = [_operation(line) for line in file]
     inside = [one for one in found if one is not None and one.path.startswith(folder)]
-    return [one for one in inside if not one.path.endswith("-shm")]
+    return list(_placed(one for one in inside if not one.path.endswith("-shm")))
+
+
+def _placed(found: Iterable[Operation]) -> Iterator[Operation]:
+    """With the offsets of those writes that go on where the one before ended."""
+    ends: dict[str, int] = {}
+    for one in found:
+        if one.kind == "create":
+            ends[one.path] = 0
+        elif one.kind == "append":
+            offset = ends.get(one.path, 0)
+            ends[one.path] = offset + len(one.data)
+            one = one._replace(kind="write", offset=offset)
+        yield one
 
 
 def _operation(line: str) -> Operation | None:
@@ -62,6 +76,8 @@ def _operation(line: str) -> Operation | None:
         return Operation("sync", path)
     if name == "pwrite64":
         return Operation("write", path, offset=numbers[-1], data=texts[0])
+    if name == "write":
+        return Operation("append", path, data=texts[0][: int(match[3])])
     if name == "ftruncate":
         return Operation("length", path, offset=numbers[-1])
     return None

@@ -1,0 +1,178 @@
+"""A bundle: the code of every module on a plugin's way in one file, so that its start need not look for sixty.
+
+To import a module, Python lists folders, and opens, reads and checks a file: with sixty modules, half of what a
+launcher does before it acts. `cnimeta install` writes the bundle beside the compiled modules, and a launcher reads it
+first: a table of code, and a finder that answers from it. It is a cache and nothing more: a module whose source has
+another size or time than it had is imported as usual, and so is everything when the bundle is missing, damaged or of
+another Python.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ast import Module
+    from collections.abc import Iterator
+    from types import CodeType
+
+    from cnimeta.plugin.registry import Target
+
+_ALWAYS = ("cnimeta.plugin.dispatch", "cnimeta.plugin.registry")
+"""What a launcher imports itself."""
+
+_READER = """try:
+    import marshal
+    with open({path!r}, "rb") as file:
+        magic, finder, table = marshal.loads(file.read())
+    if magic == sys.modules["_frozen_importlib_external"].MAGIC_NUMBER:
+        exec(marshal.loads(finder), {{"table": table}})
+except (OSError, ValueError, EOFError, TypeError):
+    pass
+"""
+"""What a launcher does with it."""
+
+_FINDER = """
+import sys
+from _frozen_importlib import ModuleSpec
+from marshal import loads
+from posix import stat
+
+class Bundle:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        found = table.get(name)
+        if found is None:
+            return None
+        file, folder, size, time, _ = found
+        try:
+            there = stat(file)
+        except OSError:
+            return None
+        if there.st_size != size or there.st_mtime_ns != time:
+            return None
+        spec = ModuleSpec(name, Bundle, origin=file, is_package=bool(folder))
+        spec.has_location = True
+        if folder:
+            spec.submodule_search_locations.append(folder)
+        return spec
+
+    @staticmethod
+    def create_module(spec):
+        return None
+
+    @staticmethod
+    def exec_module(module):
+        exec(loads(table[module.__name__][4]), module.__dict__)
+
+sys.meta_path.insert(0, Bundle)
+"""
+
+
+def path_of(package: str, name: str) -> str:
+    """Where the bundle of the launcher `name` lies, by the folder of the cnimeta package."""
+    return os.path.join(package, "__pycache__", f"{name}.{sys.implementation.cache_tag}.bundle")
+
+
+def reader(path: str) -> str:
+    """The lines of a launcher that take what there is at `path`."""
+    return _READER.format(path=path)
+
+
+def build(package: str, target: Target) -> bytes:
+    """The bundle of a plugin, by the folder of the cnimeta package. Raises OSError, SyntaxError."""
+    import marshal
+    from importlib.util import MAGIC_NUMBER
+
+    table = {}
+    for name, file in _modules(package, target).items():
+        table[name] = (*_entry(file), marshal.dumps(_compiled(file)))
+    finder = marshal.dumps(compile(_FINDER, "<bundle>", "exec", dont_inherit=True))
+    return marshal.dumps((MAGIC_NUMBER, finder, table))
+
+
+def is_current(path: str, target: Target) -> bool:
+    """Whether the bundle at `path` is what `build` would make: of unchanged modules, which import what they did."""
+    import marshal
+    from importlib.util import MAGIC_NUMBER
+
+    try:
+        with open(path, "rb") as bundle:
+            magic, _, table = marshal.loads(bundle.read())  # noqa: S302 - as trusted as the modules beside it
+        unchanged = all(entry[:4] == _entry(entry[0]) for entry in table.values())
+        return bool(magic == MAGIC_NUMBER) and target.plugin.partition(":")[0] in table and unchanged
+    except (OSError, ValueError, EOFError, TypeError):
+        return False
+
+
+def _entry(file: str) -> tuple[str, str, int, int]:
+    """What a module is told by: its file, its folder if it is a package, the file's size and time."""
+    there = os.stat(file)
+    folder = os.path.dirname(file) if os.path.basename(file) == "__init__.py" else ""
+    return (file, folder, there.st_size, there.st_mtime_ns)
+
+
+def _modules(package: str, target: Target) -> dict[str, str]:
+    """The modules that a plugin can come to import, by name, and their files: the SDK's, and its own package's."""
+    known = dict(_below("cnimeta", package))
+    if os.path.basename(target.file) == "__init__.py":
+        known |= dict(_below(target.package, os.path.dirname(target.file)))
+    found: dict[str, str] = {}
+    waiting = [*_ALWAYS, target.plugin.partition(":")[0]]
+    while waiting:
+        name = waiting.pop()
+        if name not in found and name in known:
+            found[name] = known[name]
+            waiting += [*_imports(known[name]), name.rpartition(".")[0]]
+    return {name: file for name, file in found.items() if name not in ("cnimeta", target.package)}
+
+
+def _imports(file: str) -> Iterator[str]:
+    """What a module names in its imports, and those of its functions; not for type checkers."""
+    import ast
+
+    waiting: list[ast.AST] = [_tree(file)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names))
+        elif not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
+            waiting += ast.iter_child_nodes(node)
+
+
+def _tree(file: str) -> Module:
+    import ast
+
+    with open(file, "rb") as source:
+        return ast.parse(source.read(), file)
+
+
+def _below(name: str, folder: str) -> Iterator[tuple[str, str]]:
+    """(name, file) of a package and all that is in it."""
+    for entry in sorted(os.listdir(folder)):
+        path = os.path.join(folder, entry)
+        if entry == "__init__.py":
+            yield name, path
+        elif entry.endswith(".py") and entry[:-3].isidentifier():
+            yield f"{name}.{entry[:-3]}", path
+        elif os.path.isfile(os.path.join(path, "__init__.py")):
+            yield from _below(f"{name}.{entry}", path)
+
+
+def _compiled(file: str) -> CodeType:
+    """The code of a module without its documentation, which nobody reads at run time."""
+    import ast
+
+    tree = _tree(file)
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if ast.get_docstring(node, clean=False) is not None:
+            # Before the imports of __future__ there may be no other statement.
+            node.body[:1] = [] if isinstance(node, ast.Module) else [ast.copy_location(ast.Pass(), node.body[0])]
+    code: CodeType = compile(tree, file, "exec", dont_inherit=True)
+    return code

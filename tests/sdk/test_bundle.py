@@ -1,0 +1,127 @@
+"""The bundle of a launcher: every module on the way is taken from it, and nothing that is stale or damaged."""
+
+from __future__ import annotations
+
+import json
+import marshal
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cnimeta.plugin import bundle
+from cnimeta.plugin.launcher import package_folder
+from cnimeta.plugin.registry import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.unit
+
+SOURCE = Path(package_folder())
+TELL = """
+import atexit
+atexit.register(lambda: sys.stderr.write(repr({
+    name: getattr(getattr(module, "__spec__", None), "loader", None) is sys.meta_path[0]
+    for name, module in list(sys.modules.items()) if name.startswith("cnimeta") and getattr(module, "__file__", None)
+})))
+"""
+
+
+class Copy:
+    """A copy of the packages, with the bundle of portmap's launcher."""
+
+    def __init__(self, folder: Path) -> None:
+        skipped = shutil.ignore_patterns("__pycache__", "testing", "cli")
+        self.package = shutil.copytree(SOURCE, folder / "cnimeta", ignore=skipped)
+        plugins = shutil.copytree(SOURCE.parent / "plugins", folder / "plugins", ignore=skipped)
+        self.target = Target("cnimeta_plugins.portmap.main:Portmap", "cnimeta_plugins", str(plugins / "__init__.py"))
+        self.path = Path(bundle.path_of(str(self.package), "portmap"))
+        self.path.parent.mkdir()
+        self.path.write_bytes(bundle.build(str(self.package), self.target))
+
+    def start(self, verb: str = "VERSION", conf: object = None) -> tuple[dict[str, object], dict[str, bool]]:
+        """The answer, and which modules were loaded: whether each was taken from the bundle."""
+        lines = f"""import sys
+{bundle.reader(str(self.path))}
+{TELL}
+sys.modules["cnimeta"] = type(sys)("cnimeta")
+sys.modules["cnimeta"].__path__ = [{str(self.package)!r}]
+from cnimeta.plugin.dispatch import start
+from cnimeta.plugin.registry import Target, load
+start(lambda: load(Target{tuple(self.target)!r}))
+"""
+        environ = {"CNI_COMMAND": verb, "CNI_CONTAINERID": "c", "CNI_IFNAME": "e", "CNI_NETNS": "/x", "CNI_PATH": "/x"}
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", lines], env=environ, input=json.dumps(conf) if conf else "", text=True,
+            capture_output=True, check=False, timeout=30,
+        )  # fmt: skip
+        return json.loads(done.stdout), eval(done.stderr)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Copy:
+    return Copy(tmp_path)
+
+
+def test_every_module_is_taken_from_it_when_nothing_has_changed(copy: Copy) -> None:
+    conf = {
+        "cniVersion": "1.0.0",
+        "name": "n",
+        "type": "portmap",
+        "dataDir": "relative",
+        "prevResult": {"cniVersion": "1.0.0", "interfaces": [], "ips": [{"address": "10.0.0.2/24"}]},
+        "runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]},
+    }
+    answer, loaded = copy.start("ADD", conf)
+    assert "dataDir" in str(answer["msg"])
+    assert {"cnimeta.plugin.dispatch", "cnimeta.errors", "cnimeta_plugins.portmap.mapper"} <= set(loaded)
+    assert {name for name, bundled in loaded.items() if not bundled} == {"cnimeta_plugins"}
+    assert bundle.is_current(str(copy.path), copy.target)
+
+
+def test_a_module_that_has_changed_is_imported_as_usual(copy: Copy) -> None:
+    changed = copy.package / "spec" / "version.py"
+    changed.write_text(changed.read_text() + "\nCURRENT = '0.4.0'\n")
+    answer, loaded = copy.start()
+    assert answer["cniVersion"] == "0.4.0"
+    assert not loaded["cnimeta.spec.version"]
+    assert loaded["cnimeta.plugin.dispatch"]
+    assert not bundle.is_current(str(copy.path), copy.target)
+
+
+def other_python(path: Path) -> None:
+    _, finder, table = marshal.loads(path.read_bytes())
+    path.write_bytes(marshal.dumps((b"none", finder, table)))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        Path.unlink,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        lambda path: path.write_bytes(b"not a bundle"),
+        lambda path: path.write_bytes(marshal.dumps(5)),
+        other_python,
+    ],
+    ids=["missing", "empty", "cut", "text", "another value", "another Python"],
+)
+def test_everything_is_imported_as_usual_without_a_whole_bundle(copy: Copy, spoil: Callable[[Path], object]) -> None:
+    spoil(copy.path)
+    answer, loaded = copy.start()
+    assert answer["cniVersion"] == "1.1.0"
+    assert not any(loaded.values())
+    assert not bundle.is_current(str(copy.path), copy.target)
+
+
+def test_documentation_is_left_out_and_lines_stay(copy: Copy) -> None:
+    _, _, table = marshal.loads(copy.path.read_bytes())
+    code = marshal.loads(table["cnimeta.plugin.dispatch"][4])
+    run = next(one for one in code.co_consts if getattr(one, "co_name", "") == "run")
+    assert "Serve one invocation" not in str(run.co_consts)
+    source = (copy.package / "plugin" / "dispatch.py").read_text().splitlines()
+    assert source[run.co_firstlineno - 1].startswith("def run(")

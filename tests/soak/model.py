@@ -1,0 +1,88 @@
+"""What the node should be like, written without the code: which attachments there are, and what is mapped for each.
+
+An attachment is *sure* when its last command ended; a killed command leaves it *unsure* until the next one. Whatever was
+damaged or flushed since then may be told of (CHECK 101), but nobody else may get its ports, and DEL removes all of it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+_NFT = re.compile(r"map any4: (\w+) \. (\d+)(?: comment \S+)? : ([\d.]+) \. (\d+)$")
+_IPTABLES = re.compile(r"nat -A CNI-DN-\S+ -p (\w+) -m \w+ --dport (\d+) -j DNAT --to-destination ([\d.]+):(\d+)$")
+
+
+@dataclass
+class Attachment:
+    """A container on a network. `wanted`: protocol and container port of what it exposes."""
+
+    name: str
+    network: str
+    address: str
+    wanted: frozenset[tuple[str, int]]
+    sure: bool = True
+    flushed: bool = False
+    damaged: bool = False
+    old: bool = False
+    """Of an earlier boot."""
+    ports: frozenset[tuple[str, int, int]] = frozenset()
+    """(protocol, host port, container port), as first seen; they stay."""
+
+
+@dataclass
+class Seen:
+    """What is on the node, from the outside."""
+
+    rules: frozenset[str]
+    records: frozenset[str]
+    """The containers of which a database or a file tells."""
+    running: tuple[str, ...] = ()
+
+    def mapped(self) -> dict[str, set[tuple[str, int, int]]]:
+        """By container address: (protocol, host port, container port)."""
+        found: dict[str, set[tuple[str, int, int]]] = {}
+        for line in self.rules:
+            match = _NFT.search(line) or _IPTABLES.search(line)
+            if match:
+                found.setdefault(match[3], set()).add((match[1], int(match[2]), int(match[4])))
+        return found
+
+
+@dataclass
+class Model:
+    """The attachments by name."""
+
+    attachments: dict[str, Attachment] = field(default_factory=dict)
+
+    def breaches(self, seen: Seen) -> list[str]:
+        """What does not agree."""
+        mapped, found = seen.mapped(), list(seen.running)
+        addresses = {one.address: one for one in self.attachments.values()}
+        holders: dict[tuple[str, int], set[str]] = {}
+        for address, ports in mapped.items():
+            for protocol, port, _ in ports:
+                holders.setdefault((protocol, port), set()).add(address)
+            if address not in addresses or addresses[address].old:
+                found.append(f"{address} is mapped ({sorted(ports)}) and should not be there")
+        found += [f"{place} leads to {sorted(held)}" for place, held in holders.items() if len(held) > 1]
+        for one in self.attachments.values():
+            found += self._about(one, mapped.get(one.address, set()), seen)
+        found += [f"there is a record of {name}, which is gone" for name in seen.records - set(self.attachments)]
+        return found
+
+    @staticmethod
+    def _about(one: Attachment, ports: set[tuple[str, int, int]], seen: Seen) -> list[str]:
+        if not one.sure:
+            lost = bool(ports) and one.name not in seen.records and not one.damaged
+            return [f"{one.name} has rules and no record"] if lost else []
+        if one.old or one.flushed:
+            return []
+        if {(protocol, target) for protocol, _, target in ports} != one.wanted or len(ports) != len(one.wanted):
+            return [f"{one.name} wants {sorted(one.wanted)} and has {sorted(ports)}"]
+        if one.ports and ports != one.ports and not one.damaged:
+            return [f"the ports of {one.name} were {sorted(one.ports)} and are {sorted(ports)}"]
+        one.ports = frozenset(ports)
+        if one.name not in seen.records and not one.damaged:
+            return [f"there is no record of {one.name}"]
+        return []
