@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 
-.PHONY: help setup lint test worlds faults soak bench cluster demo lock clean
+.PHONY: help setup lint test worlds fuzz faults soak bench cluster demo lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -22,6 +22,9 @@ test: setup ## all tests (as root: they use network namespaces of their own)
 MINUTES ?= 10
 worlds: setup ## generated nodes on the real kernel for MINUTES=10 minutes; prints what broke a law (as root)
 	$(PY) tests/worlds/run.py --minutes $(MINUTES)
+
+fuzz: setup ## inputs of others, with coverage guidance, for MINUTES=10 minutes; prints what broke a target
+	$(PY) tests/fuzz/fuzzing.py --minutes $(MINUTES)
 
 faults: setup ## every call of every command fails once, every kill, flip and loss of power (as root); hours
 	CNIMETA_EVERY=1 CNIMETA_FLIPS=1000 $(PY) -m pytest -s -m crash --timeout 14400

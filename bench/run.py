@@ -1,7 +1,8 @@
 """`make bench`: run every benchmark of this folder and write docs/benchmarks.md.
 
 A benchmark is a module `bench/<name>.py` with `TITLE`, `NOTE` (how it is measured, one paragraph) and
-`measure() -> list[Row]`; rows with a `reference` get a ratio. All figures of one document come from one run.
+`measure() -> list[Row]`; rows with a `reference` get a ratio. One with a table of its own has `section() -> str`. All
+figures of one document come from one run.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ def section(name: str) -> str:
     module = importlib.import_module(name)
     print(f"{name} ...", end=" ", flush=True)
     started = time.monotonic()
+    if hasattr(module, "section"):
+        text: str = module.section()
+        print(f"{time.monotonic() - started:.0f} s")
+        return text
     rows = module.measure()
     print(f"{time.monotonic() - started:.0f} s")
     lines = [
@@ -58,11 +63,16 @@ def section(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _is_benchmark(path: Path) -> bool:
+    text = path.read_text(encoding="utf-8")
+    return path.name != "run.py" and any(f"\ndef {word}(" in text for word in ("measure", "section"))
+
+
 def main() -> int:
     """Run the benchmarks named on the command line, or all of them."""
     sys.path.insert(0, str(HERE))
     sys.modules["run"] = sys.modules["__main__"]  # so that benchmarks get this very Row
-    found = sorted(path.stem for path in HERE.glob("*.py") if "\ndef measure(" in path.read_text())
+    found = sorted(path.stem for path in HERE.glob("*.py") if _is_benchmark(path))
     names = sys.argv[1:] or found
     today = dt.datetime.now(tz=dt.UTC).date()
     head = f"# Benchmarks\n\nWritten by `make bench`, all figures from one run ({today}): {machine()}.\n"

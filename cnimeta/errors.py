@@ -184,11 +184,11 @@ class DelegateFailed(CniError):
 
 
 def joined(errors: Iterable[CniError]) -> CniError | None:
-    """One error for many: the first one's code, every message. None for none."""
+    """One error for many: the first one's code, every message once. None for none."""
     found = list(errors)
     if len(found) < 2:
         return found[0] if found else None
-    return CniError("; ".join(str(error) for error in found), code=found[0].code)
+    return CniError("; ".join(dict.fromkeys(str(error) for error in found)), code=found[0].code)
 
 
 class Failures:

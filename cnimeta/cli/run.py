@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from cnimeta.delegate.find import DEFAULT_BIN_DIR, split_path
@@ -77,6 +78,9 @@ def _add_behaviour(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--timeout", type=_seconds, default=120.0, metavar="S", help="for each plugin; 0 for none (%(default)s)"
     )
+    group.add_argument(
+        "--trace", action="store_true", help="print what each plugin got and gave, and how long it took, to stderr"
+    )
     group.add_argument("--no-undo", action="store_true", help="add: leave a failed chain as it is")
 
 
@@ -93,13 +97,26 @@ def run(args: argparse.Namespace) -> int:
     try:
         network = _network(args)
         version = network.cni_version
-        answer = _serve(args, network, _runtime(args))
+        answer = _recorded(args, network) if args.trace else _serve(args, network, _runtime(args))
     except CniError as error:
         print(dumps(error.as_json(version)))
         return 2 if isinstance(error, InvalidEnvironment) else 1
     if answer is not None:
         print(json.dumps(answer, indent=4))
     return 0
+
+
+def _recorded(args: argparse.Namespace, network: NetworkList) -> JSON:
+    """As `_serve`, with what was seen of the plugins on stderr, whatever became of the verb."""
+    from cnimeta.runtime.recording import Recording, picture, story
+
+    runtime = _runtime(args)
+    recording = Recording(runtime.executor)
+    runtime.executor = recording
+    try:
+        return _serve(args, network, runtime)
+    finally:
+        print(story(recording.steps), picture(recording.steps), sep="\n\n", file=sys.stderr)
 
 
 def _serve(args: argparse.Namespace, network: NetworkList, runtime: Runtime) -> JSON:

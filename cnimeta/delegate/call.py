@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from cnimeta.host.protocols import PluginExec
+    from cnimeta.host.values import Completed
     from cnimeta.plugin.request import Request
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.result import Result
@@ -121,14 +122,18 @@ class Delegates:
         path = self.locate(name, self.folders)
         done = self.executor.run(path, {**self.environ, "CNI_COMMAND": verb}, dumps(written).encode())
         if done.status != 0:
-            raise _reported(name, verb, done.status, done.stdout)
+            raise _reported(name, verb, done)
         if verb not in ("ADD", "VERSION"):
             return {}  # these verbs have no answer; what a plugin prints all the same is not an error
         return _only_object(done.stdout, f"the answer of plugin {shown(name)} to {verb}")
 
 
-def _reported(name: str, verb: str, status: int, stdout: bytes) -> CniError:
-    """The delegate's own error, its code kept, or a DelegateFailed when it printed none that can be read."""
+def _reported(name: str, verb: str, done: Completed) -> CniError:
+    """The delegate's own error, its code kept, or a DelegateFailed when it printed none that can be read.
+
+    As in libcni, what it wrote to stderr is told when there is nothing on stdout.
+    """
+    status, stdout = done.status, done.stdout
     try:
         # The reference prints a result and then an error with code 8: the last document is what it means.
         last = loads_all(stdout)[-1:]
@@ -139,7 +144,8 @@ def _reported(name: str, verb: str, status: int, stdout: bytes) -> CniError:
     except CniError:  # then: it is told as it was said
         pass
     said = shown(stdout.decode("utf-8", "replace").strip()) if stdout.strip() else "nothing"
-    return DelegateFailed(f"plugin {shown(name)} failed {verb} with exit status {status} and {said} on stdout")
+    failure = f"plugin {shown(name)} failed {verb} with exit status {status} and {said} on stdout"
+    return DelegateFailed(f"{failure}; stderr: {done.complaint}" if done.stderr and not stdout.strip() else failure)
 
 
 def _only_object(stdout: bytes, what: str) -> dict[str, JSON]:

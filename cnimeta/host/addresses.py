@@ -67,6 +67,7 @@ class RouteAddresses:
         finally:
             probe.close()
 
+    @netlink.understood("the node's addresses")
     def _first_global(self, family: int) -> str:
         """The first address of the lowest-numbered interface, empty for none."""
         header = pack("=BBBBI", family, 0, 0, 0, 0)

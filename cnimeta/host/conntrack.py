@@ -47,6 +47,7 @@ class KernelConntrack:
         self._ask = ask
         self._tell = tell
 
+    @netlink.understood("the flows")
     def forget_udp(
         self, family: int, ports: Iterable[tuple[int, int, bytes]], translated_to: Collection[bytes] | None
     ) -> None:

@@ -11,6 +11,7 @@ import os
 import struct
 from _socket import AF_NETLINK, SO_RCVTIMEO, SOCK_CLOEXEC, SOCK_RAW, SOL_SOCKET, socket
 
+from cnimeta.errors import IoFailure
 from cnimeta.host import afterwards
 from cnimeta.host.reading import retried, told
 from cnimeta.namedtuple import NamedTuple
@@ -18,7 +19,10 @@ from cnimeta.namedtuple import NamedTuple
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from typing import TypeAlias
+    from typing import ParamSpec, TypeAlias, TypeVar
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
 
     Order: TypeAlias = tuple[int, int, bytes]
     """A request: (type, flags, what follows the netlink header)."""
@@ -46,6 +50,24 @@ class Message(NamedTuple):
 
     type: int
     body: bytes
+
+
+def understood(what: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate what takes the kernel's answers apart: one that is cut off or of another form is IoFailure (code 5)."""
+
+    def decorated(read: Callable[P, R]) -> Callable[P, R]:
+        def reading(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return read(*args, **kwargs)
+            except (struct.error, LookupError, ValueError) as error:
+                raise IoFailure(
+                    f"cannot read {what}: the kernel's answer is not understood ({type(error).__name__})"
+                ) from None
+
+        reading.__doc__ = read.__doc__
+        return reading
+
+    return decorated
 
 
 def attribute(number: int, value: bytes) -> bytes:
@@ -224,6 +246,7 @@ def nft_chain_exists(family: str, table: str, chain: str, ask: Ask = ask) -> boo
     return told(what, lambda: ask(NETFILTER, _NFT_GETCHAIN, 0, body), NFT_ABSENT) is not None
 
 
+@understood("the chains of an nftables table")
 def nft_chain_uses(family: str, table: str, ask: Ask = ask) -> dict[str, int]:
     """Each chain of a table and the kernel's count of its uses: its rules, and what leads to it. IoFailure (code 5)."""
     body = struct.pack("=BBH", _NFPROTO[family], 0, 0) + attribute(1, table.encode() + b"\0")
@@ -251,6 +274,7 @@ def nft_table_exists(family: str, table: str, ask: Ask = ask) -> bool:
     return told(what, lambda: ask(NETFILTER, _NFT_GETTABLE, 0, body), NFT_ABSENT) is not None
 
 
+@understood("the nftables tables")
 def nft_tables(ask: Ask = ask) -> set[tuple[str, str]]:
     """(family, name) of every table of inet, ip and ip6; none where the kernel has no nf_tables. IoFailure (code 5)."""
     body = struct.pack("=BBH", 0, 0, 0)

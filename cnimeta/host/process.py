@@ -24,6 +24,7 @@ SIGPIPE = 13
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where host programs are, whatever the runtime passes as PATH (some pass none, some no sbin)."""
 _CHUNK_BYTES = 1 << 16
+_STDERR = 2
 
 
 class TooSlow(Exception):
@@ -70,16 +71,18 @@ def run(
     *,
     keep_stderr: bool = False,
     most_bytes: int | None = None,
+    stderr: int = _STDERR,
 ) -> Completed:
     """Run `argv` until it has ended and whoever inherited its output has closed it.
 
-    keep_stderr: else it goes where ours goes. most_bytes: of output. Raises OSError or ValueError when it cannot be
+    keep_stderr: else it goes to the descriptor `stderr`, where ours goes as a rule; nobody waits for that to be closed.
+    most_bytes: of output. Raises OSError or ValueError when it cannot be
     started, TooSlow, TooMuch.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     lifeline = Lifeline()
     try:
-        pid, ours = _start(argv, environ, 2 if keep_stderr else 1, lifeline.reader)
+        pid, ours = _start(argv, environ, 2 if keep_stderr else 1, lifeline.reader, stderr)
         status = None
         try:
             conversation = _Conversation(ours, stdin, most_bytes)
@@ -106,7 +109,9 @@ def _is_program(path: str) -> bool:
         raise IoFailure(f"cannot look for the program {shown(path)}: {error.strerror or error}") from None
 
 
-def _start(argv: Sequence[str], environ: Mapping[str, str], outputs: int, lifeline: int) -> tuple[int, list[int]]:
+def _start(
+    argv: Sequence[str], environ: Mapping[str, str], outputs: int, lifeline: int, stderr: int
+) -> tuple[int, list[int]]:
     """The process, and our ends of its stdin, stdout and (with 2 outputs) stderr."""
     ours, theirs = [], []
     try:
@@ -116,6 +121,8 @@ def _start(argv: Sequence[str], environ: Mapping[str, str], outputs: int, lifeli
             ours.append(ends[number == 0])
         numbered = (*enumerate(theirs), (CHILD_FD, lifeline))
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in numbered]
+        if outputs == 1 and stderr != _STDERR:
+            actions.append((os.POSIX_SPAWN_DUP2, stderr, _STDERR))
         pid = os.posix_spawn(argv[0], list(argv), environ, file_actions=actions, setpgroup=0, setsigdef=[SIGPIPE])
     except BaseException:
         for fd in ours:

@@ -77,6 +77,7 @@ class NodeSockets:
                 found.update((protocol, port) for port in ports if port)
         return found
 
+    @netlink.understood("the node's sockets")
     def _ports(self, what: str, family: int, protocol: int) -> set[int] | None:
         body = pack("=BBBxI48x", family, protocol, 0, _ALL_BUT_TIME_WAIT)
         messages = told(what, lambda: self._ask(_SOCK_DIAG, _DIAG_BY_FAMILY, DUMP, body), _NO_DIAG)

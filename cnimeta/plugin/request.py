@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from cnimeta.spec.netconf import NetConf
     from cnimeta.spec.result import Result
+    from cnimeta.spec.trace import TraceContext
 
 
 class Attachment(NamedTuple):
@@ -56,6 +57,13 @@ class Request(NamedTuple):
     def prev_result(self) -> Result | None:
         """Short for `conf.prev_result`."""
         return self.conf.prev_result
+
+    @property
+    def trace(self) -> TraceContext | None:
+        """The trace that this invocation belongs to, if its caller is in one; delegates are told by the environment."""
+        from cnimeta.spec.trace import TraceContext
+
+        return TraceContext.of(self.environ)
 
     @property
     def cni_path(self) -> tuple[str, ...]:

@@ -8,3 +8,4 @@ from cnimeta.runtime.conf import NetworkList as NetworkList
 from cnimeta.runtime.conf import find_network as find_network
 from cnimeta.runtime.conf import load_file as load_file
 from cnimeta.runtime.conf import load_folder as load_folder
+from cnimeta.runtime.conf import network_of as network_of

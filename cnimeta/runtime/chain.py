@@ -24,13 +24,14 @@ from cnimeta.host.files import PosixFiles
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.plugin.base import VERBS
 from cnimeta.runtime.cache import DEFAULT_FOLDER, Cache, Cached
-from cnimeta.runtime.conf import declared
+from cnimeta.runtime.conf import declared, network_of
 from cnimeta.runtime.locks import Locks
 from cnimeta.spec import validate
 from cnimeta.spec.convert import parse_result, render_result
 from cnimeta.spec.fields import Fields, without
 from cnimeta.spec.jsonio import dumps
 from cnimeta.spec.netconf import VALID_ATTACHMENTS
+from cnimeta.spec.trace import TraceContext
 from cnimeta.spec.version import at_least
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from cnimeta.host.protocols import Files, PluginExec
-    from cnimeta.runtime.conf import NetworkList
+    from cnimeta.runtime.conf import Network, NetworkList
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.result import Result
 
@@ -63,6 +64,18 @@ class Container(NamedTuple):
     """By capability, e.g. `{"portMappings": [...]}`; each plugin gets those that it declares."""
 
 
+def current_trace() -> TraceContext | None:
+    """The span that OpenTelemetry says is the current one, in a program that uses it; None in any other."""
+    if "opentelemetry" not in sys.modules:
+        return None
+    from opentelemetry import propagate  # type: ignore[import-not-found,unused-ignore]  # whose program has it
+
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    context = TraceContext(*(carrier.get(key, "") for key in ("traceparent", "tracestate", "baggage")))
+    return context if context.is_valid else None
+
+
 def to_stderr(line: str) -> None:
     """Where a runtime's remarks go unless told otherwise."""
     print(legible(line), file=sys.stderr)
@@ -73,7 +86,8 @@ class Runtime:
 
     `path` is CNI_PATH as folders, `cache_dir` libcni's; `timeout_s` bounds each run of a plugin (None: no bound).
     `executor` runs plugins and `locate` finds them (`cnimeta.testing.FakeExec` has both); `environ` is what they see
-    beside CNI_*.
+    beside CNI_*, and `trace` gives the trace context that they are told of. A network is a NetworkList, or the object
+    of a configuration file, of a list or a single plugin.
     """
 
     def __init__(
@@ -84,26 +98,30 @@ class Runtime:
         timeout_s: float | None = DEFAULT_TIMEOUT_S,
         lock_timeout_s: float = _LOCK_WAIT_S,
         executor: PluginExec | None = None,
-        locate: Callable[[str, Sequence[str]], str] = find,
+        locate: Callable[[str, Sequence[str]], str] | None = None,
         files: Files | None = None,
         environ: Mapping[str, str] | None = None,
+        trace: Callable[[], TraceContext | None] = current_trace,
         log: Callable[[str], None] = to_stderr,
     ) -> None:
         self.path = tuple(path)
-        self.executor = executor or ProcessExec(timeout_s)
-        self.locate = locate
+        self.executor = executor or ProcessExec(timeout_s, keep_stderr=True)
+        own: Callable[[str, Sequence[str]], str] = getattr(self.executor, "locate", find)
+        self.locate = locate or own
         self.cache = Cache(files or PosixFiles(), cache_dir, log)
         self.locks = Locks(cache_dir, lock_timeout_s)
         inherited = os.environ if environ is None else environ
+        self.trace = trace
         self.environ = {name: value for name, value in inherited.items() if name not in _OWN}
         self.log = log
 
-    def add(self, network: NetworkList, container: Container, *, undo: bool = True) -> Result:
+    def add(self, network: Network, container: Container, *, undo: bool = True) -> Result:
         """ADD along the chain and remember the result.
 
         With `undo`, a failure (Ctrl-C too) is followed by DEL of the whole chain with the last result there was; what
         that fails with is added to the error's details. Not when the attachment was there before: it may still be used.
         """
+        network = network_of(network)
         _validate(container)
         if not container.netns:
             raise InvalidEnvironment("ADD needs the path of the container's network namespace")
@@ -120,20 +138,22 @@ class Runtime:
                 raise
             return results[-1]
 
-    def delete(self, network: NetworkList, container: Container) -> None:
+    def delete(self, network: Network, container: Container) -> None:
         """DEL back along the chain; every plugin is called whatever the others do. Raises all failures as one.
 
         What `container` leaves out (netns, args, capability arguments) is taken from the cached ADD. The cached result
         stays until DEL has succeeded.
         """
+        network = network_of(network)
         with self._alone(network, container):
             self._delete_cached(network, container)
 
-    def check(self, network: NetworkList, container: Container) -> None:
+    def check(self, network: Network, container: Container) -> None:
         """CHECK along the chain with ADD's result, up to the first failure; nothing when the list disables it.
 
         IncompatibleVersion (1) below 0.4.0, IoFailure (5) without a cached result.
         """
+        network = network_of(network)
         _validate(container)
         VERBS["CHECK"].require_in(network.cni_version)
         if network.disable_check:
@@ -150,12 +170,13 @@ class Runtime:
             for plugin in network.plugins:
                 self._delegates(added).check(request_conf(network, plugin, added, prev))
 
-    def gc(self, network: NetworkList, valid: Iterable[tuple[str, str]] | None) -> None:
+    def gc(self, network: Network, valid: Iterable[tuple[str, str]] | None) -> None:
         """DEL what is cached and not in `valid` ((container ID, ifname) pairs), then (from 1.1.0 on) GC of each plugin.
 
         None, as in libcni: every cached attachment goes, and the plugins are not told what is valid, so they remove
         nothing beyond that. Goes on after failures and raises all as one. Nothing when the list disables it.
         """
+        network = network_of(network)
         if network.disable_gc:
             return
         keep = None if valid is None else set(valid)
@@ -171,17 +192,19 @@ class Runtime:
                     self._delegates(None).gc(gc_conf(network, plugin, keep))
         failures.raise_any()
 
-    def status(self, network: NetworkList) -> None:
+    def status(self, network: Network) -> None:
         """STATUS of each plugin, up to the first that is not ready; nothing below 1.1.0."""
+        network = network_of(network)
         if VERBS["STATUS"].is_in(network.cni_version):
             for plugin in network.plugins:
                 self._delegates(None).status(request_conf(network, plugin))
 
-    def validate(self, network: NetworkList) -> dict[str, tuple[str, ...]]:
+    def validate(self, network: Network) -> dict[str, tuple[str, ...]]:
         """Ask every plugin for its VERSION; what each supports, by type.
 
         Raises all failures as one: plugins that are not found, and those that do not speak the network's version.
         """
+        network = network_of(network)
         found: dict[str, tuple[str, ...]] = {}
         failures = Failures()
         for name in dict.fromkeys(Fields(plugin).text("type") for plugin in network.plugins):
@@ -261,6 +284,9 @@ class Runtime:
 
     def _delegates(self, container: Container | None) -> Delegates:
         environ = {**self.environ, "CNI_PATH": ":".join(self.path)}
+        context = self.trace()
+        if context is not None:
+            environ.update(context.environ())
         if container is not None:
             environ["CNI_CONTAINERID"] = container.container_id
             environ["CNI_NETNS"] = container.netns

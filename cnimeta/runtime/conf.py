@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from cnimeta.errors import CniError, IncompatibleVersion, InvalidNetworkConfig, IoFailure, shown
 from cnimeta.host.reading import retried, told
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from cnimeta.spec.jsonio import JSON
+
+    Network: TypeAlias = "NetworkList | Mapping[str, JSON]"
+    """What a Runtime takes for a network."""
+else:
+    Network = object
 
 LIST_SUFFIX = ".conflist"
 SINGLE_SUFFIXES = (".conf", ".json")
@@ -41,6 +46,16 @@ class NetworkList(NamedTuple):
     def capabilities(self) -> tuple[str, ...]:
         """Every capability that one of the plugins declares, sorted."""
         return tuple(sorted({name for plugin in self.plugins for name in declared(plugin)}))
+
+
+def network_of(value: Network) -> NetworkList:
+    """A network from the object of a configuration file: of a list (`plugins`), or of a single plugin (`type`).
+
+    Raises InvalidNetworkConfig (7) and IncompatibleVersion (1).
+    """
+    if isinstance(value, NetworkList):
+        return value
+    return parse_list(dict(value)) if Fields(value).has("plugins") else parse_single(dict(value))
 
 
 def load_file(path: str) -> NetworkList:

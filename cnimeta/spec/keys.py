@@ -29,6 +29,11 @@ def strangers(fields: Fields, known: Collection[str]) -> list[str]:
     return [_told(fields, key, small) for key in fields.raw if key.lower() not in small]
 
 
+def without_effect(fields: Fields, key: str, why: str) -> list[str]:
+    """A line for a key that is there and decides nothing, none when it is not there."""
+    return [f"{fields.at(key)} has no effect: {why}"] if fields.has(key) else []
+
+
 def _told(fields: Fields, key: str, small: dict[str, str]) -> str:
     from difflib import get_close_matches  # costs 10 ms, and there is something to say
 

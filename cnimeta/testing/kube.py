@@ -86,6 +86,8 @@ class FakePods:
         self.requests: list[Seen] = []
         self.faults: list[Fault] = []
         """Taken from the front, one for each request."""
+        self.no_credentials = ""
+        """Why there are none, where there are none."""
         self.uid_refusal = 422
         """How a patch with a foreign uid is refused: 422 (Invalid) or 409 (Conflict)."""
         self._lock = threading.Lock()
@@ -114,7 +116,11 @@ class FakePods:
     # --- PodApi ---------------------------------------------------------------------------------------------
 
     def sign_in(self, timeout_s: float) -> None:
-        """As `KubernetesPodApi.sign_in`: in memory there is nothing to load."""
+        """As `KubernetesPodApi.sign_in`."""
+        if self.no_credentials:
+            raise PodApiError(0, "NoCredentials", self.no_credentials)
+        if timeout_s <= 0:
+            raise PodApiError(0, "NoAnswer", "no time was left for the request")
 
     def patch_status(self, namespace: str, name: str, patch: Mapping[str, JSON], timeout_s: float) -> dict[str, JSON]:
         """As `KubernetesPodApi.patch_status`."""
@@ -125,8 +131,7 @@ class FakePods:
         return self._ask("GET", _path(namespace, name), None, timeout_s)
 
     def _ask(self, method: str, path: str, body: Any, timeout_s: float) -> dict[str, JSON]:
-        if timeout_s <= 0:
-            raise PodApiError(0, "NoAnswer", "no time was left for the request")
+        self.sign_in(timeout_s)
         fault = self.faults[0] if self.faults else Fault()
         answer = self.answer(method, path, self.user, MERGE_PATCH if body is not None else "", body)
         if answer.drop or fault.delay_s >= timeout_s:

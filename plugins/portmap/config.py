@@ -129,8 +129,9 @@ def read_settings(
     if external and mark_bit is not None:
         raise InvalidNetworkConfig("$.markMasqBit and $.externalSetMarkChain are both set: keep one of them")
     needs_iptables = _iptables_key(external, mark_bit, conditions)
-    if needs_iptables and fields.has("backend") and backend == "nftables":
-        raise InvalidNetworkConfig(f"$.{needs_iptables} needs iptables, but $.backend is nftables")
+    if needs_iptables and backend == "nftables":
+        whose = "$.backend" if fields.has("backend") else "the node's backend"
+        raise InvalidNetworkConfig(f"$.{needs_iptables} needs iptables, but {whose} is nftables")
     for key, words in conditions.items():
         if words and not _is_iptables(words) and backend == "iptables":
             raise InvalidNetworkConfig(f"$.{key} is written for nftables, but the backend is iptables")

@@ -316,7 +316,7 @@ class Mapper:
         failures = Failures()
         gone = [
             record
-            for record in records.every()
+            for record in records.readable(failures)
             if record.owner.network == conf.name and (record.owner.container_id, record.owner.ifname) not in valid
         ]
         for record in gone:

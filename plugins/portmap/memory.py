@@ -154,9 +154,11 @@ class MemoryBackend:
 
     def payload(self, value: JSON) -> Ports:
         """Read a payload."""
-        rows = Fields(value if isinstance(value, dict) else {}, "$.payload").items("ports")
+        fields = Fields(value if isinstance(value, dict) else {}, "$.payload")
+        if not fields.has("ports"):
+            raise CniError("the payload names no ports")
         ports = []
-        for row in rows:
+        for row in fields.items("ports"):
             if not isinstance(row, list) or [type(part) for part in row] != [int, str, str, int, str, int]:
                 raise CniError("a port is not an array of family, address, protocol, port, container and its port")
             ports.append(Port(*row))

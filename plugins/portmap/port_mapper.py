@@ -60,18 +60,23 @@ class PortmapPorts:
 
     def mappings(self, data_dir: str, log: Callable[[str], None]) -> list[MappedPort]:
         """Recorded under `data_dir`, or only in the kernel."""
-        return self._mappings(data_dir, lambda folder: Records(folder, PosixFiles(), log))
+        return self._mappings(data_dir, log, lambda folder: Records(folder, PosixFiles(), log))
 
-    def _mappings(self, data_dir: str, records: Callable[[str], Records]) -> list[MappedPort]:
+    def _mappings(
+        self, data_dir: str, log: Callable[[str], None], records: Callable[[str], Records]
+    ) -> list[MappedPort]:
         backends = self._backends(os.environ.get("PATH", ""))
         found: list[MappedPort] = []
         recorded = set()
+        failures = Failures()
         for folder in {data_dir, DEFAULTS.data_dir, node_defaults(os.environ, backends.names).data_dir} - {""}:
-            for record in records(folder).every():
+            for record in records(folder).readable(failures):
                 owner = record.owner
                 recorded |= {tuple(owner), *((*owner[:2], *port[3:5]) for port in _ports_of(record))}
                 if folder == data_dir and record.boot_id == boot_id():
                     found += _ports_of(record)
+        for failure in failures.found:  # the kernel tells what is mapped; after a reboot nothing is
+            log(f"portmap: {failure.msg}")
         for backend in backends.holding():
             for port in sorted(set(backend.listed())):
                 names = port[:3] if port.ifname else (*port[:2], *port[3:5])
@@ -89,7 +94,7 @@ class PortmapPorts:
             except CniError as error:
                 errors.append(error)
         others = self._each(mapper, data_dir, {one.container_id for one in expected}, self._check)
-        return Compared(errors, others, self._mappings(data_dir, mapper.records))
+        return Compared(errors, others, self._mappings(data_dir, log, mapper.records))
 
     def repair(self, data_dir: str, log: Callable[[str], None], skip: Collection[str] = ()) -> list[Repaired]:
         """ADD again from the record, of what is not in place; then CHECK."""
@@ -123,8 +128,8 @@ class PortmapPorts:
         work: Callable[[Mapper, Attachment, NetConf], None],
     ) -> list[Repaired]:
         """Do `work` for every record; those of an earlier boot, or whose namespace is gone, are left for DEL and GC."""
-        found = []
-        for record in list(mapper.records(data_dir).every()):
+        found, failures = [], Failures()
+        for record in list(mapper.records(data_dir).readable(failures)):
             network, container_id, ifname = record.owner
             if container_id not in skip and not mapper.life.is_dead(record) and isinstance(record.conf, dict):
                 error = ""
@@ -133,7 +138,7 @@ class PortmapPorts:
                 except CniError as failure:
                     error = str(failure)
                 found.append(Repaired(container_id, ifname, network, error))
-        return found
+        return found + [Repaired("", "", "", failure.msg) for failure in failures.found]
 
     def _check(self, mapper: Mapper, attachment: Attachment, conf: NetConf) -> None:
         mapper.check(attachment, mapper.settings(conf), conf.require_prev_result())

@@ -13,7 +13,7 @@ import os
 from binascii import crc32
 from errno import EFBIG
 
-from cnimeta.errors import CniError, StateUnusable
+from cnimeta.errors import CniError, Failures, StateUnusable
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.ip import Cidr, parse_cidr
@@ -216,9 +216,17 @@ class Records:
                 yield record
 
     def every(self) -> Iterator[Record]:
-        """All that can be understood."""
+        """All that can be understood. At the end StateUnusable (code 104) for those that cannot be read."""
+        failures = Failures()
+        yield from self.readable(failures)
+        failures.raise_any()
+
+    def readable(self, failures: Failures) -> Iterator[Record]:
+        """All that can be understood; what cannot be read is among the failures, and keeps nobody from the others."""
         for name in self._names():
-            record = self._find(name).record
+            record = None
+            with failures:
+                record = self._find(name).record
             if record is not None:
                 yield record
 
@@ -264,7 +272,7 @@ class Records:
             raise self._unusable(error) from None
 
     def _unusable(self, error: OSError) -> StateUnusable:
-        return StateUnusable(f"$.dataDir: cannot use {self.folder}: {error.strerror or error}")
+        return StateUnusable(f"$.dataDir: cannot use {error.filename or self.folder}: {error.strerror or error}")
 
 
 class Others(NamedTuple):

@@ -142,7 +142,9 @@ def test_del_reports_and_leaves_nothing_when_the_namespace_cannot_be_entered(
     environ = {"CNI_COMMAND": "DEL", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_PATH": "/usr/lib/cni"}
     environ |= {"CNI_NETNS": pair.container.path, "PATH": os.environ["PATH"]}
     only = ["-P", pair.container.path] if inject.startswith("openat") else []
-    strace = ["strace", "-f", "-qq", "-o", "/dev/null", *only, "-e", f"inject={inject}"]
+    # The interface is asked for from outside first, which has to fail for anybody to go inside.
+    outside = [] if only else ["-e", "inject=sendto:error=EPERM:when=1"]
+    strace = ["strace", "-f", "-qq", "-o", "/dev/null", *only, *outside, "-e", f"inject={inject}"]
     command = ["ip", "netns", "exec", pair.host.name, *strace, str(tmp_path / "bandwidth")]
     given = json.dumps(pair.conf(**RATES))
     done = subprocess.run(command, input=given, env=environ, capture_output=True, text=True, check=False)

@@ -18,7 +18,7 @@ from cnimeta.host.iptables.restore import NftIptables
 from cnimeta.host.iptables.variant import detect, loaded_tables
 from cnimeta.host.kube.api import KubernetesPodApi
 from cnimeta.host.links.kernel import RouteLinks
-from cnimeta.host.links.rtnetlink import route_interface
+from cnimeta.host.links.rtnetlink import link_seen_in, route_interface
 from cnimeta.host.nodeconfig import read_section
 from cnimeta.host.portscan import RulesetScan
 from cnimeta.host.process import find_program
@@ -381,7 +381,7 @@ def test_credentials_are_missing_or_unreadable_but_never_passed_over(tmp_path: P
     loop.symlink_to(loop)
     for path, words in ((tmp_path / "none", "does not exist"), (tmp_path, "does not exist"), (loop, "symbolic links")):
         with pytest.raises(PodApiError, match=words) as caught:
-            KubernetesPodApi(str(path), {}).read("default", "web", 1)
+            KubernetesPodApi(str(path), {}).read("default", "web", 20)
         assert (caught.value.status, caught.value.reason) == (0, "NoCredentials")
 
 
@@ -394,3 +394,40 @@ def test_clock_of_traffic_control_is_never_guessed(tmp_path: Path, text: str) ->
         RouteLinks(psched=str(path)).ticks_per_us()
     path.write_text("000003e8 00000040 000f4240 3b9aca00\n")
     assert RouteLinks(psched=str(path)).ticks_per_us() == 15.625
+
+
+# --- an interface seen from outside -------------------------------------------------------------------------
+
+
+def nsid(number: int) -> netlink.Message:
+    return netlink.Message(88, bytes(4) + netlink.attribute(1, struct.pack("=i", number)))
+
+
+def seen(number: bytes) -> netlink.Message:
+    body = struct.pack("=BxHiII", 0, 0, 7, 0, 0) + netlink.attribute(3, b"eth0\0")
+    return netlink.Message(16, body + (netlink.attribute(46, number) if number else b""))
+
+
+@pytest.mark.parametrize(
+    ("answers", "index"),
+    [
+        ([[nsid(5)], [seen(struct.pack("=i", 5))]], 7),
+        ([[nsid(5)], [seen(b"")]], 0),
+        ([[nsid(5)], [seen(struct.pack("=i", 6))]], 0),
+        ([[nsid(-1)]], 0),
+        ([[]], 0),
+        ([errno.EPERM], 0),
+        ([[nsid(5)], errno.ENODEV], 0),
+        ([[nsid(5)], errno.EOPNOTSUPP], 0),
+    ],
+    ids=["seen", "an old kernel's own", "another's", "no number", "nothing", "refused", "no interface", "not known"],
+)
+def test_an_interface_is_seen_from_outside_or_left_to_be_looked_for(answers: list[Any], index: int) -> None:
+    def ask(*_: object) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, int):
+            raise OSError(answer, os.strerror(answer))
+        return answer
+
+    found = link_seen_in("/proc/self/ns/net", "eth0", ask)
+    assert (0 if found is None else found.ifindex) == index

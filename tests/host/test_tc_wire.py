@@ -22,6 +22,12 @@ TICKS = 15.625
 INDEX, RATE, BYTES = st.integers(1, 2**31 - 1), st.integers(1, 2**40), st.integers(0, 2**32 - 1)
 
 
+def made_anew(definition: type) -> None:
+    """pyroute2 prepares a class once, and takes what its parent has prepared for its own."""
+    for attribute in ("nla", "ft"):
+        setattr(definition, f"_nlmsg_base__compiled_{attribute}", False)
+
+
 class TokenBucket(sched_tbf.options):  # type: ignore[misc]
     nla_map = (*sched_tbf.options.nla_map, ("TCA_TBF_RATE64", "uint64"))
 
@@ -37,6 +43,10 @@ class TrafficControl(tcmsg):  # type: ignore[misc]
     def get_options(message: Any, *_: object, **__: object) -> Any:
         ours = {"tbf": TokenBucket, "bfifo": Fifo}
         return ours.get(message.get_attr("TCA_KIND")) or message.get_plugin("options")
+
+
+for one in (TokenBucket, Fifo, TrafficControl):
+    made_anew(one)
 
 
 def encoded(definition: Any, fields: dict[str, int], attributes: Iterable[tuple[str, object]]) -> bytes:

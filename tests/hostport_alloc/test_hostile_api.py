@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import kubernetes.client
+import kubernetes.config  # noqa: F401 - what follows is not timed with the import
 import pytest
 from hostile_api import NEVER_DONE, NOT_AN_ANSWER, TOKEN, HostileServer, drips, http, says, waits
 from hostport_harness import POD_ARGS, Node, conf

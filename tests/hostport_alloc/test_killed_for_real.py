@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(400)]
 
-SAMPLE = 5
+SAMPLE = 3
 ALWAYS_MADE = {"openat", "pwrite64", "flock"}
 FILES = [
     "openat",
@@ -340,7 +340,7 @@ def test_wrapped_bridge_leaves_only_what_is_listed_when_gc_was_killed(
     points = list(points_of(lambda under: node.call("GC", valid, "c0", under=under), tmp_path / "state"))
     kept = node.rules(), node.leases(), node.ports("c1")
     starts = [point for point in points if point.call in STARTS]
-    assert len(starts) >= 3, "bridge, portmap's nft"
+    assert len(starts) >= 2, "bridge, and what portmap starts"
     for other, (call, number, _) in enumerate(starts, 3):
         node.call("ADD", conf, f"c{other}")
         with pytest.raises(Killed):

@@ -145,3 +145,36 @@ def test_unknown_keys_are_warned_of_by_the_plugin_when_they_are_its_own() -> Non
     node.log.clear()
     node.call("ADD", conf(), container_id="c3")
     assert node.log == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "idle"),
+    [
+        ({"hostIP": "192.0.2.1"}, "$.hostIP"),
+        ({"hostIP": "192.0.2.1", "kubernetes": {}}, ""),
+        ({"sticky": False, "stickySeconds": 60}, "$.stickySeconds"),
+        ({"stickySeconds": 60}, ""),
+        ({"forceOverlap": True, "nodePortRange": "1-2"}, "$.nodePortRange"),
+        ({"portmap": {"snat": False}, "delegates": [{"type": "bridge"}, {"type": "portmap"}]}, "$.portmap"),
+        ({"portmap": {"snat": False}}, ""),
+    ],
+    ids=str,
+)
+def test_key_that_decides_nothing_is_told(keys: dict[str, Any], idle: str) -> None:
+    node = Node()
+    node.call("ADD", conf(**keys))
+    told = [line for line in node.log if "has no effect" in line]
+    assert len(told) == bool(idle)
+    assert all(f"{idle} has no effect" in line for line in told)
+
+
+def test_required_annotation_without_credentials_is_an_error_when_no_pod_is_named() -> None:
+    for policy, code in (("deferred", 0), ("required", 7)):
+        node = Node()
+        node.pods.no_credentials = "kubeconfig /none does not exist"
+        try:
+            node.call("ADD", conf(kubernetes={"kubeconfig": "/none", "policy": policy}))
+            assert code == 0
+        except CniError as error:
+            assert (error.code, "/none" in error.msg, node.executor.calls) == (code, True, [])
+        assert node.pods.requests == []

@@ -234,3 +234,11 @@ def test_name_of_an_interface_never_ends_a_comment(ifname: str) -> None:
     assert said.isascii()
     assert not set(said) & {'"', "\\"}
     Change("add", ELEMENT, said).render(TABLE)
+
+
+@pytest.mark.parametrize("name", ["a}b", "a,b", "{x", "},", "elements={"])
+def test_elements_are_all_listed_when_an_interface_has_a_name_of_nfts_own_signs(table: Nft, name: str) -> None:
+    comment = f"c1/{name}/net"
+    other = Element("ports", "udp . 81", "10.0.0.3 . 8081")
+    table.apply([Change("add", ELEMENT, comment), Change("add", other, COMMENT)])
+    assert table.elements("ports") == {ELEMENT: comment, other: COMMENT}

@@ -256,3 +256,10 @@ def test_no_function_is_longer_than_40_lines_when_its_docstring_is_not_counted()
                     if size > 40:
                         long.append(f"{name_of(path)}:{node.lineno} {node.name}: {size}")
     assert not long
+
+
+@pytest.mark.parametrize("document", ["SECURITY.md", "docs/failure.md"])
+def test_every_test_exists_when_a_promise_names_it(document: str) -> None:
+    named = set(re.findall(r"`(?:tests/[a-z_]+/)?(test_[a-z_]+\.py)`", (ROOT / document).read_text(encoding="utf-8")))
+    assert named
+    assert named - {path.name for path in (ROOT / "tests").rglob("test_*.py")} == set()

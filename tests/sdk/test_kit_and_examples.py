@@ -133,3 +133,27 @@ def test_the_subnet_example_makes_a_bridge_with_debians_plugins(tmp_path, make_n
         assert run("DEL", conf) == ""
     assert pod.run("ip", "link", "show", "eth0", check=False).returncode != 0
     assert os.listdir(tmp_path / "state") == ["ipam"]
+
+
+@pytest.mark.kernel
+def test_the_fixtures_come_by_themselves_when_nothing_names_them(tmp_path):
+    """Through pytest's entry point: the bridge forwards, and the client reaches the container both ways."""
+    (tmp_path / "test_it.py").write_text(
+        "def test_memory(cni_host, cni_node):\n"
+        "    assert cni_node.links['/run/netns/c1']['eth0'].link.up\n"
+        "    assert cni_host.executor.dump() == ''\n"
+        "import socket\n"
+        "def test_kernel(cni_bridge):\n"
+        "    with cni_bridge.container.entered():\n"
+        "        server = socket.create_server(('::', 80), family=socket.AF_INET6, dualstack_ipv6=True)\n"
+        "    for address in ('10.88.0.2', 'fd88::2'):\n"
+        "        with cni_bridge.client.entered(), socket.create_connection((address, 80), 10) as client:\n"
+        "            assert server.accept()[1][0].endswith(client.getsockname()[0])\n"
+        "    server.close()\n"
+        "    assert [ip.address for ip in cni_bridge.result.ips] == ['10.88.0.2/24', 'fd88::2/64']\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path)],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "2 passed" in done.stdout, done.stdout

@@ -89,3 +89,21 @@ def test_nothing_heavy_is_imported_when_one_plugin_calls_another_in_its_process(
     loaded = set(done.stdout.split())
     assert {f"cnimeta_plugins.{name}.main" for name in PLUGINS} <= loaded
     assert loaded & FORBIDDEN == set()
+
+
+EVERYTHING = """
+import importlib, pkgutil, sys
+import cnimeta
+names = [found.name for found in pkgutil.walk_packages(cnimeta.__path__, "cnimeta.")]
+for name in names:
+    importlib.import_module(name)
+print(len(names), *(name for name in ("pyroute2", "kubernetes", "iptc", "filelock") if name in sys.modules))
+"""
+
+
+def test_no_third_party_package_is_imported_when_the_whole_sdk_is():
+    """So that `pip install --no-deps cnimeta` is enough for a plugin that needs none (and pytest for its tests)."""
+    done = subprocess.run([sys.executable, "-c", EVERYTHING], capture_output=True, text=True, check=True)
+    count, *found = done.stdout.split()
+    assert int(count) > 100
+    assert found == []

@@ -10,7 +10,7 @@ from cnimeta.host import netlink
 from cnimeta.host.links import tc
 from cnimeta.host.links.htb import LEAF
 from cnimeta.host.links.removal import remove_link
-from cnimeta.host.links.rtnetlink import link_named, link_of, links_of_kind, refused
+from cnimeta.host.links.rtnetlink import link_named, link_of, link_seen_in, links_of_kind, refused
 from cnimeta.host.links.values import HANDLE, INGRESS_PARENT, ROOT, Link
 from cnimeta.host.netlink import ACK, DUMP, ROUTE
 from cnimeta.host.netns import entered
@@ -66,6 +66,9 @@ class RouteLinks:
 
         NoNamespace when there is no such namespace, IoFailure when it cannot be entered.
         """
+        seen = link_seen_in(netns, ifname, self._ask)
+        if seen is not None:
+            return seen
         with entered(netns):
             return link_named(ifname, self._ask)
 

@@ -14,6 +14,7 @@ import struct
 import time
 from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
 
+from cnimeta.host import afterwards
 from cnimeta.host.links.rtnetlink import ifinfo, refused
 from cnimeta.host.netlink import ACK, ERROR, ROUTE, request, split, tell
 
@@ -27,13 +28,19 @@ _RECEIVE_BYTES = 1 << 16
 
 
 def send_from_orphan(descriptor: int, message: bytes) -> bool:
-    """Fork twice, so that nobody has to wait for the process that sleeps. False where no process can be made."""
+    """Fork twice, so that nobody has to wait for the process that sleeps. False where no process can be made.
+
+    Once, in a process that ends soon itself.
+    """
+    ending = afterwards.holding()
     try:
         child = os.fork()
     except OSError:  # refused: this process waits itself
         return False
     if child == 0:
-        _in_child(descriptor, message)
+        _in_child(descriptor, message, twice=not ending)
+    if ending:
+        return True
     try:
         return os.waitpid(child, 0)[1] == 0
     except ChildProcessError:  # whoever runs us ignores SIGCHLD: the wait for it to be announced tells
@@ -65,11 +72,11 @@ def _removed_by_other(index: int, send: Callable[[int, bytes], bool]) -> bool:
         link.close()
 
 
-def _in_child(descriptor: int, message: bytes) -> None:
+def _in_child(descriptor: int, message: bytes, *, twice: bool) -> None:
     """Never returns. The orphan holds nothing that another waits for: no pipe, no lock, no working directory."""
     status = 1
     try:
-        if os.fork() == 0:
+        if not twice or os.fork() == 0:
             os.dup2(descriptor, 0)
             os.closerange(1, 1 << 16)
             os.chdir("/")

@@ -125,6 +125,7 @@ class KernelNft:
         """How many rules a chain has, none when there is no such chain."""
         return nft_rule_count("inet", self.table, chain, self._ask)
 
+    @netlink.understood("an nftables table")
     def rules(self, chain: str) -> list[Rule]:
         """The rules of a chain with their handles, none when there is no such chain."""
         try:
@@ -132,6 +133,7 @@ class KernelNft:
         except Unwritable:
             return self.program.rules(chain)
 
+    @netlink.understood("an nftables table")
     def all_rules(self) -> dict[str, list[Rule]]:
         """The rules of every chain, in one listing."""
         found: dict[str, list[Rule]] = {chain: [] for chain in self.chain_uses()}
@@ -152,6 +154,7 @@ class KernelNft:
 
     # --- elements --------------------------------------------------------------------------------------------
 
+    @netlink.understood("an nftables table")
     def lookup(self, name: str, keys: Iterable[str]) -> dict[Element, str]:
         """The elements of a map that have one of these keys, and their comments; costs nothing for the others."""
         try:
@@ -168,6 +171,7 @@ class KernelNft:
             for answer in self._read(f"an element of the nftables map {name}", GET_ELEMENT, 0, body, _GONE) or ():
                 yield from elements_in(name, layout, answer.body)
 
+    @netlink.understood("an nftables table")
     def elements(self, name: str) -> dict[Element, str]:
         """Every element of a map and its comment, none when there is no such map; costs in proportion to the map.
 

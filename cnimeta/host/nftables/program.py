@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 60.0
 _MISSING = "No such file or directory"
+_HIDE = {ord(char): number for number, char in enumerate(",}{", 1)}
+_SHOW = {number: chr(char) for char, number in _HIDE.items()}
 _HANDLE, _COMMENT = " # handle ", ' comment "'
 
 
@@ -66,11 +68,16 @@ class NftProgram:
         """
         found: dict[str, list[Rule]] = {}
         table = chain = ""
-        for line in self._listing("-a", "-t", "list", "ruleset", "inet").splitlines():
+        for line in self._listing("-a", "-t", "list", "ruleset", "inet").split("\n"):
             words = line.split(None, 3)
-            if line.startswith("table "):
+            if line.startswith("table ") and len(words) > 2:
                 table, chain = words[2], ""
-            elif words[:1] in (["chain"], ["map"], ["set"]) and line.startswith("\t") and not line.startswith("\t\t"):
+            elif (
+                words[:1] in (["chain"], ["map"], ["set"])
+                and words[1:]
+                and line.startswith("\t")
+                and not line.startswith("\t\t")
+            ):
                 chain = words[1] if words[0] == "chain" and table == self.table else ""
                 if chain:
                     found[chain] = []
@@ -85,7 +92,7 @@ class NftProgram:
 
     def elements(self, name: str) -> dict[Element, str]:
         """Every element of a map and its comment, none when there is no such map; costs in proportion to the map."""
-        _, _, body = self._listing("list", "map", "inet", self.table, name).partition("elements = {")
+        _, _, body = _hidden(self._listing("list", "map", "inet", self.table, name)).partition("elements = {")
         texts = (text for line in body.partition("}")[0].split(",\n") for text in line.split(", ") if text)
         return dict(_element(name, text) for text in texts)
 
@@ -113,6 +120,13 @@ class NftProgram:
         return program
 
 
+def _hidden(listing: str) -> str:
+    """The listing with what divides elements hidden inside quotes: an interface may be called `a},b`."""
+    parts = listing.split('"')
+    parts[1::2] = [part.translate(_HIDE) for part in parts[1::2]]
+    return '"'.join(parts)
+
+
 def _rule(chain: str, line: str) -> Rule:
     """`TEXT comment "C" # handle N`, the comment optional."""
     text, _, handle = line.strip().rpartition(_HANDLE)
@@ -128,6 +142,7 @@ def _element(name: str, text: str) -> tuple[Element, str]:
         key, _, value = key.partition(" : ")
         return Element(name, _spelled(key), _spelled(value)), ""
     comment, _, value = rest.partition('"')
+    comment = comment.translate(_SHOW)
     return Element(name, _spelled(key), _spelled(value.strip().removeprefix(":"))), comment
 
 
@@ -136,7 +151,14 @@ def _spelled(text: str) -> str:
     text = text.strip()
     if "::" not in text or text.count(".") < 3:  # what is left is fast to tell, and maps are long
         return text
-    return " . ".join(parse_ip(part).text if ":" in part and "." in part else part for part in text.split(" . "))
+    return " . ".join(_canonical(part) if ":" in part and "." in part else part for part in text.split(" . "))
+
+
+def _canonical(text: str) -> str:
+    try:
+        return parse_ip(text).text
+    except ValueError:
+        return text
 
 
 def _refusal(stderr: str, changes: Sequence[Change]) -> Refusal:

@@ -18,7 +18,7 @@ from cnimeta_plugins.hostport_alloc.config import (
     read_settings,
     refuse_unreadable_credentials,
 )
-from cnimeta_plugins.hostport_alloc.keys import unknown_keys
+from cnimeta_plugins.hostport_alloc.keys import remarks
 from cnimeta_plugins.hostport_alloc.verbs.steps import plan
 
 TYPE_CHECKING = False
@@ -40,7 +40,7 @@ def validate(conf: NetConf) -> list[str]:
     """As `Plugin.validate`. The node's ephemeral range is not known: the kernel's own stands for it."""
     settings = read_settings(conf)
     refuse_reserved(settings.ranges, settings.reserved(EPHEMERAL))
-    return unknown_keys(conf)
+    return remarks(conf)
 
 
 def examine(wiring: Wiring, conf: NetConf) -> list[str]:
@@ -48,7 +48,7 @@ def examine(wiring: Wiring, conf: NetConf) -> list[str]:
     settings = read_settings(conf)
     refuse_reserved(settings.ranges, settings.reserved(wiring.sockets.ephemeral()))
     refuse_unreadable_credentials(settings.api)
-    told = unknown_keys(conf)
+    told = remarks(conf)
     complaint = "" if settings.api is None else _tried(wiring, settings.api)
     if complaint and settings.api is not None and settings.api.required:
         raise AnnotationFailed(f'{complaint}, and $.kubernetes.policy is "required"')

@@ -76,6 +76,10 @@ def _options(args: argparse.Namespace) -> Options:
         if not equals:
             raise InvalidEnvironment(f"--range must be NAME=FIRST-LAST, got {shown(text)}")
         ranges[name] = ports
+    if args.policy and args.kubeconfig is None:
+        raise InvalidEnvironment("--policy is about annotating Pods: it needs --kubeconfig FILE, or --kubeconfig node")
+    if args.force:
+        raise InvalidEnvironment("--force is for --unwrap")
     kubeconfig = "" if args.kubeconfig == "node" else args.kubeconfig
     options = Options(ranges, args.expose, kubeconfig, args.policy, args.data_dir)
     try:

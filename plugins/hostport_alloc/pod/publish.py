@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cnimeta.errors import AnnotationFailed, CniError, PodMismatch, TryAgainLater, shown
+from cnimeta.errors import AnnotationFailed, CniError, InvalidNetworkConfig, PodMismatch, TryAgainLater, shown
+from cnimeta.host.values import PodApiError
 from cnimeta.spec.fields import Fields
 from cnimeta_plugins.hostport_alloc.allocate.expose import POD_ANNOTATIONS, pod_annotations
 from cnimeta_plugins.hostport_alloc.state.record import Annotation
@@ -41,6 +42,19 @@ class Publisher:
         if self._api is None:
             self._api = self.wiring.pods(self.settings.api.kubeconfig if self.settings.api is not None else "")
         return self._api
+
+    def require_credentials(self) -> None:
+        """With policy `required`, raise InvalidNetworkConfig (code 7) where no Pod could ever be annotated.
+
+        For a call without a Pod, which would not tell: it has nothing to write.
+        """
+        settings = self.settings.api
+        if settings is None or not settings.required:
+            return
+        try:
+            self.api.sign_in(settings.timeout_s)
+        except PodApiError as error:
+            raise InvalidNetworkConfig(f'{error}, and $.kubernetes.policy is "required"') from None
 
     def annotations(self) -> Fields:
         """The Pod's annotations: the runtime's word, or with `readPod` and none from the runtime, the API server's."""

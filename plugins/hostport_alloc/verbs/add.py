@@ -9,7 +9,7 @@ from __future__ import annotations
 from cnimeta.errors import CniError, HostPortConflict, joined
 from cnimeta_plugins.hostport_alloc.allocate.ranges import refuse_reserved
 from cnimeta_plugins.hostport_alloc.config import read_settings
-from cnimeta_plugins.hostport_alloc.keys import unknown_keys
+from cnimeta_plugins.hostport_alloc.keys import remarks
 from cnimeta_plugins.hostport_alloc.pod.publish import Publisher
 from cnimeta_plugins.hostport_alloc.state.record import Record
 from cnimeta_plugins.hostport_alloc.state.store import Demand
@@ -37,7 +37,7 @@ def add(wiring: Wiring, request: Request) -> Result:
     """Serve one ADD. No other command works on the attachment meanwhile."""
     settings = read_settings(request.conf)
     adding = Add(wiring, request, settings)
-    for text in unknown_keys(request.conf):
+    for text in remarks(request.conf):
         request.log(f"hostport_alloc: {text}")
     with wiring.locks(settings.data_dir, settings.lock_timeout_s).of(request.attachment.key).held():
         return adding.run(wiring.store(settings.data_dir, settings.lock_timeout_s, request.log))
@@ -57,6 +57,8 @@ class Add:
         self.delegates: Delegates = wiring.delegates(request.environ, request.cni_path, request.log)
         self.pod = pod_of(request)
         self.publisher = Publisher(wiring, request, settings, self.pod)
+        if self.pod is None:
+            self.publisher.require_credentials()
         self.wanted = wanted_by(request, settings, self.publisher.annotations())
         steps = plan(conf, settings.chain, settings.portmap, settings.data_dir)
         self.steps = steps if self.wanted else tuple(step for step in steps if not step.own)

@@ -103,9 +103,9 @@ class Subnet(NamedTuple):
 
 def read_elements(value: JSON) -> Elements:
     """Read the payload of a record. CniError when it is damaged."""
-    if not isinstance(value, dict):
-        raise CniError("the payload is not an object")
-    fields = Fields(value, "$.payload")
+    fields = Fields(value if isinstance(value, dict) else {}, "$.payload")
+    if not fields.has("groups") or not fields.has("conditions"):
+        raise CniError("the payload does not tell what is in the kernel")
     return Elements(tuple(_group(rows) for rows in fields.items("groups")), tuple(fields.texts("conditions")))
 
 
