@@ -65,5 +65,5 @@ class ProcessExec:
 def _to_stderr(chunk: bytes) -> None:
     try:
         os.write(_STDERR, chunk)
-    except OSError:  # nobody reads
+    except OSError:  # refused: nobody reads
         pass

@@ -172,7 +172,7 @@ class Conversation:
         """Set an option of the socket; one that the kernel does not know, or may not be had, is done without."""
         try:
             self._link.setsockopt(level, name, value)
-        except OSError:
+        except OSError:  # refused: it is done without
             pass
 
     def send(self, data: bytes) -> None:

@@ -146,9 +146,7 @@ class PortScan(Protocol):
 
 
 class Iptables(Protocol):
-    """The tables of one iptables variant, nat unless another is named. `family` is 4 or 6; rules are text as
-    `iptables-save` prints them.
-    """
+    """The tables of one iptables variant. `family` is 4 or 6; rules are text as `iptables-save` prints them."""
 
     variant: str
 

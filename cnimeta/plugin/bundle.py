@@ -103,7 +103,7 @@ def is_current(path: str, target: Target) -> bool:
             magic, _, table = marshal.loads(bundle.read())  # noqa: S302 - as trusted as the modules beside it
         unchanged = all(entry[:4] == _entry(entry[0]) for entry in table.values())
         return bool(magic == MAGIC_NUMBER) and target.plugin.partition(":")[0] in table and unchanged
-    except (OSError, ValueError, EOFError, TypeError):
+    except (OSError, ValueError, EOFError, TypeError):  # unknown: the modules are read one by one
         return False
 
 
@@ -159,7 +159,7 @@ def _below(name: str, folder: str) -> Iterator[tuple[str, str]]:
             yield name, path
         elif entry.endswith(".py") and entry[:-3].isidentifier():
             yield f"{name}.{entry[:-3]}", path
-        elif os.path.isfile(os.path.join(path, "__init__.py")):
+        elif os.path.isfile(os.path.join(path, "__init__.py")):  # unknown: what is missing is imported the usual way
             yield from _below(f"{name}.{entry}", path)
 
 

@@ -152,6 +152,7 @@ class Mapper:
                 records.leave(before.owner, before.addresses, but=record.addresses)
         except (CniError, OSError):
             self._undo(record._replace(payload=there), before, records)
+            self._leave(records, ())
             raise
 
     def _share(self, plan: Plan, record: Record, before: Record | None, records: Records, interface: str) -> None:
@@ -245,7 +246,7 @@ class Mapper:
         with failures:
             self._take_over(recorded, records)
         interfaces = [name for record in recorded for name in record.interfaces]
-        self._leave(records, conf, interfaces)
+        self._leave(records, interfaces)
         failures.raise_any()
 
     def _lock(self, owner: Owner, records: Records) -> HeldIfPossible:
@@ -299,9 +300,9 @@ class Mapper:
         failures.raise_any()
         return any(found)
 
-    def _leave(self, records: Records, conf: NetConf, interfaces: Iterable[str]) -> None:
+    def _leave(self, records: Records, interfaces: Iterable[str]) -> None:
         """After the last mapping: set back what was set, take out what all shared. A failure is logged only."""
-        self.localhost.close(records, self._data_dir(conf), self.log, interfaces)
+        self.localhost.close(records, records.data_dir, self.log, interfaces)
         try:
             for backend in () if records.any() else self.backends.holding():
                 backend.tidy()
@@ -329,7 +330,7 @@ class Mapper:
         for backend in self.backends.holding():
             with failures:
                 backend.collect(conf.name, valid, self._others(records, None))
-        self._leave(records, conf, ())
+        self._leave(records, ())
         failures.raise_any()
 
     def ready(self, conf: NetConf) -> None:

@@ -29,6 +29,8 @@ class Setting(NamedTuple):
     programs: tuple[str, ...] = ()
     """What it starts, each of which may fail in its turn."""
     wrapper: bool = False
+    api: bool = False
+    """Whether a Kubernetes API server is told of the ports, each request to which may fail in its turn."""
 
 
 def _hostports(backend: str, **keys: Any) -> dict[str, Any]:
@@ -44,6 +46,7 @@ def _hostports(backend: str, **keys: Any) -> dict[str, Any]:
 
 
 _WRAPPED = {"delegates": [{"type": "bridge"}, {"type": "bandwidth", **RATES}]}
+_API = {"kubeconfig": "/run/kubeconfig", "policy": "required", "timeout": 10}
 SETTINGS = {
     "portmap nftables": Setting("portmap", {"backend": "nftables", "dataDir": DATA}, ("nft",)),
     "portmap iptables": Setting(
@@ -53,6 +56,7 @@ SETTINGS = {
     "bandwidth subnets": Setting("bandwidth", {**RATES, "shapedSubnets": ["10.88.0.0/16"]}),
     "hostport_alloc nftables": Setting("hostport_alloc", _hostports("nftables"), ("nft",)),
     "hostport_alloc iptables": Setting("hostport_alloc", _hostports("iptables"), ("iptables-nft-restore",)),
+    "hostport_alloc annotated": Setting("hostport_alloc", _hostports("nftables", kubernetes=_API), api=True),
     "hostport_alloc wrapped": Setting(
         "hostport_alloc", _hostports("nftables", **_WRAPPED), ("nft", "bridge"), wrapper=True
     ),
@@ -75,12 +79,12 @@ def conf(setting: Setting, verb: str, name: str, valid: Iterable[str] = ()) -> d
 
 
 CODES = {
-    "ADD": {0, 5, 11, 104, 105},
+    "ADD": {0, 5, 11, 102, 103, 104, 105},
     "DEL": {0, 5, 11, 104, 105},
     "CHECK": {0, 5, 11, 101, 104, 105},
     "GC": {0, 5, 11, 104, 105},
     "STATUS": {0, 5, 11, 50, 51, 104, 105},
 }
 """What a verb may answer when something of the host's fails. 4, 6 and 7 blame the configuration, 100 another container,
-and 999 is a defect.
+and 999 is a defect. 102 and 103 are the API server's.
 """

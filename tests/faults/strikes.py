@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tracing
 from scenarios import CODES, VERBS, Setting, conf
-from stage import BIN, Stage, command, plain, reap, shell, strays
+from stage import BIN, CONTAINERS, Stage, command, plain, reap, shell, strays
 from tracing import Call, Outcome
+
+from cnimeta.testing.kube import Fault, PodServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,6 +87,17 @@ when all is done.
 """
 
 
+API = "api"
+ANSWERS = {
+    **{str(status): Fault(status=status) for status in (400, 401, 403, 404, 409, 422, 429, 500, 503)},
+    "429 for long": Fault(status=429, retry_after_s=60),
+    "cut": Fault(drop=True),
+    "late": Fault(delay_s=3),
+    "lost": Fault(drop=True, after=True),
+    "500 when done": Fault(status=500, after=True),
+}
+"""How a request to the API server ends, the n-th of a command."""
+
 KILLED = {
     *("write", "pwrite64", "ftruncate", "fallocate", "rename", "link", "unlink", "mkdir", "rmdir", "fchmod"),
     *("sendto", "sendmsg", "vfork", "clone", "clone3", "setns", "flock", "connect"),
@@ -118,6 +132,12 @@ class Attack:
     def __init__(self, setting: Setting, targets: dict[str, Any], sample: int, seed: str) -> None:
         self.setting, self.sample, self.random = setting, sample, random.Random(seed)
         self.stage = Stage(targets, shaped=setting.plugin == "bandwidth" or setting.wrapper)
+        self.pods = PodServer("/run") if setting.api else None
+        if self.pods is not None:
+            importlib.import_module("kubernetes.client")  # which a second goes by for, under load
+            self.pods.kubeconfig("/run/kubeconfig", token=self.pods.token("cnimeta"))
+            for name in CONTAINERS:
+                self.pods.pods.create("default", name, uid=f"uid-{name}", annotations={})
         self.answers: dict[int, int] = {}
         self.findings: list[str] = []
         self.cases = 0
@@ -159,6 +179,8 @@ class Attack:
         for program in self.setting.programs:
             times = self.times_started(verb, program)
             every += [Strike(verb, Call(program, number), how) for number in range(1, times + 1) for how in WAYS]
+        if self.pods is not None and verb == "ADD":
+            every += [Strike(verb, Call(API, number), how) for number in (1, 2, 3) for how in ANSWERS]
         assert len(found) > 3, found
         yield from every if self.sample == 0 else self.random.sample(every, min(self.sample, len(every)))
 
@@ -187,7 +209,11 @@ class Attack:
     def take(self, strike: Strike) -> None:
         self.prepare(strike.verb)
         work = self.command(strike.verb)
-        if strike.what.name in self.setting.programs:
+        if strike.what.name == API and self.pods is not None:
+            self.pods.pods.faults = [Fault(delay_s=0)] * (strike.what.number - 1) + [ANSWERS[strike.how]]
+            outcome = Outcome(0, plain(work))
+            self.pods.pods.faults = []
+        elif strike.what.name in self.setting.programs:
             with Wrapped(strike.what.name, strike.what.number, strike.how):
                 outcome = Outcome(0, plain(work))
         else:

@@ -20,10 +20,10 @@ from cnimeta.plugin.registry import installed
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(900)]
 
-KILLS = 200 if os.environ.get("CNIMETA_EVERY") else 16
+KILLS = 200 if os.environ.get("CNIMETA_EVERY") else 8
 SLOW = '#!/bin/sh\n[ ! -e /run/slow ] || { echo >> /run/started; sleep 1; }\nexec $real "$@"\n'
+# portmap on nftables starts no program where its base is there: its transactions are the process's own.
 SLOWED = {
-    "portmap nftables": "nft",
     "portmap iptables": "iptables-nft-restore",
     "hostport_alloc iptables": "iptables-nft-restore",
     "hostport_alloc wrapped": "bridge",
@@ -57,7 +57,10 @@ def killed(name: str, kills: int) -> tuple[list[str], int]:
         assert process.stdin is not None
         process.stdin.write(text.encode())
         process.stdin.close()
-        time.sleep(0.05 + chance.random() * 0.5)
+        before_it = started()
+        while started() == before_it and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(chance.random() * 0.3)
         process.kill()
         process.wait()
         Path("/run/slow").unlink()
@@ -68,13 +71,18 @@ def killed(name: str, kills: int) -> tuple[list[str], int]:
         reap()
     time.sleep(1.2)
     found += sorted(stage.state() - before)
-    started = Path("/run/started")
-    return found, len(started.read_text(encoding="ascii")) if started.exists() else 0
+    return found, started()
+
+
+def started() -> int:
+    """How often the slow program was."""
+    path = Path("/run/started")
+    return len(path.read_text(encoding="ascii")) if path.exists() else 0
 
 
 @pytest.mark.parametrize("name", SLOWED)
 def test_nothing_comes_after_del_when_add_was_killed_while_a_slow_program_worked(name: str) -> None:
-    found, started = inside(functools.partial(killed, name, KILLS // len(SLOWED)), 800)
-    print(f"{name}: {KILLS // len(SLOWED)} kills, {started} of them while {SLOWED[name]} was at work")
+    found, times = inside(functools.partial(killed, name, KILLS // len(SLOWED)), 800)
+    print(f"{name}: {KILLS // len(SLOWED)} kills, {times} of them while {SLOWED[name]} was at work")
     assert found == []
-    assert started > 0
+    assert times >= KILLS // len(SLOWED)

@@ -34,7 +34,7 @@ ERRORS = {
     "getdents64": ("EIO",),
     "mmap": ("ENOMEM",),
 }
-SAMPLE = 0 if os.environ.get("CNIMETA_EVERY") else int(os.environ.get("CNIMETA_STRIKES", "8"))
+SAMPLE = 0 if os.environ.get("CNIMETA_EVERY") else int(os.environ.get("CNIMETA_STRIKES", "4"))
 
 
 class Case(NamedTuple):

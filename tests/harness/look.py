@@ -6,7 +6,10 @@ import contextlib
 import glob
 import os
 import re
+import shutil
+import sqlite3
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -134,9 +137,23 @@ def _files(data_dir: str) -> list[str]:
     for folder, _, names in os.walk(data_dir):
         for name in names if os.path.basename(folder) != FOLDER else ():  # locks are empty, and stay
             path = os.path.join(folder, name)
+            if ".db" in name:  # what its pages still show is gone; its rows are what there is
+                found += [f"{name}: {row}" for row in _rows(path)] if name.endswith(".db") else []
+                continue
             with open(path, "rb") as file:
                 found.append(f"{os.path.relpath(path, data_dir)}: {file.read().decode('utf-8', 'replace')}")
     return found
+
+
+def _rows(path: str) -> list[str]:
+    """The rows of a database, read from a copy: a reader of the file itself would change it."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, "copy")
+        for end in ("", "-wal"):
+            if os.path.exists(path + end):
+                shutil.copyfile(path + end, copy + end)
+        with contextlib.closing(sqlite3.connect(copy)) as connection:
+            return list(connection.iterdump())
 
 
 def _settings() -> list[str]:

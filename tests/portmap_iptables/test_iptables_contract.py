@@ -401,6 +401,9 @@ def test_addresses_of_one_host_or_link_are_left_alone_before_anything_is_looked_
         tables.commit(6, [Change("delete", DNAT, alone[1]), Change("append", DNAT, alone[1])])
     with pytest.raises(CheckFailed, match="too late"):
         backend.check(C1, TWO)
+    backend.backend.heal()
+    assert tables.chain(6, DNAT)[0] == alone[1]
+    backend.check(C1, TWO)
     with tables.held():
         tables.commit(6, [Change("delete", DNAT, alone[1])])
     with pytest.raises(CheckFailed, match="fe80::/10"):

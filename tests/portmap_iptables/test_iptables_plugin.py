@@ -80,7 +80,7 @@ def test_two_interfaces_of_a_container_are_apart_when_either_is_deleted_first(ho
 @pytest.mark.parametrize("backend", ["iptables", "nftables", "auto"])
 def test_the_rules_go_when_the_network_was_renamed_and_the_record_is_lost(host, backend, tmp_path):
     host.call("ADD", host.conf(8080))
-    host.call("ADD", host.conf(8081, name="other"), container_id="c2")
+    host.call("ADD", host.conf(8081, name="other", address="10.0.0.3/24"), container_id="c2")
     host.call("DEL", bare(host.conf(), name="renamed", backend=backend, dataDir=str(tmp_path / "elsewhere")))
     assert host.chains() == {chain_name("other", "c2")}
 
@@ -93,7 +93,7 @@ def test_the_rules_go_when_the_backend_was_changed_since(host):
 
 def test_gc_keeps_what_is_listed_when_it_collects(host):
     host.call("ADD", host.conf(8080))
-    host.call("ADD", host.conf(8081), container_id="c2")
+    host.call("ADD", host.conf(8081, address="10.0.0.3/24"), container_id="c2")
     host.call("GC", bare(host.conf()))
     assert len(host.chains()) == 2
     host.call("GC", bare(host.conf(), **{"cni.dev/valid-attachments": [{"containerID": "c2", "ifname": "eth0"}]}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -48,6 +49,7 @@ class Soak:
         self.flushed: set[str] = set()
         self.served = 0
         self.codes: dict[str, int] = {}
+        importlib.import_module("kubernetes.client")
         self.pods = PodServer("/run")
         self.kubeconfig = self.pods.kubeconfig("/run/kubeconfig", token=self.pods.token("cnimeta"))
         self.boot()

@@ -34,6 +34,7 @@ def one(job: int, seed: str, until: float) -> int:
         print(f"{name}: {report.served} steps, {dict(sorted(report.codes.items()))}", flush=True)
         if report.finding:
             failed += 1
+            print(f"{name}, step {len(report.failed)}: {report.finding}", flush=True)
             print(hunt.told(name, report), flush=True)
     print(f"job {job}: {served} steps, {failed} findings", flush=True)
     return failed

@@ -52,6 +52,13 @@ FOUND: tuple[Found, ...] = (
         backends=NFT,
     ),
     Found(
+        "1-single",
+        "CHECK compares text: a subnet of one address, and its spelling",
+        World((Attachment(ips=("10.1.2.3/32", "::102:304/128")),), ("ADD 0",)),
+        r"\[checked\].*chain masq-\S+ has no rule: ",
+        backends=NFT,
+    ),
+    Found(
         "1-compatible",
         "CHECK compares text: iptables spells ::a.b.c.d otherwise",
         World((Attachment(ips=("fd00::2/64",), mappings=(Mapping(ip="::192.0.2.1"),)),), ("ADD 0",), "iptables-nft"),
@@ -147,7 +154,8 @@ FOUND: tuple[Found, ...] = (
         "10",
         "the second container with an address takes the first one's mapping away",
         World((ONE, Attachment("c2", ips=("10.88.0.2/8",), mappings=(Mapping(8081),))), ("ADD 0", "ADD 1")),
-        r"\[checked\] at (ADD|GC|come|go|restore|DEL)[^:]*: CHECK of .* element \S+ \{.*(missing|not this)",
+        r"\[checked\] at (ADD|GC|come|go|restore|DEL)[^:]*: CHECK of .* element \S+ \{.*(missing|not this)"
+        r"|\[accepted\].*ADD is 0, not \[100\]",
         backends=NFT,
     ),
     Found(

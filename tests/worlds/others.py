@@ -144,7 +144,8 @@ class Others:
             for port in (8080, 80, 8081, 53):
                 _flow("-I", port, "--timeout", "300")
         elif who == REFERENCE:
-            self._reference("ADD")
+            if not self._reference("ADD"):  # it may have gone half the way: /proc/sys is read-only, say
+                self.go(who)
         elif who in _NFTABLES:
             run("nft", "-f", "-", stdin=_NFTABLES[who][0])
         else:
@@ -177,7 +178,8 @@ class Others:
             text += "\n".join((f"*{table}", *lines, "COMMIT", ""))
         run(f"iptables-{self.variant}-restore", "--noflush", "-w", stdin=text)
 
-    def _reference(self, verb: str) -> None:
+    def _reference(self, verb: str) -> bool:
+        """Whether its plugin did it."""
         environ = {
             "CNI_COMMAND": verb,
             "CNI_CONTAINERID": "elsewhere",
@@ -185,7 +187,10 @@ class Others:
             "CNI_PATH": "/usr/lib/cni",
         }
         environ |= {"CNI_NETNS": "/run/netns/elsewhere", "PATH": f"{self.path}:{SYSTEM}"}
-        subprocess.run(["/usr/lib/cni/portmap"], input=_CONF, env=environ, check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            ["/usr/lib/cni/portmap"], input=_CONF, env=environ, capture_output=True, text=True, check=False
+        )
+        return done.returncode == 0
 
     def flush(self) -> None:
         """Every rule of the node goes."""
@@ -231,9 +236,11 @@ def flush_part(which: str) -> None:
     variants = [("nft", f) for f in (4, 6) if _managed(tables(), "ip " if f == 4 else "ip6 ")]
     for variant, family in [*variants, *(("legacy", family) for family in legacy_families())]:
         command = f"{'iptables' if family == 4 else 'ip6tables'}-{variant}"
+        table = ""
         for line in saved(variant, family).splitlines():
+            table = line[1:] if line.startswith("*") else table
             if line.startswith(":CNI"):
-                found.append((command, "-w", "-t", "nat", "-F", line[1:].split()[0]))
+                found.append((command, "-w", "-t", table, "-F", line[1:].split()[0]))
     if which.isdigit():
         found = [found[int(which) % len(found)]] if found else []
     for command in found:

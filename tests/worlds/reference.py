@@ -6,11 +6,12 @@ import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+from exchange import Cell, Outcome
 from laws import Breach
 from model import conflict, is_link_local
 from node import Answer, read_answer
 from sandbox import inside
-from traffic import Cell, Outcome, TrafficNode, cells, expected, served_ports
+from traffic import TrafficNode, cells, expected, served_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,6 +2,7 @@
 
 run.py --minutes 60 [--kinds rules,traffic] [--backend nftables] [--seed 1] [--jobs 2]
 run.py --world 'World(...)' [--kinds reference]     one world, as a failure prints it
+run.py --without 21 --minutes 5                     with one fix taken out: whether, and how soon, worlds find that
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.append(os.path.join(os.path.dirname(__file__), os.pardir, "harness"))
 
+from allocating import Allocation
 from found import FOUND
 from hunt import Hunt, fault_of
 from kinds import KINDS
+from mutants import MUTANTS, without
+from shaping import Shaping
 from worlds import BACKENDS, read
 
 if TYPE_CHECKING:
@@ -39,10 +43,19 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--world", help="run one world and print what is wrong with it")
+    parser.add_argument("--without", choices=MUTANTS, help="take one fix out, and stop at what is found")
     options = parser.parse_args()
     if options.world:
         return _one(options.world, options.kinds.split(",")[0])
     print(f"seed {options.seed}, {options.jobs} jobs, {options.minutes:g} minutes", flush=True)
+    if options.without:
+        with without(options.without):
+            _hunt(options)
+        return 0
+    return _hunt(options)
+
+
+def _hunt(options: Any) -> int:
     context = multiprocessing.get_context("fork")
     answers: Queue[Hunt] = context.Queue()
     workers = [context.Process(target=_work, args=(options, job, answers)) for job in range(options.jobs)]
@@ -55,7 +68,7 @@ def main() -> int:
 
 
 def _one(text: str, kind: str) -> int:
-    world = read(text)
+    world = read(text, Allocation, Shaping)
     breaches = KINDS[kind].examine(world)
     for breach in breaches:
         fault = fault_of(world, breach)
@@ -79,6 +92,8 @@ def _work(options: Any, job: int, answers: Queue[Hunt]) -> None:
             hunt.search(kind.name, kind.worlds(options.backend), kind.examine, 1000, number, until)
             for outline in set(hunt.surprises) - known:
                 print(f"FOUND {hunt.surprises[outline]}", flush=True)
+            if options.without and hunt.surprises:
+                break
     finally:
         answers.put(hunt)
 

@@ -7,15 +7,11 @@ container on a veth of its own that the node routes to, so any address with any 
 from __future__ import annotations
 
 import contextlib
-import errno
 import ipaddress
 import os
-import selectors
-import socket
-import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from exchange import Cell, Exchange, Outcome
 from look import run
 from node import Box, Node
 from sandbox import entered
@@ -30,31 +26,11 @@ CLIENT = {4: "192.0.2.9", 6: "2001:db8:1::9"}
 GATE = {4: "10.255.255.1", 6: "fd00:ffff::1"}
 BEYOND = "198.51.100.7"
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+LINK_LOCAL = "fe80::1"
+"""The node's on its bridge."""
 PRIVATE = 7777
 """A port that only 127.0.0.1 serves, on the node."""
-_PATIENCE_S, _SILENCE_S = 4.0, 0.3
 _OURS = {*NODES[4], *NODES[6], *GATE.values()}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One connection attempt: `caller` is `client`, `node` or a container ID."""
-
-    caller: str
-    address: str
-    port: int
-    protocol: str
-
-    def __str__(self) -> str:
-        return f"{self.caller} -> {self.address} port {self.port}/{self.protocol}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Who answers, `c1:80` (empty: nobody), and the source that it sees: `node`, `caller`; empty: it does not matter."""
-
-    who: str = ""
-    source: str = ""
 
 
 # --- what must happen ------------------------------------------------------------------------------------
@@ -66,22 +42,20 @@ def expected(attachments: Iterable[Attachment], cell: Cell) -> Outcome | None:
     there = list(attachments)
     if cell.address == BEYOND:
         return Outcome(f"client:{cell.port}", "node" if cell.caller == "node" else "caller")
+    if cell.address == LOOPBACK[6] or cell.address.startswith(LINK_LOCAL):
+        return Outcome(f"node:{cell.port}")  # nobody else's, whatever is mapped
     source = source_of(there, cell)
     found = _target(there, cell, family, source)
-    if found is None or cell.address == "::1":
+    if found is None:
         return Outcome()
     target, mapping = found
     who = f"{target.container}:{mapping.container + cell.port - mapping.host}"
     subnet = ipaddress.ip_network("/".join(map(str, target.addresses()[family])), strict=False)
-    if cell.address == LOOPBACK[4]:
-        if target.masq_all and not target.snat:
-            return None
-        return Outcome(who, "node") if target.snat else Outcome()
-    if cell.caller == target.container and not target.snat:
-        return None  # the kernel drops a packet from an address to itself
-    if target.masq_all:
-        return Outcome(who, "node" if target.snat else "")
-    hidden = target.snat and ipaddress.ip_address(source) in subnet
+    hidden = target.snat and (target.masq_all or source == LOOPBACK[4] or ipaddress.ip_address(source) in subnet)
+    if cell.caller == target.container and not hidden and cell.protocol == "sctp":
+        return None  # it may arrive; nobody could answer
+    if ipaddress.ip_address(source).is_loopback or cell.caller == target.container:
+        return Outcome(who, "node") if hidden else Outcome()  # the kernel drops what nobody could answer
     return Outcome(who, "node" if hidden or cell.caller == "node" else "caller")
 
 
@@ -90,7 +64,11 @@ def source_of(attachments: Iterable[Attachment], cell: Cell) -> str:
     family = 6 if ":" in cell.address else 4
     if cell.caller == "client":
         return CLIENT[family]
+    if cell.source:
+        return cell.source
     if cell.caller == "node":
+        if cell.address.startswith("127."):
+            return LOOPBACK[4]
         return NODES[family][0] if cell.address == BEYOND else cell.address
     return next(a.addresses()[family][0] for a in attachments if a.container == cell.caller)
 
@@ -157,6 +135,7 @@ class TrafficNode(Node):
             _set(f"ipv4/conf/{name}/rp_filter", "0")
         self.client = Box("client", "bind")
         run("ip", "-batch", "-", stdin=_CLIENT_LINK)
+        run("ip", "addr", "add", f"{LINK_LOCAL}/64", "dev", "br0", "nodad")
         with entered(self.client.fd):
             _no_dad()
             run("ip", "-batch", "-", stdin=_CLIENT_SIDE)
@@ -195,10 +174,13 @@ class TrafficNode(Node):
 
     def try_cells(self, wanted: dict[Cell, Outcome | None], ports: set[tuple[str, str, int]]) -> dict[Cell, Outcome]:
         """What happens in each cell; `ports` are (place, protocol, port) to serve. `wanted` tells whom to wait for."""
+        own = {("node", c.protocol, c.port) for c, end in wanted.items() if end is not None and end.who[:5] == "node:"}
         with Exchange() as exchange:
-            for place, protocol, port in sorted(ports):
+            for place, protocol, port in sorted(ports | own):
                 with self.at(place):
-                    exchange.serve(place, protocol, port)
+                    # On the node only what is nobody else's, or every port would be in use.
+                    for address in (LOOPBACK[6], f"{LINK_LOCAL}%br0") if place == "node" else ("::",):
+                        exchange.serve(place, protocol, port, address)
             for cell in wanted:
                 with self.at(cell.caller):
                     exchange.call(cell)
@@ -265,83 +247,6 @@ def _set(name: str, value: str) -> None:
 def _no_dad() -> None:
     for name in ("all", "default"):
         _set(f"ipv6/conf/{name}/accept_dad", "0")
-
-
-class Exchange:
-    """Servers and callers on one loop. A server answers with its place and the address that it sees."""
-
-    def __init__(self) -> None:
-        self.loop = selectors.DefaultSelector()
-        self.outcomes: dict[Cell, Outcome] = {}
-        self.open: list[socket.socket] = []
-
-    def __enter__(self) -> Exchange:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for one in self.open:
-            one.close()
-        self.loop.close()
-
-    def serve(self, place: str, protocol: str, port: int, address: str = "::") -> None:
-        """Listen, in the namespace this process is in."""
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        server = socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM)
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.setblocking(False)
-        server.bind((address, port))
-        if protocol == "tcp":
-            server.listen(256)
-        self.open.append(server)
-        self.loop.register(server, selectors.EVENT_READ, (f"serve {protocol}", f"{place}:{port}"))
-
-    def call(self, cell: Cell) -> None:
-        """Begin a call, in the namespace this process is in."""
-        family = socket.AF_INET6 if ":" in cell.address else socket.AF_INET
-        channel = socket.socket(family, socket.SOCK_STREAM if cell.protocol == "tcp" else socket.SOCK_DGRAM)
-        channel.setblocking(False)
-        self.open.append(channel)
-        self.outcomes[cell] = Outcome()
-        refused = channel.connect_ex((cell.address, cell.port))
-        if refused in (0, errno.EINPROGRESS):
-            with contextlib.suppress(OSError):
-                if cell.protocol == "udp":
-                    channel.send(b"?")
-            self.loop.register(channel, selectors.EVENT_READ, ("call", cell))
-
-    def run(self, awaited: set[Cell], silence_s: float = _SILENCE_S) -> None:
-        """Until all awaited have answered, and then until nothing has happened for a moment."""
-        calls = {cell for key in self.loop.get_map().values() for what, cell in [key.data] if what == "call"}
-        end = time.monotonic() + _PATIENCE_S
-        while calls and time.monotonic() < end:
-            events = self.loop.select(silence_s)
-            if not events and not awaited & calls:
-                return
-            for key, _ in events:
-                what, about = key.data
-                if what == "call":
-                    self.loop.unregister(key.fileobj)
-                    calls.discard(about)
-                    self._finish(key.fileobj, about)
-                else:
-                    self._answer(key.fileobj, what, about)
-
-    def _finish(self, channel: Any, cell: Cell) -> None:
-        try:
-            who, _, source = channel.recv(200).decode().partition(" ")
-        except OSError:
-            return
-        self.outcomes[cell] = Outcome(who, source.removeprefix("::ffff:"))
-
-    def _answer(self, server: Any, what: str, place: str) -> None:
-        with contextlib.suppress(OSError):
-            if what == "serve udp":
-                _, peer = server.recvfrom(100)
-                server.sendto(f"{place} {peer[0]}".encode(), peer)
-            else:
-                connection, peer = server.accept()
-                connection.sendall(f"{place} {peer[0]}".encode())
-                connection.close()
 
 
 def seen_as(outcome: Outcome, own: str) -> Outcome:

@@ -176,10 +176,10 @@ class World(Value):
     host: tuple[str, ...] = ()
 
 
-def read(text: str) -> World:
-    """A world from its text, as a failure prints it."""
-    names = {"World": World, "Attachment": Attachment, "Mapping": Mapping, "__builtins__": {}}
-    world = eval(text, names)
-    if not isinstance(world, World):
+def read(text: str, *kinds: type[Value]) -> Value:
+    """A world, or a value of one of the other kinds of examples, from its text as a failure prints it."""
+    known = (World, *kinds)
+    world = eval(text, {one.__name__: one for one in (*known, Attachment, Mapping)} | {"__builtins__": {}})
+    if not isinstance(world, known):
         raise TypeError(f"not a world: {text}")
     return world

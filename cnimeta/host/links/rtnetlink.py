@@ -49,7 +49,7 @@ def link_seen_in(netns: str, name: str, ask: Ask = ask) -> Link | None:
     """
     try:
         descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a FIFO
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # unknown: whoever asks goes there and is told
         return None
     try:
         told = ask(ROUTE, _RTM_GETNSID, 0, bytes(4) + attribute(_NETNSA_FD, struct.pack("=I", descriptor)))
@@ -58,7 +58,7 @@ def link_seen_in(netns: str, name: str, ask: Ask = ask) -> Link | None:
             return None
         wanted = attribute(_IFLA_IFNAME, name.encode() + b"\0") + attribute(_IFLA_TARGET_NETNSID, number)
         found = ask(ROUTE, _RTM_GETLINK, 0, ifinfo(0) + wanted + _NO_STATISTICS)
-    except OSError:
+    except OSError:  # unknown: as above
         return None
     finally:
         os.close(descriptor)

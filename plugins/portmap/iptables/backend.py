@@ -6,7 +6,7 @@ Only when that fails is the whole table read, and what is missing made in the sa
 
 from __future__ import annotations
 
-from cnimeta.errors import CheckFailed, CniError, Failures, IoFailure, shown
+from cnimeta.errors import CniError, Failures, IoFailure, shown
 from cnimeta.host.iptables.adapters import installed, open_variant
 from cnimeta.host.iptables.values import FAMILIES, NAT, RAW, Change, Refused
 from cnimeta.namedtuple import NamedTuple
@@ -144,7 +144,8 @@ class IptablesBackend:
 
     def _write(self, work: _Work, settings: Settings) -> None:
         tables, family, wanted, entries = self.tables, work.family.family, work.wanted, work.entries
-        if entries is not None:
+        # Without the guard, which goes with the node's last mapping, the batch would be refused.
+        if entries is not None and (family == 6 or tables.has_chain(family, GUARD_CHAIN, RAW)):
             known = any(entry.chain == wanted.chain for entry in entries)
             changes = [
                 *steps.base_present(family, settings),
@@ -284,46 +285,10 @@ class IptablesBackend:
 
     def check(self, plan: Plan, payload: ContainerChain | None) -> None:
         """Every rule of the container and of the shared chains, in order, and no further one."""
+        from cnimeta_plugins.portmap.iptables.checking import check
+
         chain = payload.name if payload is not None else chain_name(plan.owner.network, plan.owner.container_id)
-        for family in plan.families:
-            self._check_base(family.family, plan.settings, own=payload is not None)
-            self._check_family(family, container_rules(plan, family, chain))
-
-    def _check_base(self, family: int, settings: Settings, *, own: bool) -> None:
-        """`own`: what only we make is there too, which a mapping without a record, of upstream's, does not need."""
-        wanted = steps.base(family, settings) if own else steps.upstream_base(settings)
-        with self.tables.held():
-            tables = {name: self.tables.read(family, name) for name in dict.fromkeys(one.table for one in wanted)}
-        for one in wanted:
-            rules = tables[one.table].get(one.chain, ())
-            if one.rule not in rules:
-                raise CheckFailed(f"the IPv{family} iptables chain {one.chain} has no rule {one.rule}")
-            if one.chain == DNAT_CHAIN and one.rule in steps.late(rules):
-                raise CheckFailed(f"the IPv{family} iptables chain {one.chain} has its rule {one.rule} too late")
-
-    def _check_family(self, plan: FamilyPlan, wanted: ContainerRules) -> None:
-        family = plan.family
-        with self.tables.held():
-            chain = self.tables.chain(family, wanted.chain)
-            entries = [
-                entry.rule for entry in _entries(self.tables, family, (wanted.chain,)) if entry.chain == wanted.chain
-            ]
-        if chain is None:
-            raise CheckFailed(f"the IPv{family} iptables chain {wanted.chain} is missing")
-        self._compare(family, wanted.chain, chain, wanted.rules, exact=True)
-        self._compare(family, DNAT_CHAIN, entries, wanted.entries, exact=not plan.conditions)
-
-    def _compare(self, family: int, chain: str, present: Sequence[str], wanted: Sequence[str], exact: bool) -> None:
-        """Conditions are text of the operator's, which the kernel's form may spell otherwise: `iptables -C` knows."""
-        where = f"the IPv{family} iptables chain {chain}"
-        there = set(present)
-        for rule in wanted:
-            if rule not in there and (exact or not self.tables.has_rule(family, chain, rule)):
-                raise CheckFailed(f"{where} has no rule {rule}")
-        if len(present) != len(wanted):
-            raise CheckFailed(f"{where} has {len(present)} rules for this container, expected are {len(wanted)}")
-        if exact and list(present) != list(wanted):
-            raise CheckFailed(f"the rules of {where} are out of order")
+        check(self.tables, plan, chain, own=payload is not None)
 
     def frozen(self) -> IptablesBackend:
         """Each table of the variant that is used is read once."""

@@ -292,7 +292,7 @@ def _condition(plan: FamilyPlan, owner: str) -> Condition:
     address = plan.container.address.text
     address = address if plan.family == 4 else f"[{address}]"
     rules = []
-    for mapping in plan.mappings:
+    for mapping in sorted(plan.mappings, key=lambda one: one.is_wildcard):  # the narrowest first, as in the maps
         where = f"{ip} daddr {mapping.where} " if mapping.where else ""
         rules += [
             f"{where}{mapping.protocol} dport {port} dnat {ip} to {address}:{mapping.target(port)}"
