@@ -37,8 +37,8 @@ rate. The rate is that of Ethernet frames, of which TCP's payload is 95.6 %; wha
 per transfer. "annotation" is the burst a Pod annotation gives (4294967295 bits), "0.1 s" is a tenth of the rate.
 "Another container" is one without limits, its goodput while the limited one sends at 100 Mbit/s as per cent of the mean
 of before and after (2 s each, median of three); unpaced it is bound by the processors, and the figure is noise of them.
-Times are medians of 15, both directions limited: in process with pyroute2 loaded beside the reference's whole process,
-then whole processes of both, started the same way.
+Times are medians of 15, both directions limited: in process beside the reference's whole process, then whole processes
+of both, started the same way.
 """
 REFERENCE = "/usr/lib/cni/bandwidth"
 RATES_MBIT = (1, 10, 100, 1000)
@@ -76,9 +76,7 @@ class Bench:
         self.loaded_ms(verb, conf)
 
     def loaded_ms(self, verb: str, conf: dict[str, Any]) -> float:
-        """In process, with pyroute2 loaded; milliseconds."""
-        import pyroute2  # noqa: F401 - so that the time below does not include it
-
+        """In process; milliseconds."""
         with self.host.entered():
             started = time.perf_counter()
             call(Bandwidth(RouteLinks()), verb, conf, container_id="c1", netns=self.container.path)
@@ -192,9 +190,10 @@ def times(bench: Bench) -> list[Row]:
     conf = bench.conf(10_000_000, 1_000_000)
     spent: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for kind in ("alone", "asking"):
-            install(f"{folder}/{kind}", ["bandwidth"], agent=kind == "asking")
-        programs = {"ours": f"{folder}/alone/bandwidth", "reference": REFERENCE, "agent": f"{folder}/asking/bandwidth"}
+        for kind in ("ours", "agent", "native"):
+            install(f"{folder}/{kind}", ["bandwidth"], agent=kind != "ours", native=kind == "native")
+        programs = {kind: f"{folder}/{kind}/bandwidth" for kind in ("ours", "agent", "native")}
+        programs["reference"] = REFERENCE
         agent = RunningAgent(Path(folder))
         for _ in range(ROUNDS):
             for who in ("loaded", *programs):
@@ -208,9 +207,10 @@ def times(bench: Bench) -> list[Row]:
     return [
         Row(f"{verb}, {label}", middle[who, verb], middle["reference", verb], "ms")
         for who, label in (
-            ("loaded", "pyroute2 loaded"),
+            ("loaded", "in process"),
             ("ours", "whole process"),
             ("agent", "whole process, served by the agent"),
+            ("native", "whole process, native launcher and agent"),
         )
         for verb in ("ADD", "DEL")
     ]

@@ -155,6 +155,7 @@ def _settle(line: int, lifeline: int) -> None:
     os.setpgid(0, 0)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+    os.umask(0o077)  # what is written here, by programs it starts too, is nobody else's, whatever the runtime's umask
     nothing = os.open("/dev/null", os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)

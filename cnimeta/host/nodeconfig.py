@@ -10,12 +10,14 @@ A missing file costs one system call: `tomllib` is imported only when there is s
 from __future__ import annotations
 
 from cnimeta.errors import InvalidNetworkConfig, IoFailure, shown
+from cnimeta.host.reading import read_plain
 from cnimeta.spec.fields import Fields
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_MAX_BYTES = 1 << 20
 DEFAULT_PATH = "/etc/cnimeta/config.toml"
 VARIABLE = "CNIMETA_CONFIG"
 
@@ -36,12 +38,11 @@ def read_document(environ: Mapping[str, str]) -> Fields:
     """
     path = environ.get(VARIABLE) or DEFAULT_PATH
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        data = read_plain(path, _MAX_BYTES)
     except FileNotFoundError:
         return Fields({}, path)
     except (OSError, ValueError) as error:
-        raise IoFailure(f"cannot read {shown(path)}: {error}") from None
+        raise IoFailure(f"cannot read {shown(path)}: {getattr(error, 'strerror', None) or error}") from None
     import tomllib
 
     try:

@@ -7,6 +7,8 @@ tried again, any other is raised: whoever asks must not act on what nobody knows
 from __future__ import annotations
 
 import errno
+import os
+import stat
 import time
 
 from cnimeta.errors import IoFailure
@@ -55,6 +57,20 @@ def told(what: str, attempt: Callable[[], T], absent: Container[int | None] = (e
 def read_file(path: str) -> bytes | None:
     """The content of a file, one of the kernel's as a rule; None when there is none. IoFailure (code 5)."""
     return told(path, lambda: retried(lambda: _content(path)))
+
+
+def read_plain(path: str, most_bytes: int) -> bytes:
+    """The content of a plain file that somebody keeps by hand. Nothing is waited for: a FIFO, a device, a folder and a
+    file that is longer are an OSError.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    with open(descriptor, "rb", buffering=0) as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", path)
+        if found.st_size > most_bytes:
+            raise OSError(errno.EFBIG, f"it is longer than {most_bytes} bytes", path)
+        return file.read()
 
 
 def _content(path: str) -> bytes:

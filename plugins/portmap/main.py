@@ -66,8 +66,11 @@ class Portmap(Plugin):
     def preload(self) -> Iterable[str]:
         """What its verbs import on their way."""
         return (
-            *("cnimeta.host.nftables.kernel", "cnimeta.host.conntrack", "cnimeta_plugins.portmap.wiring"),
-            "cnimeta_plugins.portmap.nftables.backend",
+            *("cnimeta.host.nftables.kernel", "cnimeta.host.nftables.listing", "cnimeta.host.conntrack"),
+            *("cnimeta_plugins.portmap.wiring", "cnimeta_plugins.portmap.port_mapper"),
+            *(f"cnimeta_plugins.portmap.nftables.{name}" for name in ("backend", "checking", "listed", "meaning")),
+            *(f"cnimeta_plugins.portmap.nftables.{name}" for name in ("names", "upstream")),
+            "cnimeta_plugins.portmap.iptables.names",
         )
 
     def port_mapper(self) -> PortMapper:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.crash
 
-CALLS = ("sendto", "fork,vfork,clone,clone3", "setns")
+CALLS = ("sendto", "fork,vfork,clone,clone3")
 LIMITS = {"all": RATES, "subnets": {**RATES, "shapedSubnets": ["10.9.0.1/32", "fd09::1/128"]}}
 
 

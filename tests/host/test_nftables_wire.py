@@ -9,7 +9,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnimeta.errors import CniError
@@ -200,6 +200,7 @@ def elements(draw: st.DrawFn) -> tuple[Layout, Element, str]:
 
 
 @pytest.mark.unit
+@settings(deadline=None)
 @given(elements())
 def test_an_element_comes_back_as_it_was(drawn: tuple[Layout, Element, str]) -> None:
     layout, element, comment = drawn
@@ -217,6 +218,7 @@ def test_a_rule_comes_back_with_its_meaning(text: str) -> None:
 
 
 @pytest.mark.unit
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_garbage_is_unwritable_and_nothing_worse(data: bytes) -> None:
     for kind in ("meta", "cmp", "payload", "nat", "lookup", "immediate", "bitwise", "fib", "ct", "byteorder", "masq"):

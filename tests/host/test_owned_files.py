@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cnimeta.errors import StateUnusable
+from cnimeta.errors import IoFailure, StateUnusable
 from cnimeta.host.files import MAX_BYTES, PosixFiles
+from cnimeta.host.nodeconfig import read_section
 from cnimeta_plugins.portmap.plan import Owner
 from cnimeta_plugins.portmap.records import Records, file_name
 
@@ -114,3 +115,19 @@ def test_record_of_a_gigabyte_is_damaged_and_not_read(tmp_path: Path) -> None:
     assert lines
     records.forget(OWNER)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("plant", [fifo, folder_of_that_name, link])
+def test_node_configuration_that_is_no_file_is_not_waited_for(tmp_path: Path, plant: Callable[[Path], None]) -> None:
+    plant(tmp_path / "config.toml")
+    with pytest.raises(IoFailure, match=r"config\.toml"):
+        read_section("portmap", {"CNIMETA_CONFIG": str(tmp_path / "config.toml")})
+
+
+def test_node_configuration_has_a_limit(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('[portmap]\nbackend = "iptables"\n')
+    assert read_section("portmap", {"CNIMETA_CONFIG": str(path)}).text("backend") == "iptables"
+    os.truncate(path, 1 << 30)
+    with pytest.raises(IoFailure, match="longer than"):
+        read_section("portmap", {"CNIMETA_CONFIG": str(path)})

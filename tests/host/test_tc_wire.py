@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.tcmsg import sched_pfifo, sched_tbf, tcmsg
@@ -66,6 +66,7 @@ def spec(rate: int, name: str = "rate") -> dict[str, int]:
     return {name: min(rate, 2**32 - 1), f"{name}___reserved": 1}
 
 
+@settings(deadline=None)
 @given(
     index=INDEX,
     name=st.from_regex(r"[a-z]{1,15}", fullmatch=True),
@@ -83,6 +84,7 @@ def test_an_ifb(index: int, name: str, mtu: int, mac: bytes) -> None:
     assert tc.queue_length(index, mtu)[2] == encoded(ifinfmsg, {"index": index}, [("IFLA_TXQLEN", mtu)])
 
 
+@settings(deadline=None)
 @given(INDEX, RATE, BYTES, BYTES)
 def test_a_token_bucket(index: int, rate: int, burst: int, limit: int) -> None:
     buffer = ticks(rate, burst, TICKS)
@@ -98,6 +100,7 @@ def test_a_token_bucket(index: int, rate: int, burst: int, limit: int) -> None:
     assert (read.kind, read.rate, read.limit, read.buffer) == ("tbf", rate, limit, buffer)
 
 
+@settings(deadline=None)
 @given(INDEX, RATE, st.integers(1, 10**6), BYTES, st.booleans())
 def test_classes(index: int, rate: int, burst: int, limit: int, only: bool) -> None:
     subnets = [(4, b"\x0a\0\0\0", 8), (6, bytes.fromhex("fd00") + bytes(14), 64), (4, bytes(4), 0)]
@@ -134,6 +137,7 @@ def texts(rule: Rule) -> list[str]:
     return found
 
 
+@settings(deadline=None)
 @given(INDEX, INDEX, st.integers(1, 65535))
 def test_a_redirect(index: int, target: int, priority: int) -> None:
     numbers = {"eaction": 1, "action": 4, "ifindex": target}
@@ -147,6 +151,7 @@ def test_a_redirect(index: int, target: int, priority: int) -> None:
     assert (found.kind, found.priority, found.redirect) == ("u32", priority, target)
 
 
+@settings(deadline=None)
 @given(INDEX)
 def test_an_entrance(index: int) -> None:
     wanted = traffic("ingress", [], index=index, handle=INGRESS, parent=INGRESS_PARENT)

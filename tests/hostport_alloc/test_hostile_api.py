@@ -315,6 +315,12 @@ def test_keys_inside_a_kubeconfig_leave_no_file(
 ) -> None:
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    seen = tmp_path / "seen"
+    look = f"import stat; open('{seen}', 'w').write(repr([oct(os.umask(0)), os.listdir('{tmp_path}/tmp')]))"
+    before = os.umask(0)
+    failure(server.kubeconfig(tmp_path / "kubeconfig", exec=plugin(tmp_path, look)), 5)
+    os.umask(before)
+    assert seen.read_text() == "['0o77', []]"
     pem = base64.b64encode(Path(server.authority.issue("user")).read_bytes()).decode()
     user = {"client-certificate-data": pem, "client-key-data": pem}
     made = []

@@ -21,7 +21,7 @@ from cnimeta.testing.conformance import FAIL, NOT_APPLICABLE, PASS, RULES, exami
 from cnimeta.testing.conformance.rules import shouted
 from cnimeta.testing.conformance.subject import sandbox
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600)]  # some hundred programs for each report
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 

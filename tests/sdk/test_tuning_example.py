@@ -216,6 +216,7 @@ def test_the_kernel_and_the_result_are_as_with_the_reference(executables, tmp_pa
 
 
 @pytest.mark.kernel
+@pytest.mark.timeout(300)
 def test_it_keeps_every_rule_of_the_specification(executables):
     conf = {"type": "tuning", "mtu": 1400, "sysctl": {"net.ipv4.conf.IFNAME.log_martians": "1"}}
     with sandbox(executables["python"], conf) as subject:

@@ -54,6 +54,11 @@ class Model:
     """The attachments by name."""
 
     attachments: dict[str, Attachment] = field(default_factory=dict)
+    excused: set[str] = field(default_factory=set)
+    """Deleted when their record may have been damaged, under another network's name (the file alone may stay, since
+    nothing tells which interface it is of) or by portmap alone (hostport_alloc, whose state was damaged too, may have
+    made a record of mappings of which nothing told any more whose they were).
+    """
 
     def breaches(self, seen: Seen) -> list[str]:
         """What does not agree."""
@@ -68,7 +73,10 @@ class Model:
         found += [f"{place} leads to {sorted(held)}" for place, held in holders.items() if len(held) > 1]
         for one in self.attachments.values():
             found += self._about(one, mapped.get(one.address, set()), seen)
-        found += [f"there is a record of {name}, which is gone" for name in seen.records - set(self.attachments)]
+        found += [
+            f"there is a record of {name}, which is gone"
+            for name in seen.records - set(self.attachments) - self.excused
+        ]
         return found
 
     @staticmethod

@@ -111,6 +111,10 @@ class Soak:
     def name_of(self, one: Attachment) -> str:
         return getattr(one, "named", self.names[one.network])
 
+    def is_excused(self, one: Attachment) -> bool:
+        """See `Model.excused`."""
+        return one.network == "plain" or self.name_of(one) != self.names[one.network]
+
     def wanted(self, network: str, name: str) -> frozenset[tuple[str, int]]:
         if network == "plain":
             return frozenset({("tcp", 80)})
@@ -175,6 +179,8 @@ class Soak:
                 raise Finding(f"DEL of {one.name}: {answer}")
             self.model.attachments.pop(one.name, None)
             self.flushed.discard(one.name)
+            if before is not None and before.damaged and self.is_excused(before):
+                self.model.excused.add(one.name)
         elif verb == "CHECK":
             whole = one.sure and not (one.flushed or one.damaged or one.old)
             if code not in ((0,) if whole else (0, 101)):

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from found import FOUND
+from found import FOUND, Found
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Flaky
 from laws import Breach
@@ -66,6 +66,8 @@ class Hunt:
     tolerated: collections.Counter[str] = field(default_factory=collections.Counter)
     seconds: collections.Counter[str] = field(default_factory=collections.Counter)
     surprises: dict[str, Surprise] = field(default_factory=dict)
+    only: Found | None = None
+    """The one fault that is looked for; None for any."""
 
     def judge(self, kind: str, world: World, examine: Examine) -> None:
         """Raise Surprise for the first breach that is neither an open fault's nor found in this session."""
@@ -78,6 +80,8 @@ class Hunt:
         self.seconds[kind] += time.monotonic() - started
         for breach in breaches:
             fault = fault_of(world, breach)
+            if self.only is not None and not self.only.explains(world, breach):
+                continue
             if fault:
                 self.tolerated[fault] += 1
             elif outline(breach) not in self.surprises:

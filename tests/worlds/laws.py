@@ -306,8 +306,7 @@ class Judge:
         for attachment in attachments:
             name = attachment.container
             others = {"net", "eth0", *(word for a in self.world.attachments for word in (a.network, a.ifname))}
-            there = {*self.model.held, *self.model.displaced}
-            if len(name) < 2 or name in others or any(key[1] == name for key in there):
+            if len(name) < 2 or name in others or any(a.container == name for a in self.model.held.values()):
                 continue
             found = self.seen.mentions(name)
             if found:

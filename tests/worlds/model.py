@@ -24,8 +24,6 @@ class Model:
     """die, stale, reuse or hide, by container; those that live and show are not there."""
     lost: set[Key] = field(default_factory=set)
     """The keys whose rules others took away."""
-    displaced: set[Key] = field(default_factory=set)
-    """The keys whose record stays until their DEL, though their rules went when another ADD came."""
     flushed: bool = False
     """Whether others have flushed anything, ever."""
     reference: bool = False
@@ -44,12 +42,7 @@ class Model:
         for key, other in list(self.held.items()):
             shares = conflict(attachment, other) or _served_addresses(attachment) & _served_addresses(other)
             meets = other.container != attachment.container and shares
-            # One interface with one address on two networks: to the plugin, the network has another name now.
-            same = key != attachment.key and key[1:] == attachment.key[1:]
-            renamed = same and _served_addresses(attachment) & _served_addresses(other)
-            if renamed:
-                self.displaced.add(key)
-            if renamed or (meets and (self.fate.get(other.container) or key in self.lost)):
+            if meets and (self.fate.get(other.container) or key in self.lost):
                 del self.held[key]
         self.held[attachment.key] = attachment
         if not attachment.mappings:
@@ -59,7 +52,6 @@ class Model:
     def drop(self, key: Key) -> None:
         """Its DEL was 0."""
         self.held.pop(key, None)
-        self.displaced.discard(key)
         self.lost.discard(key)
 
     def wanted(self, attachment: Attachment) -> set[int]:

@@ -78,7 +78,7 @@ def _one(text: str, kind: str) -> int:
 
 
 def _work(options: Any, job: int, answers: Queue[Hunt]) -> None:
-    hunt = Hunt()
+    hunt = Hunt(only=next((found for found in FOUND if found.fault == options.without), None))
     end = time.monotonic() + options.minutes * 60
     names = [name for name in options.kinds.split(",") for _ in range(KINDS[name].weight)]
     try:

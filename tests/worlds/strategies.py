@@ -163,13 +163,19 @@ def _wishing(draw: st.DrawFn, attachment: Attachment, wish: tuple[tuple[Mapping,
     return replace(attachment, ips=wish[1]) if draw(st.sampled_from((False,) * 7 + (True,))) else attachment
 
 
+def _one_network_each(drawn: list[Attachment]) -> tuple[Attachment, ...]:
+    """An interface of a container is on one network: to a plugin, on another it is one whose network was renamed."""
+    first: dict[tuple[str, str], str] = {}
+    return tuple(replace(a, network=first.setdefault((a.container, a.ifname), a.network)) for a in drawn)
+
+
 @st.composite
 def rule_worlds(draw: st.DrawFn, backend: str = "") -> World:
     """Worlds for the rules alone: no packet is sent."""
     count = draw(st.sampled_from((2, 3, 1)))
     wish = draw(FEW), draw(ips())
     return World(
-        tuple(_wishing(draw, draw(attachments(index)), wish) for index in range(count)),
+        _one_network_each([_wishing(draw, draw(attachments(index)), wish) for index in range(count)]),
         draw(steps(count)),
         backend or draw(st.sampled_from(BACKENDS)),
         draw(st.sampled_from(_HOSTS)),

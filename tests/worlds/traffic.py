@@ -174,7 +174,10 @@ class TrafficNode(Node):
 
     def try_cells(self, wanted: dict[Cell, Outcome | None], ports: set[tuple[str, str, int]]) -> dict[Cell, Outcome]:
         """What happens in each cell; `ports` are (place, protocol, port) to serve. `wanted` tells whom to wait for."""
-        own = {("node", c.protocol, c.port) for c, end in wanted.items() if end is not None and end.who[:5] == "node:"}
+        ends = [
+            (*end.who.rpartition(":"), cell.protocol) for cell, end in wanted.items() if end is not None and end.who
+        ]
+        own = {(place, protocol, int(port)) for place, _, port, protocol in ends}
         with Exchange() as exchange:
             for place, protocol, port in sorted(ports | own):
                 with self.at(place):

@@ -85,7 +85,8 @@ class Client:
         import shutil
         import tempfile
 
-        folder = tempfile.mkdtemp(prefix="cnimeta-")  # where the loader writes keys that are inside the kubeconfig
+        # Where the loader writes keys that are inside the kubeconfig; it makes the folder when there are any.
+        folder = os.path.join(tempfile.gettempdir(), f"cnimeta-{os.urandom(16).hex()}")
         try:
             configuration, where = load(kubeconfig, environ, folder)
             self._url = configuration.host.rstrip("/")
@@ -93,7 +94,8 @@ class Client:
             self._authorization = authorization(configuration, where)
             self._pool = _pool(configuration, where)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if os.path.isdir(folder):  # unknown: what cannot be looked at cannot be removed either
+                shutil.rmtree(folder, ignore_errors=True)
 
     def request(self, verb: str, path: str, body: JSON, timeout_s: float) -> dict[str, JSON]:
         """Send one request; the Pod's metadata."""

@@ -49,10 +49,10 @@ def load(kubeconfig: str, environ: Mapping[str, str], folder: str) -> tuple[Any,
             config.load_incluster_config(client_configuration=configuration)
         else:
             where = kubeconfig or _node_kubeconfig()
-            user = _checked(where)
-            config.load_kube_config(
-                config_file=where, client_configuration=configuration, persist_config=False, temp_file_path=folder
-            )
+            document, user = _checked(where)
+            config.kube_config.KubeConfigLoader(  # read once, by the parser in C
+                document, config_base_path=os.path.dirname(os.path.abspath(where)), temp_file_path=folder
+            ).load_and_set(configuration)
     except PodApiError:
         raise
     except Exception as error:  # noqa: BLE001 - it may quote what it read
@@ -93,8 +93,8 @@ def server_of(url: str) -> str:
     return legible(f"{parts.scheme}://{host}{f':{port}' if port else ''}", 200)
 
 
-def _checked(path: str) -> Mapping[str, Any]:
-    """The user that a kubeconfig's current context names. Raises PodApiError for one that the loader would not take."""
+def _checked(path: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """A kubeconfig, and the user that its current context names. PodApiError for one that the loader would not take."""
     import yaml
 
     if not _is_file(path):
@@ -119,7 +119,7 @@ def _checked(path: str) -> Mapping[str, Any]:
     for part, keys in ((cluster, _FILES["cluster"]), (user, _FILES["user"])):
         for key in keys:
             _refuse_missing(path, part, key)
-    return user
+    return document, user
 
 
 def _named(path: str, document: Mapping[str, Any], section: str, name: object) -> Mapping[str, Any]:
