@@ -70,7 +70,7 @@ class HostportAlloc(Plugin):
 
         return examine(self.wiring, conf)
 
-    def examine_node(self, net_dir: str) -> Iterable[str]:
+    def examine_networks(self, net_dir: str) -> Iterable[str]:
         """Configurations and containers that go past it."""
         from cnimeta_plugins.hostport_alloc.operator.unserved import unserved
 

@@ -24,6 +24,7 @@ from cnimeta.testing.clock import FakeClock
 from cnimeta.testing.delegates import FakeDelegate, FakeExec, address_result
 from cnimeta.testing.kube import FakePods, Fault
 from cnimeta.testing.memory import call
+from cnimeta.testing.namespaces import FakeNamespaces
 from cnimeta.testing.sockets import FakePortScan, FakeSockets
 from cnimeta.testing.store import FakeLocks, MemoryDatabases
 from cnimeta_plugins.hostport_alloc.main import HostportAlloc
@@ -58,7 +59,7 @@ class Node:
                 addresses=FakeAddresses("192.0.2.10"),
                 pods=lambda _: self.pods,
                 mapper=lambda _: None,
-                namespace_id=lambda path: path,
+                namespaces=FakeNamespaces(),
                 boot_id="boot",
             )
         )

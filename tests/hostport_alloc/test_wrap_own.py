@@ -320,7 +320,7 @@ def test_containers_made_without_us_are_named_when_they_live(folder: Folder, tmp
     cache.store(Cached("cbr0", "c2", "eth0", "/run/netns/c2", config=json.dumps(folder.ours).encode()))
     cache.store(Cached("cbr0", "c3", "eth0", "/run/netns/c3", config=json.dumps(FLANNEL).encode()))
     node = Node()
-    node.namespaces["/run/netns/c3"] = ""
+    node.namespaces.gone.add("/run/netns/c3")
     (line,) = unserved(node.wiring, str(folder.path), str(tmp_path / "cache"))
     assert line.startswith("1 container made without hostport_alloc: shop/web;")
 

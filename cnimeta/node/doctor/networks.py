@@ -49,7 +49,7 @@ def plugins_of_node(net_dir: str) -> Iterator[Finding]:
     """What each plugin finds on the node beside its configurations."""
     for name, plugin in loadable().items():
         try:
-            for message in plugin.examine_node(net_dir):
+            for message in plugin.examine_networks(net_dir):
                 yield Finding(f"node {name}", "warn", message)
         except CniError as error:
             yield Finding(f"node {name}", "fail", str(error))

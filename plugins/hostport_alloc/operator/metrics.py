@@ -65,7 +65,7 @@ def _ports(wiring: Wiring, settings: Sequence[Settings]) -> Iterator[Metric]:
     """Of the first configuration's state; the ranges of all."""
     store = wiring.store(settings[0].data_dir, LOCK_TIMEOUT_S, lambda _: None)
     there = store.exists()  # looking makes none
-    entries = entries_of(store, wiring.clock.now()) if there else []
+    entries = entries_of(store) if there else []
     occupancy = store.occupancy() if there else Occupancy({}, ())
     blocked = wiring.blocked(lambda _: None)
     views = {found.name: RangeView.of(found, occupancy, blocked) for one in settings for found in one.ranges}

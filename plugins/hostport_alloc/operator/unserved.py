@@ -60,7 +60,7 @@ def _made_without(wiring: Wiring, cache_dir: str) -> Iterator[str]:
 
     found = []
     for cached in Cache(PosixFiles(), cache_dir, lambda _: None).every():
-        if PLUGIN_TYPE.encode() not in cached.config and cached.config and wiring.namespace_id(cached.netns):
+        if PLUGIN_TYPE.encode() not in cached.config and cached.config and wiring.namespaces.identity(cached.netns):
             args = dict(cached.args)
             pod = f"{args.get('K8S_POD_NAMESPACE', '')}/{args.get('K8S_POD_NAME', '')}"
             found.append(pod if args.get("K8S_POD_NAME") else cached.container_id)
