@@ -190,9 +190,10 @@ def times(bench: Bench) -> list[Row]:
     conf = bench.conf(10_000_000, 1_000_000)
     spent: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for kind in ("alone", "asking"):
-            install(f"{folder}/{kind}", ["bandwidth"], agent=kind == "asking")
-        programs = {"ours": f"{folder}/alone/bandwidth", "reference": REFERENCE, "agent": f"{folder}/asking/bandwidth"}
+        for kind in ("ours", "agent", "native"):
+            install(f"{folder}/{kind}", ["bandwidth"], agent=kind != "ours", native=kind == "native")
+        programs = {kind: f"{folder}/{kind}/bandwidth" for kind in ("ours", "agent", "native")}
+        programs["reference"] = REFERENCE
         agent = RunningAgent(Path(folder))
         for _ in range(ROUNDS):
             for who in ("loaded", *programs):
@@ -209,6 +210,7 @@ def times(bench: Bench) -> list[Row]:
             ("loaded", "in process"),
             ("ours", "whole process"),
             ("agent", "whole process, served by the agent"),
+            ("native", "whole process, native launcher and agent"),
         )
         for verb in ("ADD", "DEL")
     ]

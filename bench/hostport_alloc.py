@@ -51,8 +51,8 @@ class Processes:
 
     def __init__(self, folder: str, host: Namespace, container: Namespace) -> None:
         self.folder, self.host, self.container = folder, host, container
-        for kind in ("bin", "asking"):
-            install(f"{folder}/{kind}", ["hostport_alloc", "portmap"], agent=kind == "asking")
+        for kind in ("bin", "asking", "native"):
+            install(f"{folder}/{kind}", ["hostport_alloc", "portmap"], agent=kind != "bin", native=kind == "native")
         self.agent = RunningAgent(Path(folder))
         self.base = {"cniVersion": "1.0.0", "name": "bench"}
 
@@ -75,6 +75,10 @@ class Processes:
         """The wrapper, served by the agent."""
         self.ours(verb, "asking")
 
+    def native(self, verb: str) -> None:
+        """The wrapper, served by the agent, without Python in the launcher."""
+        self.ours(verb, "native")
+
     def theirs(self, verb: str) -> None:
         """The chain with a fixed port."""
         mapping = {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}
@@ -90,13 +94,15 @@ class Processes:
         """ADD and DEL of both, in turn."""
         spent: dict[tuple[str, str], list[float]] = {}
         for _ in range(RUNS):
-            for who, call in (("ours", self.ours), ("asking", self.asking), ("theirs", self.theirs)):
+            kinds = {"ours": self.ours, "asking": self.asking, "native": self.native, "theirs": self.theirs}
+            for who, call in kinds.items():
                 for verb in ("ADD", "DEL"):
                     started = time.perf_counter()
                     call(verb)
                     spent.setdefault((who, verb), []).append((time.perf_counter() - started) * 1000)
         self.agent.close()
-        for who, label in (("ours", ""), ("asking", ", served by the agent")):
+        labels = {"ours": "", "asking": ", served by the agent", "native": ", native launcher and agent"}
+        for who, label in labels.items():
             for verb in ("ADD", "DEL"):
                 ours, theirs = (statistics.median(spent[one, verb]) for one in (who, "theirs"))
                 yield Row(f"{verb}, bridge with a random port beside bridge and portmap{label}", ours, theirs, "ms")

@@ -18,6 +18,7 @@ from cnimeta.cli.install import install
 from cnimeta.host.nftables.kernel import KernelNft
 from cnimeta.spec.ip import parse_cidr
 from cnimeta.spec.jsonio import dumps
+from cnimeta.testing.agent import RunningAgent
 from cnimeta.testing.netns import namespaces
 from cnimeta_plugins.portmap.config import PortMapping, Settings
 from cnimeta_plugins.portmap.iptables.rules import chain_name, container_rules
@@ -25,16 +26,17 @@ from cnimeta_plugins.portmap.nftables.rules import TABLE, add_changes, plan_elem
 from cnimeta_plugins.portmap.plan import FamilyPlan, Owner, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from cnimeta.testing.netns import Namespace
 
 TITLE = "portmap"
 NOTE = """
-ADD and DEL of one TCP mapping: the whole process, in a network namespace of its own, median of 15 runs, ours (nftables)
-and Debian's Go plugin (iptables-nft) in turn, each with that many other containers mapped its own way. Rows that name
-"its own cost" have our figure on an empty host as the reference. Connections: one TCP connection after the other from
-another namespace through the last port mapped, median time of each; the reference is upstream's shape of rules.
+ADD and DEL of one TCP mapping: the whole process, in a network namespace of its own, median of 15 runs, ours,
+the native launcher with the agent, and Debian's Go plugin (iptables-nft) in turn, each with that many other containers
+mapped its own way. Rows that name "its own cost" have our figure on an empty host as the reference. Connections: one
+TCP connection after the other from another namespace through the last port mapped, median time of each; the reference
+is upstream's shape of rules.
 """
 REFERENCE = "/usr/lib/cni/portmap"
 RUNS = 15
@@ -60,10 +62,10 @@ def conf(folder: str) -> bytes:
     ).encode()
 
 
-def once_ms(program: str, verb: str, netns: str, stdin: bytes) -> float:
+def once_ms(program: str, verb: str, netns: str, stdin: bytes, agent: Mapping[str, str]) -> float:
     """One run; the caller's thread is in the node's namespace."""
     environ = {"CNI_COMMAND": verb, "CNI_CONTAINERID": "measured", "CNI_NETNS": netns, "CNI_IFNAME": "eth0"}
-    environ |= {"CNI_PATH": "/usr/lib/cni", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    environ |= {"CNI_PATH": "/usr/lib/cni", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **agent}
     started = time.perf_counter()
     subprocess.run([program], env=environ, input=stdin, capture_output=True, check=True)
     return (time.perf_counter() - started) * 1000
@@ -105,27 +107,30 @@ def fill_reference(node: Namespace, count: int) -> None:
     node.run("iptables-nft-restore", "--noflush", stdin="\n".join([*lines, *entries, "COMMIT", ""]))
 
 
-def verbs(ours: str, folder: str, count: int) -> Iterator[tuple[str, list[float], list[float]]]:
-    """(verb, our times, the reference's times) with `count` other containers on each node."""
-    with namespaces("ours", "ref", "ctr") as (node, reference, container):
-        stdin = conf(f"{folder}/state-{count}")
-        pairs = ((node, ours), (reference, REFERENCE))
+def verbs(
+    ours: str, native: str, agent: Mapping[str, str], folder: str, count: int
+) -> Iterator[tuple[str, list[float], list[float], list[float]]]:
+    """(verb, our times, the native launcher's, the reference's) with `count` other containers on each node."""
+    with namespaces("ours", "served", "ref", "ctr") as (node, served, reference, container):
+        pairs = ((node, ours), (served, native), (reference, REFERENCE))
+        confs = {program: conf(f"{folder}/state-{number}-{count}") for number, (_, program) in enumerate(pairs)}
         for there, program in pairs:
             there.run("ip", "route", "add", "blackhole", "10.64.0.0/10")
             with there.entered():
-                once_ms(program, "ADD", container.path, stdin)
+                once_ms(program, "ADD", container.path, confs[program], agent)
         if count:
             fill_ours(node, count)
+            fill_ours(served, count)
             fill_reference(reference, count)
         times: dict[tuple[str, str], list[float]] = {}
         for _ in range(RUNS):
             for verb in ("DEL", "ADD"):
                 for there, program in pairs:
                     with there.entered():
-                        taken = once_ms(program, verb, container.path, stdin)
+                        taken = once_ms(program, verb, container.path, confs[program], agent)
                     times.setdefault((verb, program), []).append(taken)
         for verb in ("ADD", "DEL"):
-            yield verb, times[verb, ours], times[verb, REFERENCE]
+            yield verb, times[verb, ours], times[verb, native], times[verb, REFERENCE]
 
 
 def own(ours: str, folder: str, count: int) -> dict[str, float]:
@@ -133,14 +138,14 @@ def own(ours: str, folder: str, count: int) -> dict[str, float]:
     with namespaces("ours", "ctr") as (node, container):
         stdin = conf(f"{folder}/own-{count}")
         with node.entered():
-            once_ms(ours, "ADD", container.path, stdin)
+            once_ms(ours, "ADD", container.path, stdin, {})
         if count:
             fill_ours(node, count)
         times: dict[str, list[float]] = {"DEL": [], "ADD": []}
         with node.entered():
             for _ in range(RUNS):
                 for verb, found in times.items():
-                    found.append(once_ms(ours, verb, container.path, stdin))
+                    found.append(once_ms(ours, verb, container.path, stdin, {}))
         return {verb: statistics.median(found) for verb, found in times.items()}
 
 
@@ -159,13 +164,13 @@ def connect_us(count: int, *, reference: bool, folder: str, ours: str) -> float:
         stdin = conf(f"{folder}/path-{count}-{reference}")
         # The measured container comes last: with a list of rules it is at the end of the list.
         with node.entered():
-            once_ms(program, "ADD", container.path, stdin)
+            once_ms(program, "ADD", container.path, stdin, {})
             if count and reference:
-                once_ms(program, "DEL", container.path, stdin)
+                once_ms(program, "DEL", container.path, stdin, {})
         if count:
             (fill_reference if reference else fill_ours)(node, count)
         with node.entered():
-            once_ms(program, "ADD", container.path, stdin)
+            once_ms(program, "ADD", container.path, stdin, {})
         with container.entered():
             listener = socket.create_server(("10.64.255.2", 80), backlog=512)
         threading.Thread(target=_accept, args=(listener,), daemon=True).start()
@@ -193,10 +198,14 @@ def measure() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         install(folder, ["portmap"])
         ours = str(Path(folder) / "portmap")
+        install(f"{folder}/native", ["portmap"], native=True)
+        agent = RunningAgent(Path(folder) / "agent")
         for count in (0, 2000):
-            for verb, mine, theirs in verbs(ours, folder, count):
-                what = f"{verb}, {count:,} other containers"
-                rows.append(Row(what, statistics.median(mine), statistics.median(theirs), "ms"))
+            for verb, mine, served, theirs in verbs(ours, f"{folder}/native/portmap", agent.environ, folder, count):
+                what, reference = f"{verb}, {count:,} other containers", statistics.median(theirs)
+                rows.append(Row(what, statistics.median(mine), reference, "ms"))
+                rows.append(Row(f"{what}, native launcher and agent", statistics.median(served), reference, "ms"))
+        agent.close()
         empty, full = own(ours, folder, 0), own(ours, folder, 10_000)
         rows += [
             Row(f"{verb}, 10,000 other containers, beside its own cost", full[verb], empty[verb], "ms") for verb in full

@@ -37,9 +37,11 @@ def measure() -> list[Row]:
     """Two rows for each plugin; one for a plugin that the reference does not have."""
     with tempfile.TemporaryDirectory() as folder:
         install(folder, PLUGINS)
+        install(f"{folder}/native", PLUGINS, native=True)
         commands = {"json": [interpreter(), "-I", "-S", "-c", "import json"]}
         for name in PLUGINS:
             commands[name] = [str(Path(folder) / name)]
+            commands[f"native {name}"] = [f"{folder}/native/{name}"]
             if (REFERENCE / name).exists():
                 commands[f"reference {name}"] = [str(REFERENCE / name)]
         times: dict[str, list[float]] = {name: [] for name in commands}
@@ -49,8 +51,9 @@ def measure() -> list[Row]:
     medians = {name: statistics.median(found) for name, found in times.items()}
     rows = [Row(f"{name}, beside `import json`", medians[name], medians["json"], "ms") for name in PLUGINS]
     rows += [
-        Row(f"{name}, beside the reference's", medians[name], medians[f"reference {name}"], "ms")
+        Row(f"{kind}{name}, beside the reference's", medians[f"{kind}{name}"], medians[f"reference {name}"], "ms")
         for name in PLUGINS
+        for kind in ("", "native ")
         if f"reference {name}" in medians
     ]
     return rows

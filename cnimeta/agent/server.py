@@ -1,204 +1,296 @@
-"""The agent's side. Each invocation runs in a process forked for it, in the launcher's namespaces and environment.
+"""The agent's side: keeping workers ready.
 
-So a plugin behaves as in a process of its own: it may change its namespace, its environment and its memory, be killed,
-and leave nothing in the agent. What the fork saves is starting Python and importing.
+Workers are forked ahead and wait for connections themselves; each serves one and ends, and is replaced as soon as it
+has taken one. While none is free the agent takes the connections: it greets each at once, so that no launcher doubts
+that somebody is there, and forks a worker for it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import signal
-import socket
-import stat
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, NamedTuple
 
-from cnimeta.agent.wire import (
-    ACCEPTED,
-    ANSWER,
-    CREDENTIALS,
-    DESCRIPTORS,
-    LENGTH,
-    LENGTHS,
-    MAGIC,
-    REFUSED,
-    Broken,
-    receive,
-)
-from cnimeta.errors import IoFailure
-from cnimeta.host import afterwards
-from cnimeta.host.netns import join
-from cnimeta.plugin.dispatch import run, to_stderr
+from cnimeta.agent.systemd import Manager
+from cnimeta.agent.wire import REFUSED, Broken
+from cnimeta.agent.worker import SHORT, Service, accepted, greet, rehearse, serve
+from cnimeta.errors import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    import socket
+    from collections.abc import Callable, Sequence
 
-    from cnimeta.plugin.base import Plugin
+    from cnimeta.agent.listening import Listening
 
-_REQUEST_S = 5.0
-_BACKLOG = 128
+WORKERS = 4
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What `serve` returns for. To be blocked from when the socket is there: it is removed at the end."""
 _LOOK_S = 1.0
-_NAME_MAX = 1 << 10
+_SETTLED_S = 1.0
+_MOST = 256
+"""Workers alive at once. Beyond that, launchers work alone."""
+_REPORT_BYTES = 512  # less than PIPE_BUF: a report is written whole or not at all
+_FAILED = 3
+
+
+class Job(NamedTuple):
+    """Something to do every `seconds` in a process of its own, never twice at once."""
+
+    name: str
+    seconds: float
+    run: Callable[[], None]
 
 
 class Agent:
-    """Serves the given plugins, by target ("module:Class"), on a unix socket.
-
-    `is_current()` is asked before each invocation: when it says no (the installation was changed), the agent ends and
-    launchers work on their own. `idle()` is called about once a second.
-    """
+    """Serves on a socket that listens, until SIGTERM or SIGINT."""
 
     def __init__(
         self,
-        path: str,
-        plugins: Mapping[str, Callable[[], Plugin]],
-        is_current: Callable[[], bool] = lambda: True,
-        idle: Callable[[], None] = lambda: None,
+        listening: Listening,
+        service: Service,
+        *,
+        jobs: Sequence[Job] = (),
+        workers: int = WORKERS,
+        manager: Manager | None = None,
     ) -> None:
-        self.path = path
-        self.plugins = plugins
-        self.is_current = is_current
-        self.idle = idle
-        self._ended = False
+        self._listening = listening
+        self._listener = listening.socket
+        self._service = service
+        self._jobs = jobs
+        self._workers = workers
+        self._manager = manager or Manager()
+        self._due = {job.name: time.monotonic() + job.seconds for job in jobs}
+        self._idle: set[int] = set()
+        self._children: dict[int, str] = {}
+        """What each child is about, by process ID."""
+        self._waiting: list[socket.socket] = []
+        """Greeted, and without a worker yet."""
+        self._retired, self._keep = os.pipe()
+        self._reports, self._report = os.pipe()
+        self._woken, self._wake = os.pipe()
+        for descriptor in (self._reports, self._report, self._woken, self._wake):
+            os.set_blocking(descriptor, False)
+        self._ended = ""
+        self._may_fork = 0.0
 
-    def serve(self) -> None:
-        """Until SIGTERM or SIGINT, or until the installation changes. Invocations that run then run to their end."""
-        listener = self._listen()
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the kernel
-        for number in (signal.SIGTERM, signal.SIGINT):
+    def serve(self) -> bool:
+        """True when it is to be started again, on the same socket: the installation has changed, or SIGHUP came.
+
+        Invocations that run then run to their end.
+        """
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        for number in ENDING:
             signal.signal(number, self._end)
-        try:
-            while not self._ended:
-                ready, _, _ = select.select([listener], [], [], _LOOK_S)
-                if not self.is_current():
-                    break
-                self.idle()
-                if ready:
-                    self._accept(listener)
-        finally:
-            os.unlink(self.path)
-            listener.close()
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whoever started this may have blocked some
+        self._fill()
+        self._manager.ready()
+        looked = time.monotonic()
+        while not self._ended:
+            self._turn()
+            if time.monotonic() - looked >= _LOOK_S:
+                looked = time.monotonic()
+                self._manager.alive()
+                self._start_jobs(looked)
+                if not self._service.code.is_the_same():
+                    self._outlast_change()
+        again = self._ended == "SIGHUP"
+        (self._manager.reloading if again else self._manager.stopping)()
+        self._retire()
+        for connection in self._waiting:
+            connection.close()
+        return again
 
-    def _end(self, *_: object) -> None:
-        self._ended = True
+    def _retire(self) -> None:
+        """Let the workers that wait end."""
+        keep, self._keep = self._keep, -1
+        if keep >= 0:
+            os.close(keep)
 
-    def _listen(self) -> socket.socket:
-        folder = os.path.dirname(self.path)
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        if os.stat(folder).st_uid != os.geteuid() or stat.S_IMODE(os.stat(folder).st_mode) & 0o022:
-            raise IoFailure(f"{folder} must belong to this user, and nobody else may write to it")
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            if _answers(self.path):
-                raise IoFailure(f"another agent serves {self.path}")
-            listener.bind(self.path)
-        except OSError as error:
-            listener.close()
-            raise IoFailure(f"cannot listen on {self.path}: {error.strerror or error}") from None
-        os.chmod(self.path, 0o600)
-        listener.listen(_BACKLOG)
-        return listener
+    def _end(self, number: int, _: object) -> None:
+        self._ended = signal.Signals(number).name
 
-    def _accept(self, listener: socket.socket) -> None:
-        try:
-            connection, _ = listener.accept()
-        except OSError:
-            return
-        with connection:
+    def _turn(self) -> None:
+        """Wait for something to do, and do it."""
+        poller = select.poll()
+        for descriptor in (self._reports, self._woken):
+            poller.register(descriptor, select.POLLIN)
+        if not self._idle:
+            poller.register(self._listener, select.POLLIN)
+        ready = {found for found, _ in poller.poll(_LOOK_S * 1000)}
+        _drained(self._woken)
+        self._hear(_drained(self._reports))
+        self._reap()
+        if self._listener.fileno() in ready and not self._ended:
+            self._take()
+        self._fill()
+
+    def _hear(self, reports: bytes) -> None:
+        for line in reports.decode("utf-8", "replace").splitlines():
+            pid, _, about = line.partition(" ")
+            self._idle.discard(int(pid))
+            if int(pid) in self._children:
+                self._children[int(pid)] = about
+
+    def _reap(self) -> None:
+        while True:
             try:
-                child = os.fork()
-            except OSError:
-                return  # the launcher sees the end and works on its own
-            if child == 0:
-                self._in_child(listener, connection)
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            about = self._children.pop(pid, "a process of an earlier agent")
+            if pid in self._idle:
+                self._idle.discard(pid)
+                self._may_fork = time.monotonic() + _LOOK_S  # one that cannot even wait is not made again at once
+            if status:
+                self._service.log(f"process {pid} ({about}) was ended by {_cause(status)}")
 
-    def _in_child(self, listener: socket.socket, connection: socket.socket) -> None:
-        """Never returns."""
+    def _fill(self) -> None:
+        """Have a worker for each connection that waits, and some that wait themselves."""
+        while self._waiting:
+            with self._waiting.pop(0) as connection:
+                if not self._fork(connection):
+                    _refuse(connection)
+            self._take()
+        while len(self._idle) < self._workers and not self._ended and time.monotonic() >= self._may_fork:
+            if not self._fork(None):
+                self._may_fork = time.monotonic() + _LOOK_S
+
+    def _take(self) -> None:
+        """Greet all who have connected."""
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in SHORT:
+                    self._service.log(f"cannot accept a connection: {error.strerror}")
+                    time.sleep(_LOOK_S / 10)
+                return
+            if greet(connection):
+                self._waiting.append(connection)
+            else:
+                connection.close()
+
+    def _fork(self, connection: socket.socket | None) -> bool:
+        """Make a worker: for this connection, or to wait for one."""
+        if len(self._children) >= _MOST:
+            return False
+        pid = self._forked("a worker", lambda: self._work(connection))
+        if pid and connection is None:
+            self._idle.add(pid)
+        return bool(pid)
+
+    def _forked(self, about: str, run: Callable[[], None]) -> int:
+        """A child's process ID; 0 when there can be none."""
         try:
-            for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+            pid = os.fork()
+        except OSError as error:
+            self._service.log(f"cannot fork: {error.strerror}")
+            return 0
+        if pid:
+            self._children[pid] = about
+            return pid
+        status = _FAILED
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGCHLD, *ENDING):
                 signal.signal(number, signal.SIG_DFL)
-            listener.close()
-            self._serve_one(connection)
-        except (OSError, Broken):
-            pass  # nobody is there who could be told
+            for descriptor in (self._keep, self._reports, self._woken, self._wake):
+                os.close(descriptor)
+            for other in self._waiting:
+                other.close()
+            run()
+            status = 0
+        except Exception as error:  # noqa: BLE001 - somebody has to be told
+            self._service.log(f"process {os.getpid()} failed: {type(error).__name__}: {shown(str(error))}")
         finally:
-            os._exit(0)
+            os._exit(status)
 
-    def _serve_one(self, connection: socket.socket) -> None:
-        connection.settimeout(_REQUEST_S)
-        plugin = self.plugins.get(_greeting(connection))
-        if plugin is None or _peer(connection) not in (0, os.geteuid()):
-            connection.sendall(REFUSED)
-            return
-        connection.sendall(ACCEPTED)
-        sizes, descriptors, _, _ = socket.recv_fds(connection, LENGTHS.size, DESCRIPTORS)
-        if len(sizes) != LENGTHS.size or len(descriptors) != DESCRIPTORS:
-            raise Broken("not a launcher")
-        environ, stdin = (receive(connection, size) for size in LENGTHS.unpack(sizes))
-        connection.settimeout(None)
-        *place, lifeline = descriptors
-        _take_place(place)
-        os.environb.clear()
-        os.environb.update(pair.partition(b"=")[::2] for pair in environ.split(b"\0") if pair)
-        _die_with(lifeline)
-        afterwards.begin()
-        outcome = run(plugin(), os.environ, stdin, to_stderr)
-        os.close(lifeline)
-        answer = outcome.stdout.encode()
-        connection.sendall(ANSWER.pack(outcome.status, len(answer)) + answer)
+    def _work(self, connection: socket.socket | None) -> None:
+        """A worker's life."""
+        log = os.dup(2)
+        service = self._service._replace(log=lambda line: _write(log, f"cnimeta agent: {line}\n"))
+        if connection is None:
+            rehearse(service)
+            connection = accepted(self._listener, self._retired)
+            if connection is None:
+                return
+            self._tell("a worker that was asked")
+            if not greet(connection):
+                return
+        os.close(self._retired)
+        self._listener.close()
+        try:
+            serve(connection, service, self._tell)
+        except (OSError, Broken) as error:
+            service.log(f"a launcher was not served: {error}")
+
+    def _tell(self, about: str) -> None:
+        _write(self._report, f"{os.getpid()} {about}"[: _REPORT_BYTES - 1] + "\n")
+
+    def _start_jobs(self, now: float) -> None:
+        for job in self._jobs:
+            if now >= self._due[job.name] and job.name not in self._children.values():
+                self._due[job.name] = now + job.seconds
+                self._forked(job.name, lambda run=job.run: self._do(run))  # type: ignore[misc]
+
+    def _do(self, run: Callable[[], None]) -> None:
+        self._listener.close()
+        for descriptor in (self._retired, self._report):
+            os.close(descriptor)
+        run()
+
+    def _outlast_change(self) -> None:
+        """Refuse everybody until the installation changes no more, and then ask to be started again."""
+        self._service.log("the installation has changed: starting again")
+        self._retire()
+        since = time.monotonic()
+        while not self._ended:
+            self._manager.alive()
+            if not self._service.code.is_settled():
+                since = time.monotonic()
+            if time.monotonic() - since >= _SETTLED_S:
+                self._ended = "SIGHUP"
+                return
+            if select.select([self._listener], [], [], _SETTLED_S / 10)[0]:
+                try:
+                    connection, _ = self._listener.accept()
+                except OSError:
+                    time.sleep(_SETTLED_S / 10)
+                    continue
+                _refuse(connection)
+                connection.close()
 
 
-def _answers(path: str) -> bool:
-    """Whether an agent listens there. A socket that an agent left when it was killed is removed."""
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def _refuse(connection: socket.socket) -> None:
     try:
-        probe.connect(path)
-    except FileNotFoundError:
-        return False
-    except ConnectionRefusedError:
-        os.unlink(path)
-        return False
-    finally:
-        probe.close()
-    return True
+        connection.send(REFUSED)
+    except OSError:
+        pass
 
 
-def _greeting(connection: socket.socket) -> str:
-    """The plugin that the launcher names."""
-    if receive(connection, len(MAGIC)) != MAGIC:
-        raise Broken("not a launcher")
-    (length,) = LENGTH.unpack(receive(connection, LENGTH.size))
-    return receive(connection, min(length, _NAME_MAX)).decode("ascii", "replace")
+def _cause(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    if code == -signal.SIGKILL:
+        return "SIGKILL: its launcher went away, or it was killed"
+    return signal.Signals(-code).name if code < 0 else f"a failure ({code})"
 
 
-def _peer(connection: socket.socket) -> int:
-    packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-    return int(CREDENTIALS.unpack(packed)[1])
+def _drained(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 1 << 16)
+    except BlockingIOError:
+        return b""
 
 
-def _take_place(descriptors: list[int]) -> None:
-    """Stand where the launcher stands."""
-    network, mounts, folder, stderr = descriptors
-    for descriptor, kind in ((mounts, "mnt"), (network, "net")):
-        own = os.stat(f"/proc/self/ns/{kind}")
-        if os.fstat(descriptor).st_ino != own.st_ino:
-            join(descriptor)
-    os.fchdir(folder)
-    nothing = os.open("/dev/null", os.O_RDONLY)
-    for source, target in ((nothing, 0), (stderr, 1), (stderr, 2)):
-        os.dup2(source, target)
-    for descriptor in (*descriptors, nothing):
-        os.close(descriptor)
-
-
-def _die_with(lifeline: int) -> None:
-    """Let the kernel kill this process when the launcher goes away, as whoever killed that wanted.
-
-    The pipe is used for nothing else: a signal armed on the connection itself can fire for data already read.
-    """
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([lifeline], [], [], 0)[0]:
-        raise Broken("the launcher went away")
+def _write(descriptor: int, line: str) -> None:
+    try:
+        os.write(descriptor, line.encode("utf-8", "backslashreplace"))
+    except OSError:
+        pass

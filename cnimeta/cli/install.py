@@ -19,6 +19,7 @@ import sys
 import sysconfig
 from typing import TYPE_CHECKING
 
+from cnimeta.agent.native import program, render
 from cnimeta.delegate.find import DEFAULT_BIN_DIR, split_path
 from cnimeta.errors import IoFailure
 from cnimeta.host.files import replace_file
@@ -26,7 +27,7 @@ from cnimeta.plugin import bundle, launcher, registry
 from cnimeta.runtime.conf import DEFAULT_FOLDER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from cnimeta.plugin.base import Commands
     from cnimeta.plugin.registry import Target
@@ -55,6 +56,11 @@ def add_commands(commands: Commands) -> None:
                 action=argparse.BooleanOptionalAction,
                 help="launchers ask `cnimeta agent` first; default: as each launcher that is there",
             )
+            parser.add_argument(
+                "--native",
+                action=argparse.BooleanOptionalAction,
+                help="launchers that ask it without starting Python; default: as each launcher that is there",
+            )
         else:
             parser.add_argument("--force", action="store_true", help="also what containers or configurations need")
             parser.add_argument(
@@ -66,7 +72,9 @@ def add_commands(commands: Commands) -> None:
 def _install_command(args: argparse.Namespace) -> int:
     bin_dir = _one_bin_dir(args)
     _refuse_unknown(args, registry.installed())
-    for line in install(bin_dir, args.only, replace=args.replace, agent=args.agent):
+    if args.native and args.agent is False:
+        args.refuse("argument --native: a native launcher is one that asks the agent, which --no-agent excludes")
+    for line in install(bin_dir, args.only, replace=args.replace, agent=args.agent, native=args.native):
         print(line)
     return 0
 
@@ -98,11 +106,17 @@ def _refuse_unknown(args: argparse.Namespace, known: Iterable[str]) -> None:
 
 
 def install(
-    bin_dir: str, names: Sequence[str] | None = None, *, replace: bool = False, agent: bool | None = None
+    bin_dir: str,
+    names: Sequence[str] | None = None,
+    *,
+    replace: bool = False,
+    agent: bool | None = None,
+    native: bool | None = None,
 ) -> list[str]:
     """Write launchers into `bin_dir`; what was done, a line each.
 
-    `agent`: whether they ask the node agent first; None: those that do go on doing so.
+    `agent`: whether they ask the node agent first; None: those that do go on doing so. `native`: whether they do so
+    without starting Python; None: as before.
 
     `names`: of these plugins; None: of every plugin that is installed. What stands in the way, a plugin that cannot be
     loaded too, is found before anything is written. Raises IoFailure (code 5); KeyError for a name that is no plugin's.
@@ -117,16 +131,13 @@ def install(
         raise IoFailure(f"folders are in the way: {', '.join(folders)}")
     if foreign and not replace:
         raise IoFailure(_in_the_way(foreign, [name for name, path in paths.items() if path not in foreign]))
-    for target in chosen.values():
-        registry.load(target)
-    asking = {name: launcher.asks_agent(path) if agent is None else agent for name, path in paths.items()}
-    texts = {name: launcher_text(target, name=name, agent=asking[name]) for name, target in chosen.items()}
+    files = _contents(chosen, paths, agent=agent, native=native)
     compile_packages(target.file for target in chosen.values())
     for name, target in chosen.items():
         bundle_modules(name, target)
     lines = []
     for name, path in paths.items():
-        data = texts[name].encode()
+        data = files[name]
         if path in foreign:
             lines.append(f"{path}: the file that was there is kept as {os.path.basename(_keep(path))}")
         elif _is_current(path, data):
@@ -135,6 +146,26 @@ def install(
         replace_file(path, data, mode=_MODE, temporary=f".tmp-{os.getpid()}-")
         lines.append(f"{path}: installed")
     return lines
+
+
+def _contents(
+    chosen: Mapping[str, Target], paths: Mapping[str, str], *, agent: bool | None, native: bool | None
+) -> dict[str, bytes]:
+    """What each launcher is to be."""
+    plugins = {name: registry.load(target) for name, target in chosen.items()}
+    programs: list[bytes] = []
+    found = {}
+    for name, target in chosen.items():
+        path = paths[name]
+        compiled = agent is not False and (launcher.is_native(path) if native is None else native)
+        asking = compiled or (launcher.asks_agent(path) if agent is None else agent)
+        text = launcher_text(target, name=name, agent=asking)
+        if compiled:
+            programs = programs or [program()]
+            found[name] = render(programs[0], target, plugins[name], text, interpreter())
+        else:
+            found[name] = text.encode()
+    return found
 
 
 def _in_the_way(foreign: Sequence[str], free: Sequence[str]) -> str:

@@ -86,6 +86,12 @@ def leave(*streams: int) -> None:
                 os.closerange(at, kept)
                 at = kept + 1
             os.closerange(at, _DESCRIPTORS_MAX)
-            time.sleep(_GRACE_PERIOD_S)
+            linger()
         finally:
             os._exit(0)
+
+
+def linger() -> None:
+    """As `leave`, in a process that nobody waits for: be there until what it closes by ending holds up nobody."""
+    if _held and _slow:
+        time.sleep(_GRACE_PERIOD_S)

@@ -101,21 +101,12 @@ def main(plugin: Plugin) -> None:
 def start(make: Callable[[], Plugin]) -> None:
     """As `main`, of a plugin that is yet to be made; a CniError of `make` is the answer.
 
-    The only code that touches the process's environment and streams.
+    With `answered`, the only code that touches the process's environment and streams.
     """
     answer_fd = _claim_stdout()
     afterwards.begin()
     try:
-        plugin = make()
-        stdin = _read_stdin() if os.environ.get("CNI_COMMAND") else b""
-        outcome = run(plugin, os.environ, stdin, to_stderr)
-    except CniError as error:
-        trace(error, os.environ, to_stderr)
-        outcome = _failed(error)
-    except Exception as error:  # noqa: BLE001 - as in `serve`
-        failure = _unexpected("reading the network configuration on stdin", error)
-        trace(failure, os.environ, to_stderr)
-        outcome = _failed(failure)
+        outcome = answered(make, _STDIN)
     except KeyboardInterrupt:
         _end(_INTERRUPTED, answer_fd)
     try:
@@ -123,6 +114,21 @@ def start(make: Callable[[], Plugin]) -> None:
     except OSError:  # refused: nobody reads, the status still tells
         _end(outcome.status or 1, answer_fd)
     _end(outcome.status, answer_fd)
+
+
+def answered(make: Callable[[], Plugin], stdin: int) -> Outcome:
+    """What this process's environment asks of a plugin that is yet to be made. `stdin` is read to its end."""
+    try:
+        plugin = make()
+        conf = _read_all(stdin) if os.environ.get("CNI_COMMAND") else b""
+        return run(plugin, os.environ, conf, to_stderr)
+    except CniError as error:
+        trace(error, os.environ, to_stderr)
+        return _failed(error)
+    except Exception as error:  # noqa: BLE001 - as in `serve`
+        failure = _unexpected("reading the network configuration on stdin", error)
+        trace(failure, os.environ, to_stderr)
+        return _failed(failure)
 
 
 def _end(status: int, answer_fd: int) -> NoReturn:
@@ -157,10 +163,10 @@ def _claim_stdout() -> int:
     return answer_fd
 
 
-def _read_stdin() -> bytes:
+def _read_all(fd: int) -> bytes:
     """What the runtime wrote. Of more than is ever read, not much more: NetConf refuses it."""
     chunks, size = [], 0
-    while size <= MAX_BYTES and (chunk := os.read(_STDIN, 65536)):
+    while size <= MAX_BYTES and (chunk := os.read(fd, 65536)):
         chunks.append(chunk)
         size += len(chunk)
     return b"".join(chunks)

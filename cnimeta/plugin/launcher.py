@@ -8,6 +8,7 @@ of the third-party packages are added last, for the work that needs them.
 from __future__ import annotations
 
 import os
+import struct
 
 from cnimeta.plugin.bundle import path_of, reader
 from cnimeta.plugin.registry import Target
@@ -17,6 +18,12 @@ MARK = "# cnimeta-launcher"
 
 _ASKING = "from cnimeta.agent.client import hand_over"
 """The line that a launcher of agents has. Never change: upgrades look for it."""
+NATIVE_MARK = b"cnimeta-launcher"
+"""What stands before the trailer of a native launcher (`cnimeta.agent.native`). Never change."""
+TRAILER = struct.Struct("<QQ")
+"""Its last bytes: where the text of its Python launcher begins in it, and how long that is."""
+
+_ELF = b"\x7fELF"
 _HEAD_BYTES = 8192
 _SHEBANG_MAX_BYTES = 127  # kernels before 5.1 read no more of a #! line
 _BETWEEN = "\t"  # no path that a launcher names has one
@@ -74,38 +81,52 @@ def _start(interpreter: str) -> tuple[str, str]:
     return "#!/bin/sh", f"'''exec' '{interpreter}' -IS \"$0\" \"$@\"\n' '''\n"
 
 
-def is_launcher(path: str) -> bool:
-    """Whether the file at `path` is a launcher of any cnimeta installation."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(_HEAD_BYTES).splitlines()
-    except OSError:  # unknown: nothing of ours is overwritten for it
-        return False
-    return any(line.startswith(MARK.encode() + b" ") for line in head[1:3])
-
-
 def asks_agent(path: str) -> bool:
     """Whether the file at `path` is a launcher, of whatever installation, that asks the node agent first."""
-    try:
-        with open(path, "rb") as file:
-            lines = file.read(_HEAD_BYTES).decode("utf-8", "replace").split("\n")
-    except OSError:  # unknown: as above
-        return False
-    return len(lines) > 2 and lines[1].startswith(MARK + " ") and _ASKING in lines
+    return _ASKING in _lines(path)
+
+
+def is_launcher(path: str) -> bool:
+    """Whether the file at `path` is a launcher of any cnimeta installation."""
+    return bool(_lines(path))
+
+
+def is_native(path: str) -> bool:
+    """Whether the file at `path` is a launcher, of whatever installation, and a native one."""
+    return is_launcher(path) and _head(path).startswith(_ELF)
 
 
 def read_target(path: str) -> Target | None:
     """What the launcher at `path` runs, or None unless it is one of this very installation."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(_HEAD_BYTES)
-    except OSError:  # unknown: it runs as a process of its own
-        return None
-    lines = head.decode("utf-8", "replace").split("\n")
-    if len(lines) < 3 or not lines[1].startswith(MARK + " "):
+    lines = _lines(path)
+    if not lines:
         return None
     plugin, _, places = lines[1][len(MARK) + 1 :].partition(" ")
     cnimeta, *named = places.split(_BETWEEN)
     if cnimeta != package_folder() or len(named) < 2:
         return None
     return Target(plugin, named[0], named[1], tuple(named[2:]))
+
+
+def _lines(path: str) -> list[str]:
+    """The lines of the launcher at `path`, of its Python form; none when it is no launcher."""
+    lines = _head(path, text=True).decode("utf-8", "replace").split("\n")
+    return lines if len(lines) > 2 and lines[1].startswith(MARK + " ") else []
+
+
+def _head(path: str, *, text: bool = False) -> bytes:
+    """The beginning of the file, or of the `text` in a native launcher; empty when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD_BYTES)
+            if not text or not head.startswith(_ELF):
+                return head
+            file.seek(-len(NATIVE_MARK) - TRAILER.size, os.SEEK_END)
+            trailer = file.read()
+            if not trailer.startswith(NATIVE_MARK):
+                return b""
+            at, length = TRAILER.unpack(trailer[len(NATIVE_MARK) :])
+            file.seek(at)
+            return file.read(min(length, _HEAD_BYTES))
+    except (OSError, ValueError, OverflowError):  # unknown: it is overwritten by nobody, and runs as its own process
+        return b""

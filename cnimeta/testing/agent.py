@@ -12,25 +12,35 @@ from typing import TYPE_CHECKING
 from cnimeta.agent.wire import VARIABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 
 class RunningAgent:
     """An agent with its socket under `folder`; launchers installed with `agent=True` find it by `environ`.
 
-    `interpreter`: of another installation of cnimeta than the one that runs the tests.
+    `interpreter`: of another installation of cnimeta than the one that runs the tests. `under`: a command that runs it.
+    What it says on stderr is in `log`.
     """
 
-    def __init__(self, folder: Path, *options: str, interpreter: str = sys.executable) -> None:
+    def __init__(
+        self, folder: Path, *options: str, interpreter: str = sys.executable, under: Sequence[str] = ()
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.socket = str(folder / "run" / "agent.sock")
         self.environ = {VARIABLE: self.socket}
+        self.log = folder / "agent.log"
         words = ["-m", "cnimeta.cli.main", "agent", "--socket", self.socket, *(options or ("--deliver", "0"))]
-        self.process = subprocess.Popen([interpreter, *words])
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen([*under, interpreter, *words], stderr=log)
         eventually(lambda: os.path.exists(self.socket))
 
     def children(self) -> list[int]:
-        """The processes that serve an invocation now."""
+        """The processes that serve an invocation now, or do something else than wait for one."""
+        return [pid for pid in self.workers() if not _waits(pid)]
+
+    def workers(self) -> list[int]:
+        """All its processes beside the agent itself."""
         with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children", encoding="ascii") as file:
             return [int(word) for word in file.read().split()]
 
@@ -40,6 +50,24 @@ class RunningAgent:
         self.process.terminate()
         assert self.process.wait(20) == 0
         assert not os.path.exists(self.socket)
+
+
+def forbid_working_alone(launcher: Path) -> None:
+    """Have a launcher of agents, native or not, fail when the agent does not serve it."""
+    content = launcher.read_bytes()
+    start = b"from cnimeta.plugin.dispatch import start"
+    assert b"hand_over" in content
+    assert start in content
+    launcher.write_bytes(content.replace(start, b"raise SystemExit('served by no agent')".ljust(len(start))))
+
+
+def _waits(pid: int) -> bool:
+    """Whether a worker still has what it waits with, or has just ended."""
+    folder = f"/proc/{pid}/fd"
+    try:
+        return any(os.readlink(f"{folder}/{name}") == "anon_inode:[eventpoll]" for name in os.listdir(folder))
+    except OSError:
+        return True
 
 
 def eventually(true: Callable[[], object], seconds: float = 20) -> None:

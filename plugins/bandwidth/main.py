@@ -87,7 +87,7 @@ class Bandwidth(Plugin):
 
     def preload(self) -> Iterable[str]:
         """What its verbs import on their way."""
-        own = ("cnimeta_plugins.bandwidth.config", "cnimeta_plugins.bandwidth.apply")
+        own = (f"cnimeta_plugins.bandwidth.{name}" for name in ("config", "apply", "check"))
         return ("ctypes", "cnimeta.host.links.kernel", *own)
 
     def describe(self) -> Iterable[Key]:

@@ -95,18 +95,14 @@ class HostportAlloc(Plugin):
 
     def preload(self) -> Iterable[str]:
         """What its verbs import on their way."""
+        host = ("addresses", "clock", "kube.api", "kube.client", "lock", "portscan", "sockets")
+        own = ("allocate.blocked", "pod.annotation", "state.contents", "state.store")
+        verbs = ("add", "check", "delete", "gc", "repeat", "status")
         return (
-            *("filelock", "kubernetes.client", "kubernetes.config", "ssl", "json"),
-            *(
-                "cnimeta.host.kube.api",
-                "cnimeta.host.kube.client",
-                "cnimeta.host.lock",
-                "cnimeta.host.portscan",
-                "cnimeta.host.sockets",
-            ),
-            *("cnimeta.host.addresses", "cnimeta.delegate.call", "cnimeta.delegate.inprocess"),
-            *("cnimeta_plugins.hostport_alloc.verbs.add", "cnimeta_plugins.hostport_alloc.verbs.delete"),
-            *("cnimeta_plugins.hostport_alloc.verbs.repeat", "cnimeta_plugins.hostport_alloc.pod.annotation"),
-            *("cnimeta_plugins.hostport_alloc.state.store", "cnimeta_plugins.hostport_alloc.state.contents"),
+            *("filelock", "kubernetes.client", "kubernetes.config", "ssl", "json", "difflib"),
+            *(f"cnimeta.host.{name}" for name in host),
+            *(f"cnimeta.delegate.{name}" for name in ("call", "inprocess", "spawn")),
             *("cnimeta.store.database", "cnimeta.store.locks"),
+            *(f"cnimeta_plugins.hostport_alloc.{name}" for name in own),
+            *(f"cnimeta_plugins.hostport_alloc.verbs.{name}" for name in verbs),
         )

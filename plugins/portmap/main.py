@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cnimeta.plugin.described import Key
     from cnimeta.plugin.request import Request
     from cnimeta.ports.mapper import PortMapper
+    from cnimeta.spec.fields import Fields
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.netconf import NetConf
     from cnimeta.spec.result import Result
@@ -65,8 +66,11 @@ class Portmap(Plugin):
     def preload(self) -> Iterable[str]:
         """What its verbs import on their way."""
         return (
-            *("cnimeta.host.nftables.kernel", "cnimeta.host.conntrack", "cnimeta_plugins.portmap.wiring"),
-            "cnimeta_plugins.portmap.nftables.backend",
+            *("cnimeta.host.nftables.kernel", "cnimeta.host.nftables.listing", "cnimeta.host.conntrack"),
+            *("cnimeta_plugins.portmap.wiring", "cnimeta_plugins.portmap.port_mapper"),
+            *(f"cnimeta_plugins.portmap.nftables.{name}" for name in ("backend", "checking", "listed", "meaning")),
+            *(f"cnimeta_plugins.portmap.nftables.{name}" for name in ("names", "upstream")),
+            "cnimeta_plugins.portmap.iptables.names",
         )
 
     def port_mapper(self) -> PortMapper:
@@ -92,6 +96,12 @@ class Portmap(Plugin):
         from cnimeta_plugins.portmap.operator import examine
 
         return examine(conf)
+
+    def examine_node(self, section: Fields) -> str:
+        """The backend that serves where a configuration names none."""
+        from cnimeta_plugins.portmap.operator import examine_node
+
+        return examine_node(section)
 
     def in_use(self, confs: Sequence[NetConf]) -> Iterable[str]:
         """Containers on record."""

@@ -6,73 +6,27 @@ import concurrent.futures
 import json
 import os
 import signal
-import socket
-import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from agent_kit import ASKING, NAMES, Programs, conf
 
 from cnimeta.agent.wire import VARIABLE
-from cnimeta.cli.install import install
 from cnimeta.testing.agent import RunningAgent, eventually
 from cnimeta.testing.conformance import examine
 from cnimeta.testing.conformance.subject import sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from cnimeta.testing.netns import Namespace
 
 pytestmark = pytest.mark.kernel
 
-CNIMETA = str(Path(sys.executable).with_name("cnimeta"))
 TESTS = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAgent]:
-    made = RunningAgent(tmp_path_factory.mktemp("agent"))
-    yield made
-    made.close()
-
-
-class Programs:
-    """Launchers that work alone, and launchers that ask the agent."""
-
-    def __init__(self, folder: Path) -> None:
-        names = ["portmap", "bandwidth", "hostport_alloc"]
-        self.folders = {"alone": folder / "alone", "asking": folder / "asking"}
-        for kind, path in self.folders.items():
-            install(str(path), names, agent=kind == "asking")
-
-    def start(self, kind: str, plugin: str, verb: str, stdin: bytes, **environ: str) -> subprocess.Popen[bytes]:
-        environ = {"CNI_COMMAND": verb, "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", **environ}
-        environ = {"CNI_PATH": str(self.folders[kind]), "PATH": os.environ["PATH"], **environ}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        process = subprocess.Popen([str(self.folders[kind] / plugin)], env=environ, **pipes)
-        assert process.stdin is not None
-        process.stdin.write(stdin)
-        process.stdin.close()
-        process.stdin = None
-        return process
-
-    def run(self, kind: str, plugin: str, verb: str, stdin: bytes, **environ: str) -> tuple[int, bytes, bytes]:
-        process = self.start(kind, plugin, verb, stdin, **environ)
-        out, err = process.communicate(timeout=60)
-        return process.returncode, out, err
-
-
-@pytest.fixture
-def programs(tmp_path: Path) -> Programs:
-    return Programs(tmp_path)
-
-
-def conf(plugin: str, **keys: Any) -> bytes:
-    return json.dumps({"cniVersion": "1.1.0", "name": "net", "type": plugin, **keys}).encode()
-
 
 CASES = [
     ("ADD", b"", {"CNI_NETNS": "/run/netns/none"}),
@@ -90,51 +44,57 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("plugin", ["portmap", "bandwidth", "hostport_alloc"])
-def test_answers_and_errors_are_the_same_both_ways(programs: Programs, agent: RunningAgent, plugin: str) -> None:
+@pytest.mark.parametrize("plugin", NAMES)
+def test_answers_and_errors_are_the_same_every_way(programs: Programs, agent: RunningAgent, plugin: str) -> None:
     for verb, stdin, environ in CASES:
         alone = programs.run("alone", plugin, verb, stdin, **environ)
-        asking = programs.run("asking", plugin, verb, stdin, **environ, **{VARIABLE: agent.socket})
-        assert asking == alone, (verb, stdin)
+        for kind in ASKING:
+            asking = programs.run(kind, plugin, verb, stdin, **environ, **{VARIABLE: agent.socket})
+            assert asking == alone, (kind, verb, stdin)
 
 
-@pytest.mark.parametrize("plugin", ["portmap", "bandwidth", "hostport_alloc"])
-def test_conformance_is_the_same_both_ways(
+@pytest.mark.parametrize("plugin", NAMES)
+def test_conformance_is_the_same_every_way(
     programs: Programs, agent: RunningAgent, tmp_path: Path, plugin: str
 ) -> None:
-    asking = tmp_path / "scripts"
-    asking.mkdir()
-    for name in ("portmap", "bandwidth", "hostport_alloc"):
-        script = asking / name
-        script.write_text(f"#!/bin/sh\n{VARIABLE}={agent.socket} exec {programs.folders['asking']}/{name}\n")
-        script.chmod(0o755)
     found = []
-    for folder in (programs.folders["alone"], asking):
+    for kind in ("alone", *ASKING):
+        folder = tmp_path / kind
+        folder.mkdir()
+        for name in NAMES:
+            script = folder / name
+            asked = f"{VARIABLE}={agent.socket} " if kind != "alone" else ""
+            script.write_text(f"#!/bin/sh\n{asked}exec {programs.folders[kind]}/{name}\n")
+            script.chmod(0o755)
         keys = {"type": plugin, "dataDir": str(folder / "data"), "expose": ["80"]}
         with sandbox(str(folder / plugin), keys) as subject:
             found.append([(one.rule, one.outcome) for one in examine(subject)])
-    assert found[0] == found[1]
+    assert found[1] == found[0]
+    assert found[2] == found[0]
     assert len(found[0]) > 10
 
 
-def test_kernel_tests_pass_when_the_agent_serves_every_call(agent: RunningAgent) -> None:
+@pytest.mark.parametrize("native", ["", "1"])
+def test_kernel_tests_pass_when_the_agent_serves_every_call(agent: RunningAgent, native: str) -> None:
     modules = ["hostport_alloc/test_hostport_kernel.py", "hostport_alloc/test_everything_lost.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(str(TESTS / name) for name in modules)]
-    done = subprocess.run(
-        command, env={**os.environ, VARIABLE: agent.socket}, capture_output=True, text=True, check=False
-    )
+    environ = {**os.environ, VARIABLE: agent.socket, "CNIMETA_TEST_NATIVE": native}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout
 
 
-def test_every_caller_gets_its_own_answer_when_many_ask_at_once(programs: Programs, agent: RunningAgent) -> None:
+@pytest.mark.parametrize("kind", ASKING)
+def test_every_caller_gets_its_own_answer_when_many_ask_at_once(
+    programs: Programs, agent: RunningAgent, kind: str
+) -> None:
     def ask(number: int) -> bytes:
         environ = {"CNI_NETNS": "/x", "CNI_CONTAINERID": f"-{number}", VARIABLE: agent.socket}
-        return programs.run("asking", "portmap", "ADD", conf("portmap"), **environ)[1]
+        return programs.run(kind, "portmap", "ADD", conf("portmap"), **environ)[1]
 
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
-        answers = list(pool.map(ask, range(200)))
-    assert [f'"-{number}"' in json.loads(answer)["msg"] for number, answer in enumerate(answers)] == [True] * 200
+        answers = list(pool.map(ask, range(100)))
+    assert [f'"-{number}"' in json.loads(answer)["msg"] for number, answer in enumerate(answers)] == [True] * 100
 
 
 SLOW_DELEGATE = """#!/bin/sh
@@ -146,31 +106,39 @@ exec sleep 30
 """
 
 
-def end_delegate(out: Path) -> None:
-    """It outlives a plugin that is killed, as it does without the agent."""
-    os.kill(int((out / "started").read_text()), signal.SIGKILL)
+def delegate_ends(out: Path) -> None:
+    """With the plugin that has started it, as it does without the agent."""
+    path = f"/proc/{(out / 'started').read_text().strip()}"
+    eventually(lambda: not os.path.exists(path))
 
 
 @pytest.fixture
 def slow(programs: Programs, tmp_path: Path) -> bytes:
     """A configuration whose delegate takes its time and tells where it runs."""
-    path = programs.folders["asking"] / "slow"
-    path.write_text(SLOW_DELEGATE)
-    path.chmod(0o755)
+    for kind in ASKING:
+        path = programs.folders[kind] / "slow"
+        path.write_text(SLOW_DELEGATE)
+        path.chmod(0o755)
     delegates = [{"type": "slow"}]
     keys = {"cniVersion": "1.0.0", "delegates": delegates, "dataDir": str(tmp_path / "state")}
     return conf("hostport_alloc", **keys)
 
 
+@pytest.mark.parametrize("kind", ASKING)
 def test_work_is_done_where_the_launcher_stands(
-    programs: Programs, agent: RunningAgent, slow: bytes, tmp_path: Path, make_netns: Callable[[str], Namespace]
+    programs: Programs,
+    agent: RunningAgent,
+    slow: bytes,
+    tmp_path: Path,
+    make_netns: Callable[[str], Namespace],
+    kind: str,
 ) -> None:
     host, out = make_netns("aghost"), tmp_path / "out"
     out.mkdir()
     environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": "/run/netns/none"}
-    environ |= {"CNI_PATH": str(programs.folders["asking"]), "PATH": os.environ["PATH"], "OUT": str(out)}
+    environ |= {"CNI_PATH": str(programs.folders[kind]), "PATH": os.environ["PATH"], "OUT": str(out)}
     environ |= {VARIABLE: agent.socket, "SOMETHING": "ELSE"}
-    program = str(programs.folders["asking"] / "hostport_alloc")
+    program = str(programs.folders[kind] / "hostport_alloc")
     command = ["ip", "netns", "exec", host.name, program]  # a network and a mount namespace of its own
     with open(tmp_path / "stderr", "wb") as stderr:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stderr}
@@ -183,134 +151,84 @@ def test_work_is_done_where_the_launcher_stands(
         assert "SOMETHING=ELSE" in (out / "env").read_text()
         assert "CNI_COMMAND=ADD" in (out / "env").read_text()
         assert (out / "pwd").read_text().strip() == str(tmp_path)
-        for kind in ("net", "mnt"):
-            assert (out / kind).read_text().strip() == os.readlink(f"/proc/{process.pid}/ns/{kind}")
+        for space in ("net", "mnt"):
+            assert (out / space).read_text().strip() == os.readlink(f"/proc/{process.pid}/ns/{space}")
         assert os.readlink(f"/proc/{process.pid}/ns/net") != os.readlink("/proc/self/ns/net")
     finally:
         process.kill()
         process.wait()
-        end_delegate(out)
+        delegate_ends(out)
     assert b"said by the delegate" in (tmp_path / "stderr").read_bytes()
 
 
-def start_slow(programs: Programs, agent: RunningAgent, slow: bytes, out: Path) -> subprocess.Popen[bytes]:
+def start_slow(programs: Programs, agent: RunningAgent, slow: bytes, out: Path, kind: str) -> subprocess.Popen[bytes]:
     out.mkdir()
     environ = {"CNI_NETNS": "/run/netns/none", "OUT": str(out), VARIABLE: agent.socket}
-    process = programs.start("asking", "hostport_alloc", "ADD", slow, **environ)
+    process = programs.start(kind, "hostport_alloc", "ADD", slow, **environ)
     eventually((out / "started").exists)
     return process
 
 
+@pytest.mark.parametrize("kind", ASKING)
 def test_work_ends_when_the_launcher_is_killed(
-    programs: Programs, agent: RunningAgent, slow: bytes, tmp_path: Path
+    programs: Programs, agent: RunningAgent, slow: bytes, tmp_path: Path, kind: str
 ) -> None:
-    process = start_slow(programs, agent, slow, tmp_path / "out")
+    process = start_slow(programs, agent, slow, tmp_path / "out", kind)
     assert agent.children()
     process.kill()
     process.wait()
     eventually(lambda: not agent.children(), 5)
-    end_delegate(tmp_path / "out")
+    delegate_ends(tmp_path / "out")
 
 
+@pytest.mark.parametrize("kind", ASKING)
 def test_error_is_told_when_the_work_is_killed(
-    programs: Programs, agent: RunningAgent, slow: bytes, tmp_path: Path
+    programs: Programs, agent: RunningAgent, slow: bytes, tmp_path: Path, kind: str
 ) -> None:
-    process = start_slow(programs, agent, slow, tmp_path / "out")
+    process = start_slow(programs, agent, slow, tmp_path / "out", kind)
     for child in agent.children():
         os.kill(child, signal.SIGKILL)
     assert process.stdout is not None
     assert json.loads(process.stdout.read())["code"] == 5
     assert process.wait(10) == 1
-    end_delegate(tmp_path / "out")
+    delegate_ends(tmp_path / "out")
     process.communicate()
 
 
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[RunningAgent]:
-    made = RunningAgent(tmp_path / "own")
-    yield made
-    if made.process.poll() is None:
-        made.close()
-
-
-def same_as_alone(programs: Programs, path: str) -> bool:
-    verb, stdin, environ = CASES[3]
-    alone = programs.run("alone", "portmap", verb, stdin, **environ)
-    return programs.run("asking", "portmap", verb, stdin, **environ, **{VARIABLE: path}) == alone
-
-
-def test_launcher_works_alone_when_no_agent_answers(programs: Programs, own: RunningAgent, tmp_path: Path) -> None:
-    assert same_as_alone(programs, str(tmp_path / "nothing"))
-    own.process.send_signal(signal.SIGSTOP)
-    assert same_as_alone(programs, own.socket)
-    own.process.kill()
-    own.process.wait()
-    assert os.path.exists(own.socket)
-    assert same_as_alone(programs, own.socket)
-
-
-@pytest.mark.parametrize("words", [b"", b"R", b"X", b"nonsense that is longer"])
-def test_launcher_works_alone_when_something_else_answers(programs: Programs, tmp_path: Path, words: bytes) -> None:
-    path = str(tmp_path / "other.sock")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(path)
-        listener.listen()
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            done = pool.submit(same_as_alone, programs, path)
-            with listener.accept()[0] as connection:
-                connection.sendall(words)
-                connection.shutdown(socket.SHUT_WR)
-                assert done.result(20)
-
-
-def test_nothing_happens_when_strangers_talk_to_the_agent(programs: Programs, agent: RunningAgent) -> None:
-    for words in (b"", b"GET / HTTP/1.1\r\n\r\n", b"cnimeta-agent 2\n", b"cnimeta-agent 2\n\xff\xff\xff\xffx"):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stranger:
-            stranger.connect(agent.socket)
-            stranger.sendall(words)
-    verb, stdin, environ = CASES[3]
-    assert programs.run("asking", "portmap", verb, stdin, **environ, **{VARIABLE: agent.socket})[0] == 1
-    eventually(lambda: not agent.children(), 10)
-
-
-def test_socket_is_roots_alone(agent: RunningAgent) -> None:
-    assert stat.S_IMODE(os.stat(agent.socket).st_mode) == 0o600
-    assert stat.S_IMODE(os.stat(os.path.dirname(agent.socket)).st_mode) == 0o700
-
-
-def test_second_agent_is_refused_and_a_left_socket_is_replaced(own: RunningAgent) -> None:
-    command = [CNIMETA, "agent", "--socket", own.socket, "--deliver", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
-    assert (done.returncode, "another agent serves" in done.stderr) == (1, True)
-    own.process.kill()
-    own.process.wait()
-    other = subprocess.Popen(command)
-    try:
-        eventually(lambda: other.poll() is not None or listens(own.socket))
-        assert other.poll() is None
-    finally:
-        other.terminate()
-        assert other.wait(20) == 0
-
-
-def listens(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except OSError:
-            return False
-    return True
-
-
-def test_agent_ends_when_its_installation_changes(tmp_path: Path) -> None:
-    mark, path = tmp_path / "changed", tmp_path / "run" / "agent.sock"
-    program = f"""
-import os
-from cnimeta.agent.server import Agent
-Agent({str(path)!r}, {{}}, lambda: not os.path.exists({str(mark)!r})).serve()
+EVERY_VERB = """
+import json, sys
+from cnimeta.agent.plugins import Served
+from cnimeta.plugin.dispatch import run
+base, environ = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+for plugin in Served(print).plugins.values():
+    for verb in ("ADD", "CHECK", "DEL", "GC", "STATUS"):
+        before = set(sys.modules)
+        conf = json.dumps({**base, "type": plugin.name}).encode()
+        outcome = run(plugin, {**environ, "CNI_COMMAND": verb}, conf, lambda _: None)
+        assert outcome.status == 0, (plugin.name, verb, outcome.stdout)
+        print(plugin.name, verb, *sorted(set(sys.modules) - before))
 """
-    process = subprocess.Popen([sys.executable, "-c", program])
-    eventually(path.exists)
-    mark.touch()
-    assert process.wait(20) == 0
-    assert not path.exists()
+
+
+def test_nothing_is_imported_on_the_way_when_the_agent_has_loaded_its_plugins(
+    programs: Programs, make_netns: Callable[[str], Namespace], tmp_path: Path
+) -> None:
+    host, container = make_netns("aghost"), make_netns("agcont")
+    host.veth("v0", container, "eth0")
+    base = {
+        "cniVersion": "1.1.0", "name": "net", "dataDir": str(tmp_path), "ingressRate": 8_000_000, "ingressBurst": 8_000_000,
+        "expose": ["80"], "capabilities": {"portMappings": True}, "cni.dev/valid-attachments": [],
+        "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 81, "protocol": "tcp"}]},
+        "prevResult": {
+            "cniVersion": "1.1.0", "interfaces": [{"name": "v0"}, {"name": "eth0", "sandbox": container.path}],
+            "ips": [{"address": "10.1.0.2/24", "interface": 1}],
+        },
+    }  # fmt: skip
+    environ = {"CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": container.path}
+    environ |= {"CNI_PATH": str(programs.folders["alone"]), "PATH": os.environ["PATH"]}
+    command = [sys.executable, "-c", EVERY_VERB, json.dumps(base), json.dumps(environ)]
+    done = subprocess.run(["ip", "netns", "exec", host.name, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 15
+    assert [line for line in lines if len(line) > 2] == [], done.stdout

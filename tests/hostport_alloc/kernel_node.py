@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnimeta.agent.wire import VARIABLE
 from cnimeta.cli.install import install
+from cnimeta.testing.agent import forbid_working_alone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +39,8 @@ try:
 except OSError:
     print("")
 """
+NATIVE = "CNIMETA_TEST_NATIVE"
+"""With CNIMETA_AGENT: the launchers that ask it are native."""
 POD_ARGS = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID=0a-1b"
 
 
@@ -54,15 +57,6 @@ class Killed(Exception):
     """The plugin died of a signal."""
 
 
-def forbid_working_alone(launcher: Path) -> None:
-    """For a test through the agent: the launcher fails when the agent does not serve it."""
-    text = launcher.read_text()
-    start = "from cnimeta.plugin.dispatch import start"
-    assert "hand_over" in text
-    assert start in text
-    launcher.write_text(text.replace(start, "raise SystemExit('the agent did not serve this')"))
-
-
 class KernelNode:
     """A node with a client beside it, both namespaces; the plugin runs as a runtime would start it."""
 
@@ -72,7 +66,7 @@ class KernelNode:
         self.bin = folder / "bin"
         self.bin.mkdir()
         self.agent = os.environ.get(VARIABLE, "")
-        install(str(self.bin), plugins, agent=bool(self.agent))
+        install(str(self.bin), plugins, agent=bool(self.agent), native=bool(self.agent and os.environ.get(NATIVE)))
         for name in plugins if self.agent else ():
             forbid_working_alone(self.bin / name)
         self.node, self.client = make("node"), make("client")

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 def copy_source(folder: Path) -> Path:
     """Copy it into `folder`, which is made."""
     folder.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     for name in ("cnimeta", "plugins"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))

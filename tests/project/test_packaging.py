@@ -20,10 +20,8 @@ pytestmark = pytest.mark.project
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def build(folder: Path, **environ: str) -> Path:
     """The project's wheel, built from a copy."""
-    folder = tmp_path_factory.mktemp("wheel")
     copy = copy_source(folder / "source")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-index"]
     done = subprocess.run(
@@ -31,9 +29,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=False,
         capture_output=True,
         text=True,
+        env={**os.environ, **environ},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("wheel"))
 
 
 def test_every_source_file_is_in_the_wheel_when_it_is_built(wheel: Path) -> None:
@@ -43,7 +47,7 @@ def test_every_source_file_is_in_the_wheel_when_it_is_built(wheel: Path) -> None
         f"{names[folder]}/{path.relative_to(ROOT / folder)}"
         for folder in names
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
+        if path.is_file() and path.parent.name != "__pycache__"
     }
     assert "cnimeta_plugins/hostport_alloc/main.py" in expected
     assert expected - packed == set()
@@ -69,6 +73,22 @@ def test_the_command_and_the_launchers_work_when_the_wheel_is_installed(wheel: P
             [str(launcher)], check=True, capture_output=True, text=True, env={"CNI_COMMAND": "VERSION"}, cwd="/"
         )
         assert '"1.1.0"' in answer.stdout
+
+
+def test_native_launchers_are_written_without_a_compiler_when_the_wheel_is_of_a_platform(tmp_path: Path) -> None:
+    wheel = build(tmp_path, CNIMETA_PLATFORM_WHEEL="1")
+    assert re.search(r"-py3-none-linux_\w+\.whl$", wheel.name)
+    site, folder = tmp_path / "site", tmp_path / "bin"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-index"]
+    subprocess.run([*pip, "--no-deps", "--quiet", "--target", str(site), str(wheel)], check=True, capture_output=True)
+    command = [sys.executable, str(site / "bin" / "cnimeta"), "install", "--native", "--bin-dir", str(folder)]
+    environ = {"PATH": str(tmp_path), "PYTHONPATH": str(site), "CC": "no-compiler"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environ, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    environ = {"CNI_COMMAND": "VERSION"}
+    answer = subprocess.run([str(folder / "portmap")], check=True, capture_output=True, text=True, env=environ)
+    assert '"1.1.0"' in answer.stdout
+    assert (folder / "portmap").read_bytes().startswith(b"\x7fELF")
 
 
 def test_the_version_is_in_the_changelog_when_it_is_set() -> None:

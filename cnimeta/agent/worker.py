@@ -1,0 +1,200 @@
+"""One invocation, in a process that was forked for it: in the launcher's place, with the agent's code.
+
+So a plugin behaves as in a process of its own: it may change its namespace, its environment and its memory, be killed,
+and leave nothing in the agent. It is forked ahead and waits in `accepted`; what can be done before is done by then.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from cnimeta.agent.client import send
+from cnimeta.agent.peer import Peer
+from cnimeta.agent.wire import ACCEPTED, ANSWER, DESCRIPTORS, HELLO, REFUSED, REQUEST, Broken, receive
+from cnimeta.errors import shown
+from cnimeta.host import afterwards
+from cnimeta.host.netns import join
+from cnimeta.plugin.dispatch import answered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cnimeta.agent.plugins import Code
+    from cnimeta.plugin.base import Plugin
+
+_REQUEST_S = 5.0
+_SHORT_S = 0.1
+SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""What accept says where something is used up: to ask again at once would use the processor up too."""
+_WHOLE = socket.MSG_WAITALL | socket.MSG_CMSG_CLOEXEC
+_ROOT = "/"
+_REHEARSAL = {
+    "CNI_COMMAND": "ADD",
+    "CNI_CONTAINERID": "rehearsal",
+    "CNI_IFNAME": "eth0",
+    "CNI_NETNS": "/proc/self/ns/net",
+    "CNI_PATH": "/nonexistent",
+    "CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAME=rehearsal",
+}
+_REHEARSED = b"""{"cniVersion":"1.1.0","name":"rehearsal","type":"rehearsal","runtimeConfig":{"portMappings":[]},
+"prevResult":{"interfaces":[{"name":"eth0","sandbox":"/"}],"ips":[{"address":"192.0.2.1/24","interface":0}]}}"""
+
+
+class Service(NamedTuple):
+    """What workers do: the plugins by identity, the files that they were loaded from, who may ask."""
+
+    plugins: Mapping[bytes, Plugin]
+    code: Code
+    capabilities: int
+    """Those that the agent has: who asks must have them."""
+    log: Callable[[str], None]
+
+
+def accepted(listener: socket.socket, retired: int) -> socket.socket | None:
+    """Wait for a connection. None when the agent needs this worker no more, or has ended: `retired` then ends.
+
+    Of all that wait, the kernel wakes one for each connection.
+    """
+    with select.epoll() as waiting:
+        waiting.register(retired, select.EPOLLIN)
+        waiting.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        while True:
+            if any(found == retired for found, _ in waiting.poll()):
+                return None
+            try:
+                return listener.accept()[0]
+            except OSError as error:
+                if error.errno in SHORT:
+                    time.sleep(_SHORT_S)
+
+
+def greet(connection: socket.socket) -> bool:
+    """Say that somebody is there, to root and this user. False to others, who are refused."""
+    try:
+        welcome = Peer(connection).uid in (0, os.geteuid())
+        connection.settimeout(_REQUEST_S)
+        connection.sendall(HELLO if welcome else REFUSED)
+    except OSError:
+        return False
+    return welcome
+
+
+def serve(connection: socket.socket, service: Service, report: Callable[[str], None]) -> None:
+    """Serve who has been greeted. Raises Broken or OSError when it goes away, or asks for nothing that there is.
+
+    `report` is told what it is about to do, once it is accepted.
+    """
+    objection = Peer(connection).objection(service.capabilities)
+    if objection or not service.code.is_current():
+        if objection:
+            service.log(f"a launcher works alone: {objection}")
+        connection.sendall(REFUSED)
+        return
+    request = _Request(connection)
+    plugin = service.plugins.get(request.identity)
+    if plugin is None:
+        connection.sendall(REFUSED)
+        return
+    request.take_place()
+    afterwards.begin()
+    report(request.told())
+    connection.sendall(ACCEPTED)  # after this nobody else does the work
+    connection.settimeout(None)
+    outcome = answered(lambda: plugin, request.stdin)
+    os.close(request.lifeline)
+    answer = outcome.stdout.encode()
+    request.let_go()
+    connection.sendall(ANSWER.pack(outcome.status, len(answer)) + answer)
+    connection.close()
+    afterwards.linger()
+
+
+def rehearse(service: Service) -> None:
+    """Serve a request of our own that the SDK refuses before any plugin acts: an ADD into our own namespace.
+
+    A fork shares its memory until it writes to it, and each page that it writes to first costs some 8 µs. There are 600
+    of them on the way of every request.
+    """
+    for name in service.plugins:
+        reading, writing = os.pipe()
+        os.write(writing, _REHEARSED)
+        os.close(writing)
+        os.dup2(reading, 0)
+        os.close(reading)
+        os.environ.update(_REHEARSAL)
+        ours, theirs = socket.socketpair()
+        lifeline: list[int] = []
+        with ours, theirs:
+            send(ours, name, lifeline)
+            serve(theirs, service, lambda _: None)
+        os.close(lifeline[0])
+
+
+class _Request:
+    """All that a launcher sends."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        head, descriptors, _, _ = socket.recv_fds(connection, REQUEST.size, DESCRIPTORS, _WHOLE)
+        if len(head) != REQUEST.size or len(descriptors) != DESCRIPTORS:
+            raise Broken("not a launcher")
+        hello, self._umask, named, length = REQUEST.unpack(head)
+        if hello != HELLO:
+            raise Broken("another protocol")
+        self.identity = receive(connection, named)
+        self._environ = receive(connection, length)
+        self._nothing = os.open("/dev/null", os.O_RDWR)  # where the launcher stands, there may be none
+        *self._places, self.stdin, self._stderr, self.lifeline = descriptors
+
+    def take_place(self) -> None:
+        """Stand where the launcher stands; from here on its end ends this process, and its environment is ours."""
+        network, mounts, folder, root = self._places
+        for descriptor, kind in ((mounts, "mnt"), (network, "net")):
+            if not _is_same(descriptor, f"/proc/self/ns/{kind}"):
+                join(descriptor)
+        if not _is_same(root, _ROOT):
+            os.fchdir(root)
+            os.chroot(".")
+        os.fchdir(folder)
+        os.umask(self._umask)
+        os.dup2(self._stderr, 1)
+        os.dup2(self._stderr, 2)
+        for descriptor in (*self._places, self._stderr):
+            os.close(descriptor)
+        os.environb.clear()
+        os.environb.update(pair.partition(b"=")[::2] for pair in self._environ.split(b"\0") if pair)
+        _die_with(self.lifeline)
+
+    def told(self) -> str:
+        """What it is about, for the agent's log."""
+        words = (os.environ.get(name, "") for name in ("CNI_COMMAND", "CNI_CONTAINERID", "CNI_IFNAME"))
+        return " ".join((self.identity.rpartition(b"\0")[2].decode("ascii", "replace"), *(shown(w, 80) for w in words)))
+
+    def let_go(self) -> None:
+        """Keep nothing open that somebody waits for the end of."""
+        os.close(self.stdin)
+        os.dup2(self._nothing, 1)
+        os.dup2(self._nothing, 2)
+
+
+def _is_same(descriptor: int, path: str) -> bool:
+    theirs, ours = os.fstat(descriptor), os.stat(path)
+    return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def _die_with(lifeline: int) -> None:
+    """Let the kernel kill this process when the launcher goes away, as whoever killed that wanted.
+
+    The pipe is used for nothing else: a signal armed on the connection itself can fire for data already read.
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([lifeline], [], [], 0)[0]:
+        raise Broken("the launcher went away")
