@@ -18,13 +18,16 @@ from typing import TYPE_CHECKING
 from run import Row
 
 from cnimeta.host.clock import SystemClock, boot_id
+from cnimeta.spec.netconf import VALID_ATTACHMENTS, NetConf
 from cnimeta.store.database import Database
+from cnimeta.store.sql import migrate
 from cnimeta_plugins.hostport_alloc.allocate.expose import Exposure
 from cnimeta_plugins.hostport_alloc.allocate.picks import Port
 from cnimeta_plugins.hostport_alloc.allocate.ranges import parse_range
 from cnimeta_plugins.hostport_alloc.state import rows
 from cnimeta_plugins.hostport_alloc.state.contents import PortContents
 from cnimeta_plugins.hostport_alloc.state.record import Pod, Record
+from cnimeta_plugins.hostport_alloc.state.schema import SCHEMA
 from cnimeta_plugins.hostport_alloc.state.store import Demand, Store
 
 if TYPE_CHECKING:
@@ -156,15 +159,45 @@ def syncs(folder: str) -> float:
 def looking(folder: str, count: int) -> Iterator[tuple[str, float]]:
     """Commands that read much."""
     store, database = opened(folder)
-    keep = {(f"{number:064x}", "eth0") for number in range(10, count)}
-    yield "list every record", min(milliseconds(lambda: list(store.records())) for _ in range(3))
-    yield "find 10 records to collect", min(milliseconds(lambda: store.unlisted("net", keep)) for _ in range(5))
+    listed = [{"containerID": f"{number:064x}", "ifname": "eth0"} for number in range(10, count)]
+    conf = NetConf({"name": "net", VALID_ATTACHMENTS[0]: listed})
+    keep = conf.valid_attachments() or frozenset()
+    yield "read every record", min(milliseconds(lambda: list(store.records())) for _ in range(3))
+    yield "what a list shows, as a query", min(milliseconds(store.listed) for _ in range(5))
+    for form in ("table", "json"):
+        yield f"cnimeta ports list -o {form}, whole process", command("list", "-o", form, "--data-dir", folder)
+    yield "cnimeta ports list, whole process, no records", command("list", "--data-dir", f"{folder}/none")
+    yield "GC: read the runtime's list", min(milliseconds(conf.valid_attachments) for _ in range(5))
+    yield "GC: find 10 records to collect", min(milliseconds(lambda: store.unlisted("net", keep)) for _ in range(9))
     yield "check everything", milliseconds(store.problems)
     database._connection.execute("UPDATE bitmaps SET crc=0")  # noqa: SLF001
     yield (
         "make all anew after damage",
         milliseconds(lambda: store.load(("net", "x", "y")) or store.try_writing() or store.occupancy()),
     )
+
+
+def command(*words: str) -> float:
+    """`cnimeta ports` as a process: the quickest of five."""
+    argv = [f"{os.path.dirname(sys.executable)}/cnimeta", "ports", *words]
+    return min(milliseconds(lambda: subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)) for _ in range(5))
+
+
+def migration(folder: str) -> float:
+    """From the first version of the tables to this one, with everything that `folder` has."""
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(folder)) as place:
+        path = shutil.copy(f"{folder}/cnimeta.db", place)
+        connection = _sqlite3.connect(path, isolation_level=None)
+        for statement in (
+            *("DROP INDEX attachments_listed", "DROP TRIGGER attachments_hidden", "DROP TABLE exposed"),
+            *(f"ALTER TABLE attachments DROP COLUMN {name}" for name in ("pod_uid", "phase", "created")),
+            *("ALTER TABLE attachments DROP COLUMN annotation_error", "PRAGMA user_version=1", "BEGIN"),
+        ):
+            connection.execute(statement).fetchall()
+        spent = milliseconds(lambda: migrate(connection, SCHEMA))
+        connection.execute("COMMIT")
+        connection.close()
+    return spent
 
 
 def import_ms() -> float:
@@ -204,6 +237,7 @@ def measure(base: str = "/var/tmp") -> list[Row]:
         )
         found.append(Row("the same: waits for the disk (fsync)", syncs(f"{place}/{FEW}"), None, "times"))
         found.append(Row("import of the database's module", import_ms(), None, "ms"))
+        found.append(Row(f"migrate from version 1, {MANY:,} records", migration(f"{place}/{MANY}"), None, "ms"))
         found += [
             Row(f"{what}, {MANY:,} records", spent, None, "ms") for what, spent in looking(f"{place}/{MANY}", MANY)
         ]

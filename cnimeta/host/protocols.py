@@ -77,8 +77,9 @@ class Database(Protocol):
     def read(self, work: Callable[[Connection], T], *, tolerant: bool = False) -> T:
         """Run `work` on one snapshot."""
 
-    def problems(self) -> list[str]:
-        """What a check of every page finds, in words."""
+    def problems(self, *, quick: bool = False) -> list[str]:
+        """What a check of every page finds, in words; `quick`: of the pages alone, not of the indices."""
+        ...
 
 
 class PodApi(Protocol):

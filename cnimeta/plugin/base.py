@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cnimeta.plugin.described import Key
     from cnimeta.plugin.request import Request
     from cnimeta.ports.mapper import PortMapper
+    from cnimeta.spec.fields import Fields
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.netconf import NetConf
     from cnimeta.spec.result import Result
@@ -129,6 +130,13 @@ class Plugin:
     def examine(self, conf: NetConf) -> Iterable[str]:
         """For `cnimeta doctor`: the same, with what this node alone can tell. Changes nothing."""
         return self.validate(conf)
+
+    def examine_node(self, section: Fields) -> str:  # noqa: ARG002 - as above
+        """For `cnimeta doctor`: what the section of the node-wide configuration comes to, in a few words.
+
+        Raise the CniError with which ADD would refuse a value.
+        """
+        return ""
 
     def delegates(self, conf: NetConf) -> Iterable[Mapping[str, JSON]] | None:  # noqa: ARG002 - as above
         """The configurations of the plugins that ADD calls; None: what the keys ipam, delegate and delegates name."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from typing import Protocol
 
+    from cnimeta.errors import CniError
     from cnimeta.spec.jsonio import JSON
 
     class PortMapper(Protocol):
@@ -34,14 +35,17 @@ if TYPE_CHECKING:
             """
             ...
 
-        def check(self, data_dir: str, log: Callable[[str], None], skip: Collection[str]) -> Sequence[Repaired]:
-            """Look whether all is there of every live attachment, but those of the containers in `skip`."""
+        def compare(self, data_dir: str, log: Callable[[str], None], expected: Sequence[Expected]) -> Compared:
+            """Hold the host, read once, against what is expected, and against the mapper's own records of others."""
             ...
 
         def repair(self, data_dir: str, log: Callable[[str], None], skip: Collection[str]) -> Sequence[Repaired]:
             """Put back what is missing of every live attachment, but those of the containers in `skip`."""
             ...
 
+
+DATA_DIR = "/var/lib/cni/cnimeta"
+"""Where plugins keep what they have to remember, when `dataDir` says nothing else. Never change: nodes have it."""
 
 MANAGED_BY = "managedBy"
 """The key of a mapper's configuration that tells on whose behalf it maps: the type of a plugin."""
@@ -65,6 +69,28 @@ class MappedPort(NamedTuple):
     """False: only the kernel knows of it, and `managed_by` is not known."""
     managed_by: str = ""
     """The type of the plugin on whose behalf it was made, as MANAGED_BY said; empty for none."""
+
+
+class Expected(NamedTuple):
+    """One attachment whose mappings should be in place: what its CHECK would be called with."""
+
+    network: str
+    container_id: str
+    ifname: str
+    netns: str
+    conf: Mapping[str, JSON]
+    """Complete, with the port mappings and prevResult."""
+
+
+class Compared(NamedTuple):
+    """What was found."""
+
+    errors: Sequence[CniError | None]
+    """Of each that was expected, in order: with what its CHECK would fail; None when all is in place."""
+    others: Sequence[Repaired]
+    """The live attachments of other containers that the mapper has on record under this folder."""
+    mappings: Sequence[MappedPort]
+    """As `PortMapper.mappings`."""
 
 
 class Repaired(NamedTuple):

@@ -15,6 +15,8 @@ from cnimeta.spec.version import IMPLIED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.result import Result
 
@@ -87,8 +89,11 @@ class NetConf:
         return None
 
     def _attachments(self, key: str) -> frozenset[tuple[str, str]]:
-        kept = set()
         try:
+            plain = _plain_attachments(self.fields.items(key))
+            if plain is not None:
+                return plain
+            kept = set()
             for entry in self.fields.objects(key):
                 for part in ("containerID", "ifname"):
                     if not entry.text(part):
@@ -97,3 +102,16 @@ class NetConf:
         except InvalidNetworkConfig as error:
             raise DecodingFailure(error.msg) from None
         return frozenset(kept)
+
+
+def _plain_attachments(entries: Sequence[JSON]) -> frozenset[tuple[str, str]] | None:
+    """A list in the very form that libcni sends, which may be tens of thousands long; None for any other form."""
+    kept = set()
+    for entry in entries:
+        if type(entry) is not dict or len(entry) != 2:
+            return None
+        container_id, ifname = entry.get("containerID"), entry.get("ifname")
+        if type(container_id) is not str or type(ifname) is not str or not (container_id and ifname):
+            return None
+        kept.add((container_id, ifname))
+    return frozenset(kept)

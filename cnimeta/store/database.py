@@ -21,6 +21,7 @@ import os
 import time
 
 from cnimeta.errors import CniError, StateUnusable, TryAgainLater, shown
+from cnimeta.host import afterwards
 from cnimeta.host.owned import NotOurs, own_file, own_folder
 from cnimeta.store.folder import hindrance, is_full, is_there
 from cnimeta.store.locks import OwnLock
@@ -66,6 +67,10 @@ _NOT_FOR_THIS, _UNTOUCHED, _GIVEN_UP = range(3)
 
 _of_parents: list[Connection] = []
 """Connections of the process that this one was forked from: not to be used here, nor closed: that touches its locks."""
+
+
+_left_open: list[Connection] = []
+"""Connections that end with this process."""
 
 
 class LaterVersion(StateUnusable):
@@ -161,9 +166,10 @@ class Database:
         except OSError as error:
             raise self._unusable(error) from None
 
-    def problems(self) -> list[str]:
-        """What SQLite's own check finds; every page is read."""
-        rows = self.read(lambda connection: connection.execute("PRAGMA integrity_check(20)").fetchall(), tolerant=True)
+    def problems(self, *, quick: bool = False) -> list[str]:
+        """What SQLite's own check finds; every page is read. `quick`: without the indices' content."""
+        pragma = "quick_check" if quick else "integrity_check"
+        rows = self.read(lambda connection: connection.execute(f"PRAGMA {pragma}(20)").fetchall(), tolerant=True)
         return [f"{self.path}: {row[0]}" for row in rows if row[0] != "ok"]
 
     # --- one piece of work -----------------------------------------------------------------------------
@@ -285,7 +291,14 @@ class Database:
             pass  # what was committed stays so; the next command does what a close does
 
     def __del__(self) -> None:
-        """Close it, unless it is of the process that this one was forked from."""
+        """Close it, unless it is of the process that this one was forked from.
+
+        The last to close a database puts its log away and waits for the disk, four times. A process that answers once
+        and ends has no use for that: the log is put away when it is full.
+        """
+        if self._connection is not None and afterwards.holding():
+            _left_open.append(self._connection)
+            self._connection = None
         self._forget()
         if self._copy is not None:
             self._copy.close()

@@ -11,7 +11,7 @@ from cnimeta.errors import legible
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 _BETWEEN = "  "
 _ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
@@ -36,18 +36,33 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], most: int | None 
     most: the columns of a line. The widest cells are cut to fit, ending in an ellipsis; with None, or where even cells
     of a few characters do not fit, lines are as long as they are.
     """
-    lines = [list(heads), *([legible(str(cell)) for cell in row] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-    if most is not None:
-        widths = _shrunk(widths, most - len(_BETWEEN) * (len(heads) - 1))
-    ellipsis = _ellipsis()
-    return laid_out([[_cut(*cell, ellipsis) for cell in zip(line, widths, strict=True)] for line in lines], widths)
+    return table_of(heads, list(zip(*rows, strict=True)) or [()] * len(heads), most)
+
+
+def table_of(heads: Sequence[str], columns: Sequence[Sequence[object]], most: int | None = None) -> str:
+    """The same from columns, which is what a table of tens of thousands of lines is quickly made from."""
+    found = [[head, *_legible(column)] for head, column in zip(heads, columns, strict=True)]
+    widths = [max(map(len, column)) for column in found]
+    narrow = widths if most is None else _shrunk(widths, most - len(_BETWEEN) * (len(heads) - 1))
+    if narrow != widths:
+        ellipsis = _ellipsis()
+        found = [[_cut(cell, wide, ellipsis) for cell in column] for column, wide in zip(found, narrow, strict=True)]
+    return _joined(zip(*found, strict=True), narrow)
+
+
+def _legible(column: Sequence[object]) -> list[str]:
+    texts = list(map(str, column))
+    return texts if "".join(texts).isprintable() else list(map(legible, texts))
 
 
 def laid_out(lines: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
     """Lines of cells under each other, each cell at least as wide as `widths` says. Cells are shown as they are."""
-    padded = [[cell.ljust(wide) for cell, wide in zip(line, widths, strict=True)] for line in lines]
-    return "".join(_BETWEEN.join(line).rstrip() + "\n" for line in padded)
+    return _joined(map(tuple, lines), widths)
+
+
+def _joined(lines: Iterable[tuple[str, ...]], widths: Sequence[int]) -> str:
+    form = _BETWEEN.join(f"%-{wide}s" for wide in widths)
+    return "".join([f"{(form % line).rstrip()}\n" for line in lines])
 
 
 def _shrunk(widths: list[int], most: int) -> list[int]:

@@ -110,9 +110,10 @@ class MemoryDatabase:
         self.node.reads += 1
         return self._mended(lambda: self._snapshot(self._opened(tolerant=tolerant), work))
 
-    def problems(self) -> list[str]:
+    def problems(self, *, quick: bool = False) -> list[str]:
         """As the protocol says."""
-        rows = self.read(lambda connection: connection.execute("PRAGMA integrity_check").fetchall(), tolerant=True)
+        pragma = "quick_check" if quick else "integrity_check"
+        rows = self.read(lambda connection: connection.execute(f"PRAGMA {pragma}").fetchall(), tolerant=True)
         return [row[0] for row in rows if row[0] != "ok"]
 
     def _transaction(self, connection: Connection, work: Callable[[Connection], T]) -> T:

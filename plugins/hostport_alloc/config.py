@@ -10,6 +10,7 @@ import os
 
 from cnimeta.errors import InvalidNetworkConfig, shown
 from cnimeta.namedtuple import NamedTuple
+from cnimeta.ports.mapper import DATA_DIR
 from cnimeta.spec import validate
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.ip import parse_ip
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.netconf import NetConf
 
-DATA_DIR = "/var/lib/cni/cnimeta"
 DEFAULT_PORTS = "20000-24999"
 """Below the ephemeral range (from 32768) and the NodePorts (30000-32767)."""
 NODE_PORTS = "30000-32767"

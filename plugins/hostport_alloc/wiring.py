@@ -6,10 +6,20 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from cnimeta.delegate.call import Delegates
-    from cnimeta.host.protocols import Clock, Database, Locks, NodeAddresses, PluginExec, PodApi, PortScan, Sockets
+    from cnimeta.host.protocols import (
+        Clock,
+        Database,
+        Locks,
+        Namespaces,
+        NodeAddresses,
+        PluginExec,
+        PodApi,
+        PortScan,
+        Sockets,
+    )
     from cnimeta.ports.mapper import MappedPort, PortMapper
     from cnimeta_plugins.hostport_alloc.allocate.ranges import PortSet
     from cnimeta_plugins.hostport_alloc.state.store import Store
@@ -31,7 +41,8 @@ class Wiring:
         addresses: NodeAddresses | None = None,
         pods: Callable[[str], PodApi] | None = None,
         mapper: Callable[[str], PortMapper | None] | None = None,
-        namespace_id: Callable[[str], str] | None = None,
+        mapper_here: Callable[[str, Sequence[str]], PortMapper | None] | None = None,
+        namespaces: Namespaces | None = None,
         boot_id: str | None = None,
     ) -> None:
         self._executor = executor
@@ -44,7 +55,8 @@ class Wiring:
         self._addresses = addresses
         self._pods = pods
         self._mapper = mapper
-        self._namespace_id = namespace_id
+        self._mapper_here = mapper_here
+        self._namespaces = namespaces
         self._boot_id = boot_id
 
     # --- the state -------------------------------------------------------------------------------------
@@ -119,21 +131,40 @@ class Wiring:
 
         return port_mapper(plugin_type)
 
+    def mapper_here(self, plugin_type: str, folders: Sequence[str]) -> PortMapper | None:
+        """As `mapper`, of the plugin that `folders` have under this name; None unless it is of this installation."""
+        if self._mapper_here is not None:
+            return self._mapper_here(plugin_type, folders)
+        from cnimeta.delegate.find import find
+        from cnimeta.errors import CniError
+        from cnimeta.plugin.launcher import read_target
+        from cnimeta.plugin.registry import port_mapper
+
+        try:
+            target = read_target(find(plugin_type, folders)) if self._executor is None else None
+            return port_mapper(plugin_type, target) if target is not None else None
+        except CniError:  # it is not there, or cannot be loaded: its CHECK will tell
+            return None
+
+    def registered_mapper(self, plugin_type: str, log: Callable[[str], None]) -> PortMapper | None:
+        """As `mapper`; one that cannot be loaded is told of, and None."""
+        from cnimeta.errors import CniError
+
+        try:
+            return self.mapper(plugin_type)
+        except CniError as error:
+            log(f"hostport_alloc: {error.msg}")
+            return None
+
     def mappings(self, folder: str, log: Callable[[str], None]) -> tuple[MappedPort, ...]:
         """What was mapped for hostport_alloc on this node, as the port mapper and the kernel know it.
 
         Where no interface is named, only the kernel knows of it, and it may be a foreign plugin's.
         """
-        from cnimeta.errors import CniError
-        from cnimeta_plugins.hostport_alloc.config import PLUGIN_TYPE, PORTMAP_TYPE
+        from cnimeta_plugins.hostport_alloc.config import PORTMAP_TYPE
 
-        try:
-            mapper = self.mapper(PORTMAP_TYPE)
-        except CniError as error:
-            log(f"hostport_alloc: {error.msg}")
-            mapper = None
-        found = mapper.mappings(folder, log) if mapper is not None else ()
-        return tuple(one for one in found if one.managed_by == PLUGIN_TYPE or not one.recorded)
+        mapper = self.registered_mapper(PORTMAP_TYPE, log)
+        return of_hostport_alloc(mapper.mappings(folder, log) if mapper is not None else ())
 
     def _attached(self, folder: str, log: Callable[[str], None]) -> tuple[MappedPort, ...]:
         """Those that a record can be made of: a foreign plugin would never have it released."""
@@ -141,13 +172,14 @@ class Wiring:
 
     # --- the container, its node and its Pod -------------------------------------------------------------
 
-    def namespace_id(self, path: str) -> str:
-        """Which namespace a path leads to, whatever it is called: `device:inode`; empty when that cannot be told."""
-        if self._namespace_id is not None:
-            return self._namespace_id(path)
-        from cnimeta.host.namespaces import namespace_id
+    @property
+    def namespaces(self) -> Namespaces:
+        """Which namespace a path leads to, and whether one is gone."""
+        if self._namespaces is None:
+            from cnimeta.host.namespaces import HostNamespaces
 
-        return namespace_id(path)
+            self._namespaces = HostNamespaces()
+        return self._namespaces
 
     def primary_addresses(self) -> tuple[str, ...]:
         """The node's own addresses, at most one per family."""
@@ -179,3 +211,10 @@ class Wiring:
 
             executor = InProcessExec(ProcessExec(), log)
         return Delegates(executor, environ, folders, self._locate or find)
+
+
+def of_hostport_alloc(mappings: Iterable[MappedPort]) -> tuple[MappedPort, ...]:
+    """Those that were made for hostport_alloc, or may have been: on whose behalf is on record only."""
+    from cnimeta_plugins.hostport_alloc.config import PLUGIN_TYPE
+
+    return tuple(one for one in mappings if one.managed_by == PLUGIN_TYPE or not one.recorded)

@@ -82,6 +82,10 @@ class Backend(Protocol[P]):
         """Every mapped port that tells its whole attachment by itself."""
         ...
 
+    def frozen(self) -> Backend[P]:
+        """The same for `check` alone, on one reading of the host, however many attachments are asked for."""
+        ...
+
     # --- the rest --------------------------------------------------------------------------------------------
 
     def ready(self) -> None:

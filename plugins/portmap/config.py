@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cnimeta.errors import InvalidNetworkConfig, shown
 from cnimeta.namedtuple import NamedTuple
-from cnimeta.ports.mapper import MANAGED_BY
+from cnimeta.ports.mapper import DATA_DIR, MANAGED_BY
 from cnimeta.spec.ip import Address, parse_ip
 
 TYPE_CHECKING = False
@@ -97,7 +97,7 @@ class Settings(NamedTuple):
     external_set_mark_chain: str = ""
     conditions_v4: tuple[str, ...] = ()
     conditions_v6: tuple[str, ...] = ()
-    data_dir: str = "/var/lib/cni/cnimeta"
+    data_dir: str = DATA_DIR
 
     def conditions(self, family: int) -> tuple[str, ...]:
         """The conditions of one family, 4 or 6."""

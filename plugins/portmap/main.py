@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cnimeta.plugin.described import Key
     from cnimeta.plugin.request import Request
     from cnimeta.ports.mapper import PortMapper
+    from cnimeta.spec.fields import Fields
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.netconf import NetConf
     from cnimeta.spec.result import Result
@@ -95,6 +96,12 @@ class Portmap(Plugin):
         from cnimeta_plugins.portmap.operator import examine
 
         return examine(conf)
+
+    def examine_node(self, section: Fields) -> str:
+        """The backend that serves where a configuration names none."""
+        from cnimeta_plugins.portmap.operator import examine_node
+
+        return examine_node(section)
 
     def in_use(self, confs: Sequence[NetConf]) -> Iterable[str]:
         """Containers on record."""

@@ -60,6 +60,10 @@ class Mapper:
         self.locks = locks
         self.node = node
 
+    def records(self, data_dir: str) -> Records:
+        """The records under a folder."""
+        return Records(data_dir, self.files, self.log, self.backends.read_payload)
+
     def settings(self, conf: NetConf) -> Settings:
         """The configuration with the node-wide defaults."""
         return read_settings(conf, self.node(), self.backends.names)
@@ -74,7 +78,7 @@ class Mapper:
     def add_again(self, owner: Owner, data_dir: str, *, waiting: bool = False) -> bool:
         """ADD from the record; whether it was still there. `waiting`: only if it waits for ports."""
         with self.locks(data_dir).of(owner).held():
-            record = self._records(data_dir).find(owner).record
+            record = self.records(data_dir).find(owner).record
             if record is None or self.life.is_dead(record) or not isinstance(record.conf, dict):
                 return False
             if record.waiting or not waiting:
@@ -86,7 +90,7 @@ class Mapper:
     def _add(self, attachment: Attachment, conf: NetConf, settings: Settings, result: Result) -> None:
         owner = Owner(*attachment.key)
         plan = plan_mappings(owner, settings, result)
-        records = self._records(settings.data_dir)
+        records = self.records(settings.data_dir)
         before = self._record_before(records, owner)
         name = self.backends.usable(settings.backends)
         interface = self.localhost.interface(plan)
@@ -207,7 +211,7 @@ class Mapper:
         """Raise CheckFailed (code 101) unless the kernel holds what ADD would put there."""
         owner = Owner(*attachment.key)
         plan = plan_mappings(owner, settings, result)
-        records = self._records(settings.data_dir)
+        records = self.records(settings.data_dir)
         record = records.find(owner).record
         if record is None:
             self.backends[self.backends.usable(settings.backends)].check(plan, None)
@@ -230,7 +234,7 @@ class Mapper:
     def delete(self, attachment: Attachment, conf: NetConf) -> None:
         """Unmap. Every step is tried; the record goes only when the rules are gone."""
         owner = Owner(*attachment.key)
-        records = self._records(self._data_dir(conf))
+        records = self.records(self._data_dir(conf))
         failures = Failures()
         recorded: list[Record] = []
         with failures:
@@ -309,7 +313,7 @@ class Mapper:
 
     def collect(self, conf: NetConf, valid: Collection[tuple[str, str]]) -> None:
         """Unmap the network's attachments that are not in `valid`: the recorded, and those only the kernel knows."""
-        records = self._records(self._data_dir(conf))
+        records = self.records(self._data_dir(conf))
         failures = Failures()
         gone = [
             record
@@ -332,7 +336,7 @@ class Mapper:
     def ready(self, conf: NetConf) -> None:
         """Raise unless ADD could be served."""
         settings = self.settings(conf)
-        self._records(settings.data_dir).usable()
+        self.records(settings.data_dir).usable()
         self.backends[self.backends.usable(settings.backends)].ready()
 
     # --- parts -----------------------------------------------------------------------------------------------
@@ -353,9 +357,6 @@ class Mapper:
                     self.conntrack().forget_udp(family, ports, answering)
             except CniError as error:
                 self.log(f"portmap: stale UDP flows stay (IPv{family}): {error.msg}")
-
-    def _records(self, data_dir: str) -> Records:
-        return Records(data_dir, self.files, self.log, self.backends.read_payload)
 
     def _others(self, records: Records, owner: Owner | None) -> Others:
         return Others(records, self.life, owner)

@@ -139,6 +139,12 @@ class MemoryBackend:
                     *owner, port.protocol, port.host_port, port.container_port, port.host_ip, recorded=False
                 )
 
+    def frozen(self) -> MemoryBackend:
+        """A copy."""
+        found = MemoryBackend()
+        found.held, found.usable = dict(self.held), self.usable
+        return found
+
     # --- the rest --------------------------------------------------------------------------------------------
 
     def ready(self) -> None:

@@ -16,12 +16,13 @@ from cnimeta.spec.keys import OF_EVERY_PLUGIN, strangers
 from cnimeta_plugins.portmap.backends import Backends
 from cnimeta_plugins.portmap.config import DEFAULTS, KEYS, read_data_dir, read_settings
 from cnimeta_plugins.portmap.records import Records
-from cnimeta_plugins.portmap.wiring import node_defaults
+from cnimeta_plugins.portmap.wiring import node_defaults, read_node_defaults
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from cnimeta.spec.fields import Fields
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.netconf import NetConf
 
@@ -44,6 +45,11 @@ def examine(conf: NetConf) -> Iterable[str]:
         if not detect():
             raise IoFailure("the configuration needs iptables, which is not installed")
     return strangers(conf.fields, (*OF_EVERY_PLUGIN, *KEYS))
+
+
+def examine_node(section: Fields) -> str:
+    """As `Plugin.examine_node`."""
+    return f"portmap on {read_node_defaults(section, Backends().names).backend}"
 
 
 def in_use(confs: Sequence[NetConf]) -> Iterator[str]:

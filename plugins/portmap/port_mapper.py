@@ -11,19 +11,21 @@ from cnimeta.errors import CniError, Failures
 from cnimeta.host.clock import boot_id
 from cnimeta.host.files import PosixFiles
 from cnimeta.plugin.request import Attachment
-from cnimeta.ports.mapper import MANAGED_BY, MappedPort, Repaired
+from cnimeta.ports.mapper import MANAGED_BY, Compared, MappedPort, Repaired
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.portmap.backends import BACKENDS, Backends
 from cnimeta_plugins.portmap.config import AUTO, DEFAULTS
+from cnimeta_plugins.portmap.frozen import FrozenMapper
 from cnimeta_plugins.portmap.plan import Owner
 from cnimeta_plugins.portmap.records import Records
 from cnimeta_plugins.portmap.wiring import host_mapper, node_defaults
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+    from cnimeta.ports.mapper import Expected
     from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.portmap.mapper import Mapper
     from cnimeta_plugins.portmap.records import Record
@@ -58,12 +60,17 @@ class PortmapPorts:
 
     def mappings(self, data_dir: str, log: Callable[[str], None]) -> list[MappedPort]:
         """Recorded under `data_dir`, or only in the kernel."""
+        return self._mappings(data_dir, log, lambda folder: Records(folder, PosixFiles(), log))
+
+    def _mappings(
+        self, data_dir: str, log: Callable[[str], None], records: Callable[[str], Records]
+    ) -> list[MappedPort]:
         backends = self._backends(os.environ.get("PATH", ""))
         found: list[MappedPort] = []
         recorded = set()
         failures = Failures()
         for folder in {data_dir, DEFAULTS.data_dir, node_defaults(os.environ, backends.names).data_dir} - {""}:
-            for record in Records(folder, PosixFiles(), log).readable(failures):
+            for record in records(folder).readable(failures):
                 owner = record.owner
                 recorded |= {tuple(owner), *((*owner[:2], *port[3:5]) for port in _ports_of(record))}
                 if folder == data_dir and record.boot_id == boot_id():
@@ -76,22 +83,36 @@ class PortmapPorts:
                 found += [port] * (names not in recorded)
         return found
 
-    def check(self, data_dir: str, log: Callable[[str], None], skip: Collection[str] = ()) -> list[Repaired]:
-        """CHECK from the record."""
-        return self._each(data_dir, log, skip, self._check)
+    def compare(self, data_dir: str, log: Callable[[str], None], expected: Sequence[Expected] = ()) -> Compared:
+        """CHECK of each on one reading of kernel and records."""
+        mapper = FrozenMapper(self._mapper(os.environ, log))
+        errors: list[CniError | None] = []
+        for one in expected:
+            try:
+                self._check(mapper, Attachment(*one[:3], one.netns, {}), NetConf(dict(one.conf)))
+                errors.append(None)
+            except CniError as error:
+                errors.append(error)
+        others = self._each(mapper, data_dir, {one.container_id for one in expected}, self._check)
+        return Compared(errors, others, self._mappings(data_dir, log, mapper.records))
 
     def repair(self, data_dir: str, log: Callable[[str], None], skip: Collection[str] = ()) -> list[Repaired]:
-        """ADD again from the record, which changes nothing where all is in place; then CHECK."""
+        """ADD again from the record, of what is not in place; then CHECK."""
         backends, failures = self._backends(os.environ.get("PATH", "")), Failures()
         for backend in backends.holding():
             with failures:
                 backend.heal()
 
-        def add_again(mapper: Mapper, attachment: Attachment, conf: NetConf) -> None:
-            if mapper.add_again(Owner(*attachment.key), data_dir):  # else it went meanwhile
-                self._check(mapper, attachment, conf)
+        mapper = self._mapper(os.environ, log)
 
-        found = self._each(data_dir, log, skip, add_again)
+        def add_again(frozen: Mapper, attachment: Attachment, conf: NetConf) -> None:
+            try:
+                self._check(frozen, attachment, conf)
+            except CniError:
+                if mapper.add_again(Owner(*attachment.key), data_dir):  # else it went meanwhile
+                    self._check(mapper, attachment, conf)
+
+        found = self._each(FrozenMapper(mapper), data_dir, skip, add_again)
         for backend in backends.holding():
             with failures:
                 backend.tidy()
@@ -101,15 +122,14 @@ class PortmapPorts:
 
     def _each(
         self,
+        mapper: Mapper,
         data_dir: str,
-        log: Callable[[str], None],
         skip: Collection[str],
         work: Callable[[Mapper, Attachment, NetConf], None],
     ) -> list[Repaired]:
         """Do `work` for every record; those of an earlier boot, or whose namespace is gone, are left for DEL and GC."""
-        mapper = self._mapper(os.environ, log)
         found, failures = [], Failures()
-        for record in list(Records(data_dir, PosixFiles(), log).readable(failures)):
+        for record in list(mapper.records(data_dir).readable(failures)):
             network, container_id, ifname = record.owner
             if container_id not in skip and not mapper.life.is_dead(record) and isinstance(record.conf, dict):
                 error = ""

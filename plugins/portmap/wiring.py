@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from cnimeta.host.protocols import Conntrack, Sysctl
+    from cnimeta.spec.fields import Fields
     from cnimeta.spec.ip import Address
 
 
@@ -38,8 +39,12 @@ def host_mapper(environ: Mapping[str, str], log: Callable[[str], None]) -> Mappe
 
 def node_defaults(environ: Mapping[str, str], backends: Collection[str]) -> NodeDefaults:
     """The section `portmap` of the node-wide configuration."""
-    section = read_section("portmap", environ)
-    return NodeDefaults(section.choice("backend", ("", AUTO, *backends), ""), section.text("dataDir"))
+    return read_node_defaults(read_section("portmap", environ), backends)
+
+
+def read_node_defaults(section: Fields, backends: Collection[str]) -> NodeDefaults:
+    """The same from the section. InvalidNetworkConfig (code 7) for a wrong value."""
+    return NodeDefaults(section.choice("backend", (AUTO, *backends), AUTO), section.text("dataDir"))
 
 
 def _conntrack() -> Conntrack:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cnimeta.errors import CheckFailed
+from cnimeta.ports.mapper import Compared
 from cnimeta.spec.result import Result
 from cnimeta.testing.addresses import FakeAddresses
 from cnimeta.testing.clock import FakeClock
 from cnimeta.testing.delegates import FakeDelegate, FakeExec, address_result
 from cnimeta.testing.kube import FakePods
 from cnimeta.testing.memory import call
+from cnimeta.testing.namespaces import FakeNamespaces
 from cnimeta.testing.sockets import FakePortScan, FakeSockets
 from cnimeta.testing.store import FakeLocks, MemoryDatabases
 from cnimeta_plugins.hostport_alloc.main import HostportAlloc
 from cnimeta_plugins.hostport_alloc.wiring import Wiring
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from cnimeta.ports.mapper import MappedPort, Repaired
+    from cnimeta.ports.mapper import Expected, MappedPort, Repaired
     from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.hostport_alloc.state.store import Store
 
@@ -30,7 +33,10 @@ class FakeMapper:
 
     refusals = frozenset({2, 6, 7, 999})
 
-    def __init__(self) -> None:
+    def __init__(self, portmap: FakeDelegate) -> None:
+        self.portmap = portmap
+        self.compared: list[Expected] = []
+        """Everything that was to be held against the host."""
         self.recorded: list[MappedPort] = []
         self.others: list[Repaired] = []
 
@@ -45,8 +51,12 @@ class FakeMapper:
     def mappings(self, data_dir: str, log: Callable[[str], None]) -> list[MappedPort]:
         return list(self.recorded)
 
-    def check(self, data_dir: str, log: Callable[[str], None], skip: Collection[str]) -> list[Repaired]:
-        return [one for one in self.others if one.container_id not in skip]
+    def compare(self, data_dir: str, log: Callable[[str], None], expected: Sequence[Expected]) -> Compared:
+        self.compared += expected
+        there = self.portmap.attachments
+        errors = [None if one[:3] in there else CheckFailed("its rules are gone") for one in expected]
+        skip = {one.container_id for one in expected}
+        return Compared(errors, [one for one in self.others if one.container_id not in skip], self.recorded)
 
     def repair(self, data_dir: str, log: Callable[[str], None], skip: Collection[str]) -> list[Repaired]:
         return [one for one in self.others if one.container_id not in skip]
@@ -67,9 +77,10 @@ class Node:
         self.databases = MemoryDatabases()
         self.locks = FakeLocks()
         self.boot = "boot-1"
-        self.mapper = FakeMapper()
-        self.namespaces: dict[str, str] = {}
-        """The namespace that a path leads to, by path; others lead to one that is called like the path."""
+        self.mapper = FakeMapper(self.portmap)
+        self.is_ours = False
+        """Whether the portmap that is called is of this installation, so that it can be asked for all at once."""
+        self.namespaces = FakeNamespaces()
         self.log: list[str] = []
         self.executor.hook = lambda *_: self.unlocked()
 
@@ -86,7 +97,8 @@ class Node:
             addresses=self.addresses,
             pods=self._pods,
             mapper=lambda name: self.mapper if name == "portmap" else None,
-            namespace_id=lambda path: self.namespaces.get(path, f"id of {path}" if path else ""),
+            mapper_here=lambda name, _: self.mapper if self.is_ours and name == "portmap" else None,
+            namespaces=self.namespaces,
             boot_id=self.boot,
         )
 

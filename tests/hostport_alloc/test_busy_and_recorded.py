@@ -73,7 +73,7 @@ def test_repair_and_release_leave_a_busy_container_alone_and_say_so(
     node = Node()
     node.call("ADD", conf())
     node.portmap.attachments.clear()
-    node.namespaces["/run/netns/c1"] = ""
+    node.namespaces.hidden.add("/run/netns/c1")
     node.locks.busy = {KEY}
     for words in (("repair",), ("release", "c1")):
         assert ports(node, tmp_path, *words) == 1
@@ -110,7 +110,7 @@ def test_mappings_are_left_alone_when_the_path_of_the_namespace_is_another_ones_
     node = Node()
     node.call("ADD", conf())
     node.portmap.attachments.clear()
-    node.namespaces["/run/netns/c1"] = "another namespace"
+    node.namespaces.leads_to["/run/netns/c1"] = "another namespace"
     assert ports(node, tmp_path, "check") == 1
     assert "its namespace is gone; DEL or GC has not come" in capsys.readouterr().out
     assert ports(node, tmp_path, "repair") == 0
@@ -129,7 +129,7 @@ def test_delegates_see_the_namespace_arguments_and_environment_of_their_add(
         node.portmap.attachments.clear()
     node.executor.calls.clear()
     if not lives:
-        node.namespaces["/run/netns/c1"] = ""
+        node.namespaces.hidden.add("/run/netns/c1")
     monkeypatch.setenv("SOMETHING", "of the node")
     monkeypatch.setenv("PATH", "/usr/sbin:/usr/bin")
     if command == "GC":
@@ -155,7 +155,7 @@ def test_release_takes_the_beginning_of_an_id_and_refuses_one_that_is_not_enough
     node = Node()
     for name in ("abcdef0123456789", "abcdee0123456789"):
         node.call("ADD", conf(), container_id=name)
-    node.namespaces["/run/netns/c1"] = ""
+    node.namespaces.hidden.add("/run/netns/c1")
     assert ports(node, tmp_path, "release", "abcde") == 1
     assert "more than one container ID begins with" in capsys.readouterr().err
     assert ports(node, tmp_path, "release", "abcdef012345") == 0

@@ -141,6 +141,36 @@ def test_check_finds_missing_rules_and_repair_puts_them_back(node: Node, shell: 
     assert shell("check")[0] == 0
 
 
+def test_check_and_repair_look_once_when_portmap_is_ours(node: Node, shell: Shell) -> None:
+    """No process and no CHECK for a container whose mappings are in place; the others are worked on alone."""
+    node.is_ours = True
+    for name in ("c1", "c2", "c3"):
+        node.call("ADD", conf(), container_id=name)
+    del node.portmap.attachments["pods", "c2", "eth0"]
+    node.executor.calls.clear()
+    (problem,) = shell.json("check")["problems"]
+    assert (problem["kind"], problem["containerID"], problem["message"]) == ("rule", "c2", "its rules are gone")
+    assert node.executor.calls == []
+    assert [one.container_id for one in node.mapper.compared] == ["c1", "c2", "c3"]
+    (mapping,) = node.mapper.compared[0].conf["runtimeConfig"]["portMappings"]  # type: ignore[call-overload,index]
+    assert mapping["hostPort"] == node.ports("c1")[0]
+    assert "prevResult" in node.mapper.compared[0].conf
+    assert shell("repair")[0] == 0
+    touched = {call.environ["CNI_CONTAINERID"] for call in node.executor.calls}
+    assert touched == {"c2"}
+    assert shell("check")[0] == 0
+
+
+def test_delegates_are_asked_only_when_check_is_deep(node: Node, shell: Shell) -> None:
+    node.is_ours = True
+    node.call("ADD", conf())
+    node.bridge.attachments.clear()
+    assert shell("check")[0] == 0
+    (problem,) = shell.json("check", "--deep")["problems"]
+    assert problem["kind"] == "rule"
+    assert "bridge" in problem["message"]
+
+
 def test_check_finds_what_is_gone_of_portmaps_own_mappings(node: Node, shell: Shell) -> None:
     node.call("ADD", conf())
     node.mapper.others = [Repaired("other", "eth0", "net", "its rules are gone"), Repaired("c1", "eth0", "pods", "no")]
@@ -188,7 +218,7 @@ def test_release_does_what_del_would_have_done(node: Node, shell: Shell) -> None
     assert status == 1
     assert "is alive: stop the container, or use --force" in text
     assert node.ports() == [port]
-    node.namespaces["/run/netns/c1"] = ""
+    node.namespaces.hidden.add("/run/netns/c1")
     assert shell("release", "c1") == (0, f"freed {port}/tcp\n")
     assert node.ports() == []
     assert node.bridge.attachments == node.portmap.attachments == {}

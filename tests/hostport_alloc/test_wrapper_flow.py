@@ -12,7 +12,7 @@ from cnimeta.spec.version import ALL, at_least
 from cnimeta.testing.delegates import FakeDelegate, address_result
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    pass
 
 pytestmark = pytest.mark.unit
 
@@ -188,16 +188,17 @@ def test_delete_undoes_from_the_record_when_the_network_was_renamed() -> None:
     node.call("DEL", {**conf(), "name": "renamed"})
 
 
-def test_delete_leaves_the_record_when_the_container_id_is_in_use_in_another_namespace(tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", ["alive", "hidden"])
+def test_delete_leaves_the_record_when_the_container_id_is_in_use_in_another_namespace(state: str) -> None:
     node = Node()
-    one, two = tmp_path / "one", tmp_path / "two"
-    for place in (one, two):
-        place.touch()
-    node.call("ADD", conf(), netns=str(one))
-    node.call("DEL", {**conf(), "name": "renamed"}, netns=str(two))
+    node.call("ADD", conf(), netns="/run/netns/one")
+    if state == "hidden":
+        node.namespaces.hidden.add("/run/netns/one")
+    node.call("DEL", {**conf(), "name": "renamed"}, netns="/run/netns/two")
     assert len(node.ports()) == 1
-    one.unlink()
-    node.call("DEL", {**conf(), "name": "renamed"}, netns=str(two))
+    node.namespaces.hidden.clear()
+    node.namespaces.gone.add("/run/netns/one")
+    node.call("DEL", {**conf(), "name": "renamed"}, netns="/run/netns/two")
     assert node.ports() == []
 
 

@@ -156,7 +156,7 @@ def test_the_whole_base_is_checked_and_repaired_when_somebody_changed_it(net: Ne
     assert caught.value.code == 101
     with net.node.entered():
         mapper = Portmap().port_mapper()
-        assert any(one.error for one in mapper.check(str(net.folder), print))
+        assert any(one.error for one in mapper.compare(str(net.folder), print, ()).others)
         assert [one.error for one in mapper.repair(str(net.folder), print)] == ["", ""]
     net.call("CHECK", tcp(8080))
     net.call("CHECK", tcp(8081), number=3, **condition)

@@ -12,7 +12,7 @@ from cnimeta.errors import CniError
 from cnimeta.host.clock import boot_id
 from cnimeta.host.files import PosixFiles
 from cnimeta.host.nftables.kernel import KernelNft
-from cnimeta.ports.mapper import MappedPort, Repaired
+from cnimeta.ports.mapper import Expected, MappedPort, Repaired
 from cnimeta.testing import call
 from cnimeta_plugins.portmap.backends import Backends
 from cnimeta_plugins.portmap.main import Portmap
@@ -148,6 +148,7 @@ def test_the_reason_is_told_when_a_mapping_cannot_be_put_back(node: Node) -> Non
     def refuse() -> None:
         raise CniError("the kernel said no")
 
+    node.flush()
     node.iptables.on_commit = refuse
     (found,) = node.ports().repair(node.data_dir, node.lines.append, ())
     assert found == Repaired("c1", "eth0", "net", "the kernel said no")
@@ -185,13 +186,72 @@ def test_only_what_delete_needs_is_left_when_options_may_be_refused(keys: dict[s
 def test_what_is_gone_is_told_and_put_back_when_checked_and_repaired(node: Node, backend: str) -> None:
     for number in (1, 2):
         node.call("ADD", conf(tcp(8080 + number), ips=(f"10.88.0.{number}/16",), backend=backend), f"c{number}")
-    look = lambda *skip: [bool(one.error) for one in node.ports().check(node.data_dir, node.lines.append, skip)]  # noqa: E731
+
+    def look() -> list[bool]:
+        return [bool(one.error) for one in node.ports().compare(node.data_dir, node.lines.append).others]
+
     assert look() == [False, False]
     node.flush()
     assert look() == [True, True]
-    assert look("c1") == [True]
     assert [one.error for one in node.ports().repair(node.data_dir, node.lines.append)] == ["", ""]
     assert look() == [False, False]
+
+
+def expected(node: Node, number: int, body: dict[str, Any]) -> Expected:
+    """What CHECK of a container is called with."""
+    name = f"c{number}"
+    return Expected("net", name, "eth0", f"{node.data_dir}/ns/{name}", {**body, "dataDir": node.data_dir})
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("backend", ["nftables", "iptables", "memory"])
+def test_what_is_expected_is_held_against_one_reading_when_there_is_much_of_it(node: Node, backend: str) -> None:
+    """The same answers as CHECK of each, whatever was done to it; what is not expected is told of by the records."""
+    bodies = {n: conf(tcp(8080 + n), ips=(f"10.88.0.{n}/16",), backend=backend) for n in range(1, 7)}
+    for number, body in bodies.items():
+        node.call("ADD", body, f"c{number}")
+    node.call("DEL", bodies[2], "c2")
+    asked = {**bodies, 3: conf(tcp(9999), ips=("10.88.0.3/16",), backend=backend)}
+    del asked[6]
+    found = node.ports().compare(node.data_dir, node.lines.append, [expected(node, *one) for one in asked.items()])
+    for (number, body), error in zip(asked.items(), found.errors, strict=True):
+        try:
+            node.call("CHECK", body, f"c{number}")
+        except CniError as said:
+            assert error is not None
+            assert (error.code, error.msg) == (said.code, said.msg)
+        else:
+            assert error is None
+    assert [error is None for error in found.errors] == [True, False, False, True, True]
+    assert [(one.container_id, one.error) for one in found.others] == [("c6", "")]
+
+
+@pytest.mark.unit
+def test_maps_and_rules_are_read_once_when_many_are_compared(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies = {n: conf(tcp(8080 + n), ips=(f"10.88.0.{n}/16",)) for n in range(1, 30)}
+    for number, body in bodies.items():
+        node.call("ADD", body, f"c{number}")
+    asked: list[str] = []
+
+    def spied(name: str) -> Callable[..., object]:
+        real = getattr(node.nft, name)
+
+        def spy(*given: object) -> object:
+            asked.append(f"{name}{given}")
+            return real(*given)
+
+        return spy
+
+    for name in ("elements", "lookup", "all_rules", "rules", "dry_run", "chain_uses"):
+        monkeypatch.setattr(node.nft, name, spied(name))
+    everything = [expected(node, *one) for one in bodies.items()]
+    node.ports().compare(node.data_dir, node.lines.append, everything[:1])
+    for_one = list(asked)
+    asked.clear()
+    found = node.ports().compare(node.data_dir, node.lines.append, everything)
+    assert list(found.errors) == [None] * len(bodies)
+    assert asked == for_one
+    assert not [one for one in asked if one.startswith(("dry_run", "lookup"))]
 
 
 @pytest.mark.unit

@@ -47,7 +47,7 @@ def test_every_source_file_is_in_the_wheel_when_it_is_built(wheel: Path) -> None
         f"{names[folder]}/{path.relative_to(ROOT / folder)}"
         for folder in names
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
+        if path.is_file() and path.parent.name != "__pycache__"
     }
     assert "cnimeta_plugins/hostport_alloc/main.py" in expected
     assert expected - packed == set()

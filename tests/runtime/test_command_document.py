@@ -49,3 +49,18 @@ def test_every_example_is_understood_when_it_is_parsed() -> None:
         program, *rest = shlex.split(line)
         assert program == "cnimeta"
         build_parser().parse_args(rest)
+
+
+def test_own_commands_are_known_by_name_when_only_one_is_loaded() -> None:
+    """With a plugin's command nothing of this package's is loaded, and the other way round."""
+    from cnimeta.cli.main import OWN
+
+    of_nobody, of_plugins = build_parser(), build_parser("ports")
+    assert set(OWN) == commands(of_nobody) - commands(of_plugins)
+    assert commands(build_parser("version")) == set(OWN)
+
+
+def commands(parser: argparse.ArgumentParser) -> set[str]:
+    """The sub-commands of a parser."""
+    (found,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return set(found.choices)

@@ -14,6 +14,7 @@ import pytest
 from store_kit import ONE, TWO, Place, Things, everything, put
 
 from cnimeta.errors import CniError, StateUnusable, TryAgainLater
+from cnimeta.host import afterwards
 from cnimeta.store import database as database_module
 from cnimeta.store.database import LaterVersion
 from cnimeta.store.sql import set_seal
@@ -496,3 +497,20 @@ print(sorted(slow & set(sys.modules) - {"collections"}))
     )
     assert done.stderr == ""
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_process_that_answers_once_leaves_its_log_to_the_next(real, once):
+    """Who closes a database last puts its log away, and waits for the disk; plugins end without."""
+    real.database().write(put("a"))
+    child = os.fork()
+    if child == 0:
+        if once:
+            afterwards.begin()
+        database = real.database()
+        database.write(put("b"))
+        del database
+        log = f"{real.path}-wal"
+        os._exit(int(os.path.exists(log) and os.path.getsize(log) > 0))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == int(once)
+    assert real.database().read(everything) == {"a": "v", "b": "v"}

@@ -94,7 +94,7 @@ class Client:
             self._authorization = authorization(configuration, where)
             self._pool = _pool(configuration, where)
         finally:
-            if os.path.isdir(folder):  # unknown: who cannot remove a file of its own in /tmp goes on
+            if os.path.isdir(folder):  # unknown: what cannot be looked at cannot be removed either
                 shutil.rmtree(folder, ignore_errors=True)
 
     def request(self, verb: str, path: str, body: JSON, timeout_s: float) -> dict[str, JSON]:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from cnimeta.errors import CniError, IoFailure
 from cnimeta.node.doctor.finding import Finding
 from cnimeta.node.networks import loadable
+from cnimeta.ports.mapper import DATA_DIR
 from cnimeta.spec.keys import strangers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-STATE_FOLDER = "/var/lib/cni/cnimeta"
 _TIMEOUT_S = 30.0
 _CLONE_NEWNET = 0x40000000
 _MODULES = {"ifb", "sch_tbf", "sch_ingress", "cls_u32", "act_mirred"}
@@ -181,11 +181,10 @@ def settings() -> Iterator[Finding]:
     """The node-wide configuration, and the folder that the state is in."""
     from cnimeta.host.nodeconfig import read_section
 
-    folder = STATE_FOLDER
+    folder = DATA_DIR
     try:
-        section = read_section("portmap", os.environ)
-        folder = section.text("dataDir", STATE_FOLDER)
-        yield from _known_settings(section.choice("backend", ("auto", "nftables", "iptables"), "auto"))
+        folder = read_section("portmap", os.environ).text("dataDir", DATA_DIR)
+        yield from _known_settings()
     except CniError as error:
         yield Finding("settings", "fail", str(error))
     existing = folder
@@ -199,16 +198,18 @@ def settings() -> Iterator[Finding]:
         yield Finding("state", "ok", folder)
 
 
-def _known_settings(backend: str) -> Iterator[Finding]:
+def _known_settings() -> Iterator[Finding]:
     from cnimeta.host.nodeconfig import DEFAULT_PATH, VARIABLE, read_document
 
     path = os.environ.get(VARIABLE) or DEFAULT_PATH
     document = read_document(os.environ)
-    sections = {name: plugin.node_keys for name, plugin in loadable().items() if plugin.node_keys}
-    told = strangers(document, sections)
-    for name, keys in sections.items():
-        told += strangers(document.object(name), keys)
+    readers = {name: plugin for name, plugin in loadable().items() if plugin.node_keys}
+    told, meant = strangers(document, readers), []
+    for name, plugin in readers.items():
+        told += strangers(document.object(name), plugin.node_keys)
+        meant.append(plugin.examine_node(document.object(name)))
     for text in told:
         yield Finding("settings", "warn", text)
     if not told:
-        yield Finding("settings", "ok", f"{path}: portmap on {backend}" if os.path.exists(path) else f"no {path}")
+        meaning = f"{path}: {', '.join(filter(None, meant))}"
+        yield Finding("settings", "ok", meaning if os.path.exists(path) else f"no {path}")

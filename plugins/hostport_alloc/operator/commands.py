@@ -45,6 +45,8 @@ def _add_ports(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], 
             looking.add_list_options(action)
         if name == "top":
             looking.add_top_options(action)
+        if name == "check":
+            action.add_argument("--deep", action="store_true", help="also ask the delegates that map no ports")
         if name == "show":
             action.add_argument("range", metavar="RANGE", help="a range's name, or ports such as 20000-24999")
         if name == "release":
@@ -96,7 +98,7 @@ def _check(args: argparse.Namespace, wiring: Wiring) -> int:
     from cnimeta_plugins.hostport_alloc.operator.audit import Audit
 
     settings, store = opened(args, wiring)
-    problems = list(Audit(wiring, store, data_dir(args, settings), bin_dirs(args), log).problems())
+    problems = list(Audit(wiring, store, data_dir(args, settings), bin_dirs(args), log).problems(deep=args.deep))
     if wants_json(args):
         print(json.dumps({"ok": not problems, "problems": [problem.body for problem in problems]}, indent=2))
     else:

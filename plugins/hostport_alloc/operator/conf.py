@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from cnimeta.delegate.find import split_path
 from cnimeta.errors import CniError, InvalidNetworkConfig, legible, shown
+from cnimeta.ports.mapper import DATA_DIR
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.netconf import NetConf
-from cnimeta_plugins.hostport_alloc.config import DATA_DIR, LOCK_TIMEOUT_S, PLUGIN_TYPE, read_settings
+from cnimeta_plugins.hostport_alloc.config import LOCK_TIMEOUT_S, PLUGIN_TYPE, read_settings
 from cnimeta_plugins.hostport_alloc.operator.wrapfile import read_document
 
 if TYPE_CHECKING:

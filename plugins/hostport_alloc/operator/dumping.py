@@ -6,8 +6,9 @@ import functools
 import json
 import os
 
+from cnimeta.ports.mapper import DATA_DIR
 from cnimeta.store.database import FILE
-from cnimeta_plugins.hostport_alloc.config import DATA_DIR, LOCK_TIMEOUT_S, read_data_dir
+from cnimeta_plugins.hostport_alloc.config import LOCK_TIMEOUT_S, read_data_dir
 from cnimeta_plugins.hostport_alloc.operator.listing import entries_of
 from cnimeta_plugins.hostport_alloc.state.record import encode
 
@@ -32,7 +33,7 @@ def dump(wiring: Wiring, confs: Sequence[NetConf]) -> Iterator[tuple[str, Callab
             store = wiring.store(folder, LOCK_TIMEOUT_S, said.append)
             yield f"{name}/problems.json", functools.partial(_problems, store, said)
             yield f"{name}/records.json", functools.partial(_records, store)
-            yield f"{name}/ports.json", functools.partial(_ports, store, wiring)
+            yield f"{name}/ports.json", functools.partial(_ports, store)
 
 
 def _problems(store: Store, said: list[str]) -> JSON:
@@ -43,8 +44,8 @@ def _records(store: Store) -> JSON:
     return [json.loads(encode(record)) for record in store.records()]
 
 
-def _ports(store: Store, wiring: Wiring) -> JSON:
-    return [dict(entry) for entry in entries_of(store, wiring.clock.now())]
+def _ports(store: Store) -> JSON:
+    return [dict(entry) for entry in entries_of(store)]
 
 
 def _files(folder: str) -> JSON:

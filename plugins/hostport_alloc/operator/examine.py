@@ -7,10 +7,10 @@ import os
 from cnimeta.errors import AnnotationFailed
 from cnimeta.host.sockets import EPHEMERAL
 from cnimeta.host.values import PodApiError
+from cnimeta.ports.mapper import DATA_DIR
 from cnimeta.store.database import FILE
 from cnimeta_plugins.hostport_alloc.allocate.ranges import refuse_reserved
 from cnimeta_plugins.hostport_alloc.config import (
-    DATA_DIR,
     LOCK_TIMEOUT_S,
     read_chain,
     read_data_dir,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.netconf import NetConf
-    from cnimeta_plugins.hostport_alloc.config import ApiSettings
+    from cnimeta_plugins.hostport_alloc.config import ApiSettings, Settings
     from cnimeta_plugins.hostport_alloc.wiring import Wiring
 
 _POD = "default", "cnimeta-doctor"
@@ -52,7 +52,16 @@ def examine(wiring: Wiring, conf: NetConf) -> list[str]:
     complaint = "" if settings.api is None else _tried(wiring, settings.api)
     if complaint and settings.api is not None and settings.api.required:
         raise AnnotationFailed(f'{complaint}, and $.kubernetes.policy is "required"')
+    told += _damage(wiring, settings)
     return [*told, complaint] if complaint else told
+
+
+def _damage(wiring: Wiring, settings: Settings) -> list[str]:
+    """What is wrong with the state; nothing where there is none yet: opening a database makes one."""
+    if not os.path.lexists(os.path.join(settings.data_dir, FILE)):
+        return []
+    store = wiring.store(settings.data_dir, settings.lock_timeout_s, lambda _: None)
+    return [f"{line}; `cnimeta ports repair` makes it anew" for line in store.damage()]
 
 
 def _tried(wiring: Wiring, api: ApiSettings) -> str:
@@ -76,4 +85,4 @@ def in_use(wiring: Wiring, confs: Sequence[NetConf]) -> Iterator[str]:
     for folder in {DATA_DIR, *(read_data_dir(conf.fields) for conf in confs)}:
         if os.path.lexists(os.path.join(folder, FILE)):  # opening a database makes one
             store = wiring.store(folder, LOCK_TIMEOUT_S, lambda _: None)
-            yield from (record.container_id for record in store.records() if store.is_alive(record))
+            yield from store.containers()

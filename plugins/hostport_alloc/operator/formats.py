@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from cnimeta.errors import legible
-from cnimeta.terminal.table import age, laid_out, table
+from cnimeta.terminal.table import age, laid_out, table_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _NONE = "no host ports are allocated\n"
 def rendered(entries: Sequence[Entry], form: str, most: int | None = None) -> str:
     """The entries in one of FORMATS. `most`: the columns of a line, for the table; the others are never cut."""
     if form == "json":
-        return json.dumps(entries, indent=2) + "\n"
+        return json_of(entries)
     if form == "yaml":
         return yaml_of(entries)
     if form == "name":
@@ -32,13 +32,13 @@ def rendered(entries: Sequence[Entry], form: str, most: int | None = None) -> st
     if not entries:
         return _NONE
     if form == "wide":
-        return table(_WIDE_HEADS, [_wide(entry) for entry in entries])
+        return table_of(_WIDE_HEADS, _columns(entries, wide=True))
     return listing(entries, most)
 
 
 def listing(entries: Sequence[Entry], most: int | None = None) -> str:
     """The table for people, in lines of at most so many columns."""
-    return table(_HEADS, [_cells(entry) for entry in entries], most) if entries else _NONE
+    return table_of(_HEADS, _columns(entries), most) if entries else _NONE
 
 
 def name_of(entry: Entry) -> str:
@@ -54,21 +54,29 @@ def yaml_of(value: object) -> str:
     return text
 
 
-def _cells(entry: Entry) -> list[str]:
+def json_of(entries: Sequence[Entry]) -> str:
+    """A JSON array with a line for each entry: to indent them too takes four times as long."""
+    return f"[{','.join(f'{chr(10)}  {json.dumps(entry)}' for entry in entries)}\n]\n" if entries else "[]\n"
+
+
+def _columns(entries: Sequence[Entry], *, wide: bool = False) -> list[Sequence[object]]:
+    """The cells by column."""
+
+    def column(key: str) -> list[str | int]:
+        return [entry[key] for entry in entries]
+
+    seconds = column("ageSeconds")
+    ages = {each: age(float(each)) for each in set(seconds)}
+    containers = column("containerID")
     return [
-        *(legible(str(entry[key])) for key in ("hostPort", "protocol", "range", "containerPort", "pod")),
-        str(entry["containerID"])[:SHORT_ID],
-        str(entry["network"]),
-        age(float(entry["ageSeconds"])),
-        str(entry["state"]),
-        str(entry["annotation"]),
+        *(column(key) for key in ("hostPort", "protocol", "range", "containerPort", "pod")),
+        containers if wide else [str(container)[:SHORT_ID] for container in containers],
+        column("network"),
+        [ages[each] for each in seconds],
+        column("state"),
+        column("annotation"),
+        *(column(key) for key in ("hostIP", "ifname", "podUID", "annotationError") if wide),
     ]
-
-
-def _wide(entry: Entry) -> list[str]:
-    cells = _cells(entry)
-    cells[_HEADS.index("CONTAINER")] = str(entry["containerID"])
-    return [*cells, *(legible(str(entry[key])) for key in ("hostIP", "ifname", "podUID", "annotationError"))]
 
 
 class Changes:
@@ -87,7 +95,10 @@ class Changes:
         if self._form == "name":
             return "".join(f"{event} {name_of(entry)}\n" for event, entry in changes)
         wide = self._form == "wide"
-        rows = [[event, *(_wide(entry) if wide else _cells(entry))] for event, entry in changes]
+        columns = _columns([entry for _, entry in changes], wide=wide)
+        rows = [
+            [legible(str(cell)) for cell in row] for row in zip((event for event, _ in changes), *columns, strict=True)
+        ]
         heads = ["EVENT", *(_WIDE_HEADS if wide else _HEADS)]
         lines = rows if self._widths else [heads, *rows]
         least = self._widths or [len("MODIFIED"), *(0 for _ in heads[1:])]

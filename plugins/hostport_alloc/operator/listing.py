@@ -12,37 +12,22 @@ from cnimeta_plugins.hostport_alloc.operator.drawing import drawing, in_words
 if TYPE_CHECKING:
     from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange, Ports, PortSet
     from cnimeta_plugins.hostport_alloc.config import Settings
-    from cnimeta_plugins.hostport_alloc.state.record import Record
     from cnimeta_plugins.hostport_alloc.state.store import Occupancy, Store
 
 Entry = dict[str, str | int]
 """One host port of one attachment, with the keys that `--json` prints."""
 
 
-def entries_of(store: Store, now: float) -> list[Entry]:
+_KEYS = (
+    *("hostPort", "protocol", "range", "containerPort", "hostIP", "pod", "podUID", "containerID", "ifname", "network"),
+    *("ageSeconds", "state", "annotation", "annotationError"),
+)
+"""What `Store.listed` tells of a port."""
+
+
+def entries_of(store: Store) -> list[Entry]:
     """Every host port on record, by number."""
-    found = [entry for record in store.records() for entry in _entries(record, store, now)]
-    return sorted(found, key=lambda entry: (int(entry["hostPort"]), str(entry["protocol"])))
-
-
-def _entries(record: Record, store: Store, now: float) -> list[Entry]:
-    common: Entry = {
-        "pod": f"{record.pod.namespace}/{record.pod.name}" if record.pod is not None else "",
-        "podUID": record.pod.uid if record.pod is not None else "",
-        "containerID": record.container_id,
-        "ifname": record.ifname,
-        "network": record.network,
-        "ageSeconds": round(now - record.created) if record.created else 0,
-        "state": record.phase if store.is_alive(record) else "earlier boot",
-        "annotation": record.annotation.state,
-        "annotationError": record.annotation.error,
-    }
-    ports = [(port.host_port, port.protocol, port.range, port.container_port, port.host_ip) for port in record.ports]
-    ports += [
-        (port.host_port, port.protocol, "explicit", port.container_port, port.host_ip) for port in record.explicit
-    ]
-    keys = ("hostPort", "protocol", "range", "containerPort", "hostIP")
-    return [{**dict(zip(keys, port, strict=True)), **common} for port in ports]
+    return [dict(zip(_KEYS, port, strict=True)) for port in store.listed()]
 
 
 class RangeView(NamedTuple):

@@ -80,9 +80,9 @@ def refuse_listing_options(args: argparse.Namespace) -> None:
         raise InvalidEnvironment(f"{args.action} takes no {given[0]}: that is an option of list")
 
 
-def _entries(store: Store, wiring: Wiring) -> list[Entry]:
+def _entries(store: Store) -> list[Entry]:
     """Every host port on record. A state that is not there yet is empty, and looking makes none."""
-    return entries_of(store, wiring.clock.now()) if store.exists() else []
+    return entries_of(store) if store.exists() else []
 
 
 def _occupancy(store: Store) -> Occupancy:
@@ -95,7 +95,7 @@ def list_ports(args: argparse.Namespace, wiring: Wiring) -> int:
     form, selection = _form(args), selection_of(args)
 
     def look() -> list[Entry]:
-        return [entry for entry in _entries(store, wiring) if selection.has(entry)]
+        return selection.of(_entries(store))
 
     if not getattr(args, "watch", False):
         sys.stdout.write(rendered(look(), form, width()))
@@ -165,7 +165,7 @@ def overview(wiring: Wiring, settings: Settings | None, store: Store) -> Overvie
     """One look at everything."""
     from cnimeta_plugins.hostport_alloc.operator.overview import Overview
 
-    entries = _entries(store, wiring)
+    entries = _entries(store)
     occupancy, blocked = _occupancy(store), wiring.blocked(log)
     ranges = settings.ranges if settings is not None else ()
     return Overview([RangeView.of(found, occupancy, blocked) for found in ranges], entries)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from cnimeta.errors import CniError, IncompatibleVersion, InvalidNetworkConfig, TryAgainLater, shown
 from cnimeta_plugins.hostport_alloc.config import PORTMAP_TYPE
 from cnimeta_plugins.hostport_alloc.operator.audit import Problem
+from cnimeta_plugins.hostport_alloc.operator.comparison import Comparison, Standing
 from cnimeta_plugins.hostport_alloc.verbs import steps as calls
 from cnimeta_plugins.hostport_alloc.verbs.steps import call_conf, mappings_of, with_check
-from cnimeta_plugins.hostport_alloc.verbs.undo import decode_undo, delegates_of, is_reused, lives, take_back
+from cnimeta_plugins.hostport_alloc.verbs.undo import decode_undo, delegates_of, lives, take_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection
 
     from cnimeta.delegate.call import Delegates
     from cnimeta.host.protocols import Locks
@@ -46,18 +47,25 @@ class Repair:
         self.log = log
 
     def run(self) -> tuple[list[str], list[Problem]]:
-        """Repair every live attachment. Returns the containers whose mappings are in place, and what could not be."""
+        """Repair every live attachment. Returns the containers whose mappings are in place, and what could not be.
+
+        What is in place is told by one look at the host; the others alone are worked on, each under its lock.
+        """
         self.store.rebuild()
+        standings = [Standing.of(record, self.store, self.wiring) for record in self.store.records()]
+        others, failed = self._others({one.record.container_id for one in standings if one.undo is not None})
         done: list[str] = []
-        failed: list[Problem] = []
-        for record in self.store.records():
+        comparison = Comparison(self.wiring, self.data_dir, self.folders, self.log)
+        for (record, undo, why_not), errors in zip(standings, comparison.errors(standings), strict=True):
+            maps = undo is not None and any(step.maps for step in undo.steps)
+            if why_not:
+                self.log(f"container {shown(record.container_id)} is left alone: {why_not}")
             try:
-                if self._one(record):
+                if maps and (not errors or self._one(record)):
                     done.append(record.container_id)
             except CniError as error:
                 failed.append(Problem("rule", record.container_id, str(error)))
-        others, more = self._others([*done, *(problem.container_id for problem in failed)])
-        return [*done, *others], [*failed, *more]
+        return [*done, *others], failed
 
     def _one(self, record: Record) -> bool:
         """Whether the mappings of an attachment are in place now; False for one that has none, or that is gone."""
@@ -65,11 +73,8 @@ class Repair:
             now = self.store.load(record.key)
             if now is None or now.token != record.token:
                 return False
-            undo = decode_undo(now.undo)
-            if undo is None or now.phase != "mapped" or not self.store.is_alive(now):
-                return False
-            if is_reused(self.wiring, now):
-                self.log(f"the namespace of container {shown(now.container_id)} is gone; DEL or GC has not come")
+            undo = Standing.of(now, self.store, self.wiring).undo
+            if undo is None:
                 return False
             delegates = delegates_of(self.wiring, now, undo, os.environ, self.folders, self.log, lost=now.netns)
             steps = [step for step in undo.steps if step.maps]
@@ -94,7 +99,7 @@ class Repair:
             if error.code != IncompatibleVersion.code:  # a mapper from before CHECK can only be believed
                 raise
 
-    def _others(self, done: Sequence[str]) -> tuple[list[str], list[Problem]]:
+    def _others(self, done: Collection[str]) -> tuple[list[str], list[Problem]]:
         """The same for containers that portmap mapped on its own, without hostport_alloc."""
         mapper = self.wiring.mapper(PORTMAP_TYPE)
         results = list(mapper.repair(self.data_dir, self.log, done)) if mapper is not None else []
@@ -107,7 +112,7 @@ class Repair:
         `container` is the ID, or its beginning where that is enough. Without knowledge of how its ports were mapped,
         they are not freed: somebody's rules may still be there. Nor while its namespace lives, unless `force`.
         """
-        found = [record for record in self.store.records() if record.container_id.startswith(container)]
+        found = self.store.beginning(container)
         exact = [record for record in found if record.container_id == container]
         if not exact and len({record.container_id for record in found}) > 1:
             raise InvalidNetworkConfig(f"more than one container ID begins with {shown(container)}: give more of it")

@@ -38,6 +38,10 @@ class Selection(NamedTuple):
     network: str = ""
     pending: bool = False
 
+    def of(self, entries: list[Entry]) -> list[Entry]:
+        """Those of the entries that have it."""
+        return entries if self == Selection() else [entry for entry in entries if self.has(entry)]
+
     def has(self, entry: Entry) -> bool:
         """Whether the entry is among them."""
         pod = str(entry["pod"])

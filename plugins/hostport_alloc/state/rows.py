@@ -11,6 +11,7 @@ from cnimeta.store.values import Damage, storable
 from cnimeta_plugins.hostport_alloc.allocate.expose import PROTOCOLS
 from cnimeta_plugins.hostport_alloc.allocate.picks import QuarantinedPort
 from cnimeta_plugins.hostport_alloc.allocate.ranges import PORT_MAX
+from cnimeta_plugins.hostport_alloc.state import listed
 from cnimeta_plugins.hostport_alloc.state.record import Record, decode, encode
 
 TYPE_CHECKING = False
@@ -27,6 +28,15 @@ BITMAP_BYTES = 8192
 REMEMBERED_MAX = 4096
 """Pods whose ports are remembered; those whose time ends first are forgotten first."""
 
+_KEPT = ("network", "container_id", "ifname", "token", "boot_id", "document")
+_INSERT = (
+    f"INSERT INTO attachments ({', '.join((*_KEPT, *listed.COLUMNS))})"
+    f" VALUES ({', '.join('?' * (len(_KEPT) + len(listed.COLUMNS)))})"
+)
+_REPLACE = (
+    f"UPDATE attachments SET document=?, {', '.join(f'{name}=?' for name in listed.COLUMNS)}"
+    " WHERE network=? AND container_id=? AND ifname=? AND token=?"
+)
 _COLUMNS = "id, network, container_id, ifname, token, boot_id, document"
 
 
@@ -90,20 +100,10 @@ def record_of(row: Row) -> Record:
 
 def insert(connection: Connection, record: Record, *, bare: bool = False) -> None:
     """Add a record with the ports it holds; none when `bare`. Raises Damage when another container holds one."""
-    pod = record.pod
     cursor = connection.execute(
-        "INSERT INTO attachments (network, container_id, ifname, token, boot_id, pod_namespace, pod_name, annotation,"
-        " document) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        storable(
-            *record.key,
-            record.token,
-            record.boot_id,
-            pod.namespace if pod is not None else "",
-            pod.name if pod is not None else "",
-            record.annotation.state,
-            encode(record),
-        ),
+        _INSERT, (*storable(*record.key, record.token, record.boot_id, encode(record)), *listed.facts(record))
     )
+    listed.insert(connection, cursor.lastrowid or 0, record)
     if bare:
         return
     identity = storable(record.container_id, record.netns_id)
@@ -134,8 +134,7 @@ def listening_on(record: Record, host_ip: str, *, chosen: bool) -> str:
 def replace_document(connection: Connection, record: Record) -> None:
     """Write a record whose key, token and ports are as before."""
     connection.execute(
-        "UPDATE attachments SET annotation=?, document=? WHERE network=? AND container_id=? AND ifname=? AND token=?",
-        storable(record.annotation.state, encode(record), *record.key, record.token),
+        _REPLACE, (*storable(encode(record)), *listed.facts(record), *storable(*record.key, record.token))
     )
 
 

@@ -1,5 +1,8 @@
 """The tables of hostport_alloc's state, as steps from one version to the next. Steps are never changed, only added.
 
+Version 2: what `cnimeta ports list` shows stands in columns and a table of its own, beside the documents, and one index
+covers it, so that a list reads no document.
+
 What every version relies on in a database of a later one: the columns `id`, `network`, `container_id`, `ifname`,
 `token`, `boot_id` and `document` of `attachments`; that deleting a row of it frees what the attachment holds (by a
 trigger of that version's); and that a `stale` in `meta` asks for the bitmaps to be made anew.
@@ -20,6 +23,21 @@ _OVERLAP = """
 """A number has one holder: a container, told by its ID or its namespace, whatever networks ask for it. An unspecified
 address stands for every address of its family, none at all for every address.
 """
+
+EXPLICIT = "explicit"
+"""What stands for the range of a mapping that asked for its very host port."""
+
+
+def _filled(first: str, ports: str, port_range: str) -> str:
+    """Take the ports of version 1's documents over; a document that cannot be read gives none, and is found damaged."""
+    return f"""INSERT OR IGNORE INTO exposed
+        SELECT attachments.id, {first} + port.key, json_extract(port.value, '$.hostPort'),
+            json_extract(port.value, '$.protocol'), {port_range}, json_extract(port.value, '$.containerPort'),
+            coalesce(json_extract(port.value, '$.hostIP'), '')
+        FROM attachments,
+            json_each(CASE WHEN json_valid(document) THEN document ELSE '{{}}' END, '$.record.{ports}') AS port
+        WHERE port.type = 'object'"""
+
 
 SCHEMA = Schema(
     (
@@ -65,6 +83,36 @@ SCHEMA = Schema(
                 PRIMARY KEY (namespace, name)
             ) WITHOUT ROWID""",
             "CREATE INDEX remembered_until ON remembered (until)",
+        ),
+        (
+            "ALTER TABLE attachments ADD COLUMN pod_uid TEXT NOT NULL DEFAULT ''",
+            "ALTER TABLE attachments ADD COLUMN phase TEXT NOT NULL DEFAULT ''",
+            "ALTER TABLE attachments ADD COLUMN created REAL NOT NULL DEFAULT 0",
+            "ALTER TABLE attachments ADD COLUMN annotation_error TEXT NOT NULL DEFAULT ''",
+            """CREATE TABLE exposed (
+                attachment INTEGER NOT NULL,
+                place INTEGER NOT NULL,
+                host_port INTEGER NOT NULL,
+                protocol TEXT NOT NULL,
+                range TEXT NOT NULL,
+                container_port INTEGER NOT NULL,
+                host_ip TEXT NOT NULL,
+                PRIMARY KEY (attachment, place)
+            ) WITHOUT ROWID""",
+            """CREATE TRIGGER attachments_hidden AFTER DELETE ON attachments
+                BEGIN DELETE FROM exposed WHERE attachment = OLD.id; END""",
+            """UPDATE attachments SET
+                pod_uid = coalesce(json_extract(document, '$.record.pod.uid'), ''),
+                phase = coalesce(json_extract(document, '$.record.phase'), ''),
+                created = coalesce(json_extract(document, '$.record.created'), 0),
+                annotation_error = coalesce(json_extract(document, '$.record.annotation.error'), '')
+                WHERE json_valid(document)""",
+            _filled("0", "ports", "coalesce(json_extract(port.value, '$.range'), '')"),
+            _filled("1000000", "explicit", f"'{EXPLICIT}'"),
+            """CREATE INDEX attachments_listed ON attachments (
+                id, network, container_id, ifname, boot_id, pod_namespace, pod_name, pod_uid, phase, created,
+                annotation, annotation_error
+            )""",
         ),
     )
 )

@@ -18,25 +18,27 @@ later   for record in store.pending(limit): deliver record.annotation.patch, the
 from __future__ import annotations
 
 import os
+from itertools import filterfalse
 
 from cnimeta.errors import CniError, TryAgainLater, shown
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.store.values import Damage, storable
-from cnimeta_plugins.hostport_alloc.allocate import picks
-from cnimeta_plugins.hostport_alloc.allocate.picks import Situation
 from cnimeta_plugins.hostport_alloc.config import QUARANTINE_S, STICKY_S
-from cnimeta_plugins.hostport_alloc.state import rows
+from cnimeta_plugins.hostport_alloc.state import listed, rows
+from cnimeta_plugins.hostport_alloc.state.agreement import disagreements
+from cnimeta_plugins.hostport_alloc.state.picking import Demand as Demand
+from cnimeta_plugins.hostport_alloc.state.picking import View, choose, kept
 from cnimeta_plugins.hostport_alloc.state.record import SALVAGED, Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator
 
     from cnimeta.host.protocols import Clock, Database
     from cnimeta.store.values import Connection
-    from cnimeta_plugins.hostport_alloc.allocate.expose import Exposure
-    from cnimeta_plugins.hostport_alloc.allocate.picks import Port, Preferred, QuarantinedPort
-    from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange, Ports
+    from cnimeta_plugins.hostport_alloc.allocate.picks import Preferred, QuarantinedPort
+    from cnimeta_plugins.hostport_alloc.allocate.ranges import Ports
+    from cnimeta_plugins.hostport_alloc.state.listed import Listed
     from cnimeta_plugins.hostport_alloc.state.record import Key
 
 _ATTEMPTS = 100  # each that fails means that another command got a port
@@ -49,18 +51,8 @@ class Superseded(CniError):
     code = 11
 
 
-class Demand(NamedTuple):
-    """What ADD asks for, beside the draft record (whose `explicit` mappings are reserved with it)."""
-
-    exposures: tuple[Exposure, ...]
-    ranges: Mapping[str, PortRange]
-    """Every range an exposure names."""
-    blocked: Ports
-    """Ports not to be had, from `blocked.blocked_ports`."""
-    probe: Callable[[str, int], bool]
-    """probe(protocol, port): whether the port can be bound and listened on right now. Not called in a transaction."""
-    sticky: bool = True
-    """Prefer the ports the same Pod had."""
+class _Nothing(Exception):
+    """There is nothing to do: the transaction is rolled back, and nothing is written."""
 
 
 class Reservation(NamedTuple):
@@ -75,16 +67,6 @@ class Occupancy(NamedTuple):
 
     used: Ports
     quarantined: tuple[QuarantinedPort, ...]
-
-
-class _View(NamedTuple):
-    """What a pick is made from: a snapshot, so the transaction that commits it looks again."""
-
-    before: Record | None
-    used: Ports
-    """Less what the attachment itself holds."""
-    quarantined: tuple[QuarantinedPort, ...]
-    preferred: Preferred
 
 
 class Store:
@@ -118,9 +100,9 @@ class Store:
         )
         for _ in range(_ATTEMPTS):
             view = self._database.read(lambda connection: self._view(connection, draft, demand))
-            ports = self._kept_ports(view.before, demand)
+            ports = kept(view.before, demand)
             if ports is None:
-                ports = self._choose(view, draft, demand)
+                ports = choose(view, draft, demand)
             record = draft._replace(ports=ports)
             if self._database.write(lambda connection: self._commit(connection, record, view)):  # noqa: B023
                 before = view.before
@@ -128,7 +110,7 @@ class Store:
                 return Reservation(record, fresh)
         raise TryAgainLater(f"no port could be had in {_ATTEMPTS} attempts: too many other commands ask for ports")
 
-    def _view(self, connection: Connection, draft: Record, demand: Demand) -> _View:
+    def _view(self, connection: Connection, draft: Record, demand: Demand) -> View:
         rows.refuse_conflicts(connection, draft.explicit, draft.container_id, draft.netns_id)
         used: Ports = rows.current_bits(connection)
         row = rows.find(connection, draft.key)
@@ -142,41 +124,9 @@ class Store:
         if before is not None and not before.salvaged:
             own = {(port.container_port, port.protocol, port.range): port.host_port for port in before.ports}
             preferred = {**preferred, **own}
-        return _View(before, used, rows.quarantined(connection, self._clock.boottime()), preferred)
+        return View(before, used, rows.quarantined(connection, self._clock.boottime()), preferred)
 
-    @staticmethod
-    def _kept_ports(before: Record | None, demand: Demand) -> tuple[Port, ...] | None:
-        """The ports of the record before, when they are exactly what is asked for now."""
-        if before is None or before.salvaged:
-            return None
-        wanted = {
-            (exposure.port + offset, protocol, exposure.range, exposure.host_ip)
-            for exposure in demand.exposures
-            for offset in range(exposure.length)
-            for protocol in exposure.protocols
-        }
-        have = {(port.container_port, port.protocol, port.range, port.host_ip) for port in before.ports}
-        inside = all(
-            port.range in demand.ranges and demand.ranges[port.range].ports >> port.host_port & 1
-            for port in before.ports
-        )
-        return before.ports if wanted == have and inside else None
-
-    @staticmethod
-    def _choose(view: _View, draft: Record, demand: Demand) -> tuple[Port, ...]:
-        """Pick until every picked port passes the probe; each that does not is out, so this ends."""
-        used = rows.with_bits(view.used, ((port.protocol, port.host_port) for port in draft.explicit))
-        blocked = dict(demand.blocked)
-        while True:
-            situation = Situation(used, blocked, view.quarantined)
-            ports = picks.choose(demand.exposures, demand.ranges, situation, view.preferred)
-            refused = [port for port in ports if not demand.probe(port.protocol, port.host_port)]
-            if not refused:
-                return ports
-            for port in refused:
-                blocked[port.protocol] = blocked.get(port.protocol, 0) | 1 << port.host_port
-
-    def _commit(self, connection: Connection, record: Record, view: _View) -> bool:
+    def _commit(self, connection: Connection, record: Record, view: View) -> bool:
         """Write the record; False, and nothing done, when what the pick was made from has changed."""
         rows.refuse_conflicts(connection, record.explicit, record.container_id, record.netns_id)
         row = rows.find(connection, record.key)
@@ -260,10 +210,10 @@ class Store:
         if not self._database.exists():
             return None
 
-        def work(connection: Connection) -> Record | None:
+        def work(connection: Connection) -> Record:
             row = rows.find(connection, key)
             if row is None or (token and row.token not in (token, SALVAGED)):
-                return None
+                raise _Nothing
             record = self._record(row)
             if self._database.later:
                 connection.execute("INSERT OR REPLACE INTO meta VALUES ('stale', 1)")
@@ -272,9 +222,10 @@ class Store:
             rows.delete(connection, row)
             return record
 
-        if self.load(key) is None:  # a DEL that has nothing to do writes nothing
+        try:
+            return self._database.write(work, tolerant=True)
+        except _Nothing:
             return None
-        return self._database.write(work, tolerant=True)
 
     def _free(
         self, connection: Connection, row: rows.Row, record: Record, quarantine_s: float, sticky_s: float
@@ -308,13 +259,45 @@ class Store:
         found = rows.select(connection, "id > ? ORDER BY id LIMIT ?", after, _CHUNK)
         return [(row.id, self._record(row)) for row in found]
 
+    def listed(self) -> list[Listed]:
+        """Every host port on record, by number: what lists show, without reading a document."""
+        now = self._clock.now()
+
+        def work(connection: Connection) -> list[Listed] | None:
+            return None if self._database.later else listed.every(connection, self._boot_id, now)
+
+        found = self._database.read(work, tolerant=True)
+        if found is None:  # a later version may keep this elsewhere
+            found = [port for record in self.records() for port in listed.of(record, self._boot_id, now)]
+            found.sort(key=lambda port: port[:2])
+        return found
+
+    def containers(self) -> list[str]:
+        """The IDs of the containers of this boot that have a record."""
+        statement = "SELECT DISTINCT container_id FROM attachments WHERE boot_id=?"
+        found = self._database.read(
+            lambda connection: connection.execute(statement, (self._boot_id,)).fetchall(), tolerant=True
+        )
+        return [str(container_id) for (container_id,) in found]
+
+    def beginning(self, container: str) -> list[Record]:
+        """The records of the containers whose ID begins with this text."""
+
+        def work(connection: Connection) -> list[Record]:
+            found = rows.select(connection, "container_id>=? AND substr(container_id, 1, ?)=?", *names)
+            return [self._record(row) for row in found]
+
+        (text,) = storable(container)
+        names = text, len(text), text
+        return self._database.read(work, tolerant=True)
+
     def unlisted(self, network: str, keep: Collection[tuple[str, str]]) -> list[Record]:
         """The records of a network whose (container ID, ifname) is not in `keep`. Reads no others."""
 
         def work(connection: Connection) -> list[Record]:
             found = connection.execute("SELECT container_id, ifname FROM attachments WHERE network=?", (network,))
-            gone = [names for names in found if names not in keep]
-            chosen = [rows.find(connection, (network, *names)) for names in gone]
+            gone = filterfalse(keep.__contains__, found)
+            chosen = [rows.find(connection, (network, *names)) for names in list(gone)]
             return [self._record(row) for row in chosen if row is not None]
 
         return self._database.read(work, tolerant=True)
@@ -346,31 +329,15 @@ class Store:
         """What is wrong with the database and where its parts disagree, in words. Reads all of it, changes nothing."""
         return self._database.problems() or self._database.read(self._looked_through)
 
+    def damage(self) -> list[str]:
+        """What is wrong with the database's pages, in words: a quicker look, which changes nothing."""
+        return self._database.problems(quick=True)
+
     def _looked_through(self, connection: Connection) -> list[str]:
         try:
-            return self._disagreements(connection)
+            return disagreements(connection, self._boot_id)
         except Damage as error:  # looking mends nothing
             return [str(error)]
-
-    def _disagreements(self, connection: Connection) -> list[str]:
-        owed = {(row.id, *place) for row in rows.every(connection) for place in self._places(row)}
-        held = set(connection.execute("SELECT attachment, protocol, port, host_ip FROM ports"))
-        lines = [f"port {port}/{protocol} has a record and is not held" for _, protocol, port, _ in owed - held]
-        lines += [f"port {port}/{protocol} is held and has no record" for _, protocol, port, _ in held - owed]
-        bits, taken = rows.bits(connection), rows.held_bits(connection)
-        if bits is None:
-            return [*sorted(lines), "the bitmaps are stale; the next command that changes them makes them anew"]
-        for one, other, text in ((taken, bits, "is held and has no bit"), (bits, taken, "has a bit and is not held")):
-            lines += [
-                f"port {port}/{protocol} {text}"
-                for protocol in one
-                for port in rows.members(one[protocol] & ~other.get(protocol, 0))
-            ]
-        return sorted(lines)
-
-    def _places(self, row: rows.Row) -> list[tuple[str, int, str]]:
-        record = rows.record_of(row)
-        return rows.places(record) if self.is_alive(record) else []
 
     def rebuild(self) -> None:
         """Make ports and bitmaps anew where anything is wrong with them: from records and rules, as after damage."""
@@ -379,7 +346,7 @@ class Store:
         def work(connection: Connection) -> None:
             if rows.bits(connection) is None:
                 rows.renew_bits(connection)
-            wrong = found or self._disagreements(connection)
+            wrong = found or disagreements(connection, self._boot_id)
             if wrong:
                 found.clear()
                 raise Damage(wrong[0])

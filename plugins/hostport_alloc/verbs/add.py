@@ -104,7 +104,7 @@ class Add:
         draft = Record(
             *self.request.attachment.key,
             netns=netns,
-            netns_id=self.wiring.namespace_id(netns),
+            netns_id=self.wiring.namespaces.identity(netns),
             pod=self.pod,
             explicit=wanted.explicit,
             undo=self._undo(None),

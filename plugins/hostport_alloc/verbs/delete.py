@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 from cnimeta.errors import CniError, DelegateFailed, Failures, StateUnusable, shown
 from cnimeta_plugins.hostport_alloc.config import QUARANTINE_S, read_data_dir, read_lock_timeout
 from cnimeta_plugins.hostport_alloc.verbs.steps import mappings_of, planned
-from cnimeta_plugins.hostport_alloc.verbs.undo import decode_undo, take_back
+from cnimeta_plugins.hostport_alloc.verbs.undo import decode_undo, is_gone, take_back
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,21 +73,11 @@ def _renamed(wiring: Wiring, store: Store, request: Request) -> Record | None:
     record = store.renamed(request.attachment.key)
     if record is None:
         return None
-    now = wiring.namespace_id(request.attachment.netns)
-    if now and record.netns_id and now != record.netns_id and _may_be_there(record.netns):
+    now = wiring.namespaces.identity(request.attachment.netns)
+    if now and record.netns_id and now != record.netns_id and not is_gone(wiring, record):
         return None
     request.log(f"hostport_alloc: this container was added to the network {shown(record.network)}")
     return record
-
-
-def _may_be_there(path: str) -> bool:
-    try:
-        os.stat(path)
-    except FileNotFoundError:
-        return False
-    except OSError:  # unknown: another's record is left alone
-        return True
-    return True
 
 
 def _prev_result(request: Request) -> Result | None:

@@ -77,7 +77,7 @@ class Repeat:
     def _same_namespace(self) -> bool:
         """The path is the same, and so is what it leads to."""
         netns = self.adding.request.attachment.netns
-        return self.existing.netns == netns and self.existing.netns_id == self.adding.wiring.namespace_id(netns)
+        return self.existing.netns == netns and self.existing.netns_id == self.adding.wiring.namespaces.identity(netns)
 
     def _ensure_mapped(self, step: Step, mappings: Sequence[JSON], result: Result) -> None:
         delegates = self.adding.delegates

@@ -40,6 +40,11 @@ class Undo(NamedTuple):
     quarantine_s: float = QUARANTINE_S
     sticky_s: float = STICKY_S
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Where the plugins of the ADD were."""
+        return tuple(folder for folder in self.path.split(":") if folder)
+
 
 def encode_undo(undo: Undo) -> JSON:
     """The JSON form."""
@@ -81,13 +86,12 @@ def _number(fields: Fields, key: str) -> float:
 
 def lives(wiring: Wiring, record: Record) -> bool:
     """Whether the recorded path still leads to the recorded namespace. False also when that cannot be told."""
-    return bool(record.netns and record.netns_id) and wiring.namespace_id(record.netns) == record.netns_id
+    return bool(record.netns and record.netns_id) and wiring.namespaces.identity(record.netns) == record.netns_id
 
 
-def is_reused(wiring: Wiring, record: Record) -> bool:
-    """Whether the recorded path is known to lead to another namespace now: then the recorded one is not there."""
-    now = wiring.namespace_id(record.netns)
-    return bool(now and record.netns_id) and now != record.netns_id
+def is_gone(wiring: Wiring, record: Record) -> bool:
+    """Whether the recorded namespace is known to be gone. False also when that cannot be told."""
+    return wiring.namespaces.is_gone(record.netns, record.netns_id)
 
 
 def delegates_of(
@@ -104,8 +108,7 @@ def delegates_of(
 
     `lost` is CNI_NETNS where the namespace is not known to live: nothing for DEL; CHECK and ADD need a path.
     """
-    recorded = tuple(folder for folder in undo.path.split(":") if folder) if undo is not None else ()
-    places = tuple(folders) or recorded
+    places = tuple(folders) or (undo.folders if undo is not None else ())
     seen = {
         **environ,
         "CNI_CONTAINERID": record.container_id,

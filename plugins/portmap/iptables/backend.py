@@ -290,6 +290,12 @@ class IptablesBackend:
         chain = payload.name if payload is not None else chain_name(plan.owner.network, plan.owner.container_id)
         check(self.tables, plan, chain, own=payload is not None)
 
+    def frozen(self) -> IptablesBackend:
+        """Each table of the variant that is used is read once."""
+        from cnimeta_plugins.portmap.iptables.reading import Reading
+
+        return IptablesBackend(Reading(self.tables), self._path)
+
     def ready(self) -> None:
         """Raise IoFailure (code 5) when there is no iptables, or its nat table cannot be read."""
         self.tables.has_chain(4, "PREROUTING")
@@ -351,14 +357,6 @@ def _remove(tables: Iptables, family: int, entries: Sequence[steps.Entry], chain
         tables.commit(family, changes)
     except Refused:  # refused: another was in between; taken as it is now
         table = tables.read(family)
-        changes = [
-            Change("delete", holder, rule)
-            for holder, rules in table.items()
-            for rule in rules
-            if steps.read_entry(rule).chain in chains
-        ]
-        changes += [
-            Change(action, chain) for chain in sorted(chains) if chain in table for action in ("flush", "remove")
-        ]
+        changes = steps.remove_from(table, chains)
         if changes:
             tables.commit(family, changes)

@@ -21,7 +21,7 @@ from cnimeta_plugins.portmap.iptables.rules import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from typing import TypeAlias
 
     from cnimeta_plugins.portmap.config import Settings
@@ -215,6 +215,19 @@ def remove(entries: Iterable[Entry], chain: str) -> list[Change]:
     """Take a container's chain away; it exists."""
     changes = [Change("delete", DNAT_CHAIN, entry.rule) for entry in entries if entry.chain == chain]
     return [*changes, Change("flush", chain), Change("remove", chain)]
+
+
+def remove_from(table: Mapping[str, Sequence[str]], chains: Collection[str]) -> list[Change]:
+    """Take chains away with every rule that leads to them, as far as they are there."""
+    changes = [
+        Change("delete", holder, rule)
+        for holder, rules in table.items()
+        for rule in rules
+        if read_entry(rule).chain in chains
+    ]
+    return changes + [
+        Change(action, chain) for chain in sorted(chains) if chain in table for action in ("flush", "remove")
+    ]
 
 
 def remove_old_snat(rules: Iterable[str], chain: str) -> list[Change]:

@@ -333,6 +333,12 @@ class NftBackend:
 
         check(self.nft, plan)
 
+    def frozen(self) -> NftBackend:
+        """Every map, and all rules, are read once."""
+        from cnimeta_plugins.portmap.nftables.reading import Reading
+
+        return NftBackend(Reading(self.nft))
+
     def ready(self) -> None:
         """Raise Unusable when the kernel has no nftables, or would not take the base."""
         if not self.nft.available():

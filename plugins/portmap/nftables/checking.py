@@ -8,6 +8,7 @@ from __future__ import annotations
 from cnimeta.errors import CheckFailed
 from cnimeta.host.nftables.values import Chain, Change, Rule
 from cnimeta_plugins.portmap.nftables.base import difference, foreign_entries, renewal, strange_rule
+from cnimeta_plugins.portmap.nftables.reading import Reading
 from cnimeta_plugins.portmap.nftables.rules import (
     BASE_CHAIN,
     CONDITIONAL,
@@ -28,15 +29,22 @@ if TYPE_CHECKING:
 
 
 def check(nft: Nft, plan: Plan) -> None:
-    """Raise CheckFailed (code 101) unless every element and rule of the plan, and the whole base, is there as made."""
+    """Raise CheckFailed (code 101) unless every element and rule of the plan, and the whole base, is there as made.
+
+    A plan's own elements are asked for; in a Reading, what plans share is judged once.
+    """
     if not nft.has_chain(BASE_CHAIN):
         raise CheckFailed("the nftables table inet cnimeta_hostports is missing: another tool flushed the rules")
     for name, elements in own_elements(plan_elements(plan).groups).items():
         _check_elements(elements, nft.lookup(name, [one.key for one in elements]))
-    rules = nft.all_rules()
-    found = strange_rule(rules)
+    rules, judged = nft.all_rules(), nft.judged if isinstance(nft, Reading) else {}
+    if BASE_CHAIN not in judged:
+        judged[BASE_CHAIN] = strange_rule(rules)
+    found = judged[BASE_CHAIN]
     for subnet in subnet_chains(plan):
-        found = found or difference(subnet.chain, subnet.rules, rules.get(subnet.chain, ()))
+        if subnet.chain not in judged:
+            judged[subnet.chain] = difference(subnet.chain, subnet.rules, rules.get(subnet.chain, ()))
+        found = found or judged[subnet.chain]
     if found:
         raise CheckFailed(found)
     _check_conditions(plan, rules)
