@@ -39,6 +39,7 @@ find /var/lib/cni /run/netns -type f 2>/dev/null | sort
 _KEPT = ("/last_reserved_ip.0", "/lock")  # host-local's files that belong to no container
 _STATE = (
     "/cnimeta/locks",
+    "/cnimeta/portmap-locks",
     "/cnimeta/cnimeta.db",
     "/cnimeta/sequence",
     "/cnimeta/reserve",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tracing
-from scenarios import CODES, VERBS, Setting, conf
+from fault_settings import CODES, VERBS, Setting, conf
 from stage import BIN, CONTAINERS, Stage, command, plain, reap, shell, strays
 from tracing import Call, Outcome
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fault_settings import SETTINGS, conf
 from sandbox import inside
-from scenarios import SETTINGS, conf
 from stage import BIN, Stage, command, environ, plain, reap, strays
 
 from cnimeta.plugin.registry import installed

@@ -10,8 +10,8 @@ import functools
 import os
 
 import pytest
+from fault_settings import SETTINGS
 from sandbox import inside
-from scenarios import SETTINGS
 from strikes import Attack, Report
 
 from cnimeta.plugin.registry import installed

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+from fault_settings import SETTINGS, conf
 from sandbox import inside
-from scenarios import SETTINGS, conf
 from stage import BIN, Stage, environ
 
 from cnimeta.plugin.registry import installed

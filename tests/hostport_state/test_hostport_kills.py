@@ -7,7 +7,7 @@ import random
 
 import pytest
 import tracing
-from scenarios import SCENARIOS, Stage
+from state_scenarios import SCENARIOS, Stage
 
 pytestmark = pytest.mark.crash
 

@@ -43,3 +43,22 @@ def test_our_own_code_is_never_patched_when_the_tests_are_read() -> None:
         for what in replaced(path)
     }
     assert not wrong - TO_BE_CHANGED, "\n".join(sorted(wrong))
+
+
+def test_no_module_has_a_namesake_when_the_tests_import_it() -> None:
+    """Folders of tests are no packages: of two modules of one name, all but the first would never be imported."""
+    files = [path for path in sorted((ROOT / "tests").rglob("*.py")) if path.name != "conftest.py"]
+    imported = {
+        name
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    places = {name: [str(path.relative_to(ROOT)) for path in files if path.stem == name] for name in imported}
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

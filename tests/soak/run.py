@@ -16,7 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path += [str(HERE.parent / "harness"), str(HERE.parent / "faults")]
 
-import hunt  # noqa: E402
+import soak_hunt  # noqa: E402
 from steps import read  # noqa: E402
 
 ROUND = 5000
@@ -29,13 +29,13 @@ def one(job: int, seed: str, until: float) -> int:
     while time.monotonic() < until:
         number += 1
         name = f"{seed}-{job}-{number}"
-        report = hunt.run(hunt.seeded(name, ROUND), until - time.monotonic())
+        report = soak_hunt.run(soak_hunt.seeded(name, ROUND), until - time.monotonic())
         served += report.served
         print(f"{name}: {report.served} steps, {dict(sorted(report.codes.items()))}", flush=True)
         if report.finding:
             failed += 1
             print(f"{name}, step {len(report.failed)}: {report.finding}", flush=True)
-            print(hunt.told(name, report), flush=True)
+            print(soak_hunt.told(name, report), flush=True)
     print(f"job {job}: {served} steps, {failed} findings", flush=True)
     return failed
 
@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--steps", default="")
     options = parser.parse_args()
     if options.steps:
-        report = hunt.run(read(options.steps), 600)
+        report = soak_hunt.run(read(options.steps), 600)
         print(report.finding or "nothing found")
         return bool(report.finding)
     until = time.monotonic() + options.minutes * 60

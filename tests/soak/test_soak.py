@@ -9,7 +9,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "faults"))
 
-import hunt
+import soak_hunt
 from stage import preload
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(300)]
@@ -17,6 +17,6 @@ pytestmark = [pytest.mark.crash, pytest.mark.timeout(300)]
 
 def test_node_is_as_the_model_has_it_after_anything_in_any_order() -> None:
     preload()
-    report = hunt.run(hunt.seeded("short", 100), 60)
+    report = soak_hunt.run(soak_hunt.seeded("short", 100), 60)
     print(f"{report.served} steps, {report.codes}")
-    assert not report.finding, hunt.told("short", report, shorten=False)
+    assert not report.finding, soak_hunt.told("short", report, shorten=False)

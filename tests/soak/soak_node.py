@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from look import look, run
-from model import Attachment, Model, Seen
 from sandbox import bind, fresh_network, unmount
+from soak_model import Attachment, Model, Seen
 from stage import BIN, DATA, Stage, command, reap, strays
 from steps import EXPOSED, Step
 

@@ -7,8 +7,8 @@ import random
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from node import Finding, Soak
 from sandbox import Failed, inside
+from soak_node import Finding, Soak
 from steps import Step, as_text, batches, drawn
 
 if TYPE_CHECKING:
