@@ -7,10 +7,8 @@ and leave nothing in the agent. It is forked ahead and waits in `accepted`; what
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import select
-import signal
 import socket
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +18,7 @@ from cnimeta.agent.peer import Peer
 from cnimeta.agent.wire import ACCEPTED, ANSWER, DESCRIPTORS, HELLO, REFUSED, REQUEST, Broken, receive
 from cnimeta.errors import shown
 from cnimeta.host import afterwards
+from cnimeta.host.lifeline import is_cut, tie
 from cnimeta.host.netns import join
 from cnimeta.plugin.dispatch import answered
 
@@ -169,7 +168,10 @@ class _Request:
             os.close(descriptor)
         os.environb.clear()
         os.environb.update(pair.partition(b"=")[::2] for pair in self._environ.split(b"\0") if pair)
-        _die_with(self.lifeline)
+        # A pipe of its own: a signal armed on the connection can fire for data already read.
+        tie(self.lifeline, os.getpid())
+        if is_cut(self.lifeline):
+            raise Broken("the launcher went away")
 
     def told(self) -> str:
         """What it is about, for the agent's log."""
@@ -186,15 +188,3 @@ class _Request:
 def _is_same(descriptor: int, path: str) -> bool:
     theirs, ours = os.fstat(descriptor), os.stat(path)
     return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
-
-
-def _die_with(lifeline: int) -> None:
-    """Let the kernel kill this process when the launcher goes away, as whoever killed that wanted.
-
-    The pipe is used for nothing else: a signal armed on the connection itself can fire for data already read.
-    """
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([lifeline], [], [], 0)[0]:
-        raise Broken("the launcher went away")

@@ -211,6 +211,8 @@ def uninstall(bin_dir: str, names: Sequence[str] | None = None) -> list[str]:
         elif ours:
             os.unlink(path)
             lines.append(f"{path}: removed")
+        if ours:
+            bundle.remove(launcher.package_folder(), name)
     return lines
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import time
 
+from cnimeta.host.lifeline import is_cut, tie
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
@@ -168,17 +170,6 @@ def _settle(line: int, lifeline: int) -> None:
         most = int(file.read().split()[5]) * resource.getpagesize() + _MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _die_with(lifeline)
-
-
-def _die_with(lifeline: int) -> None:
-    """Let the kernel kill the whole group when the other end of this pipe, which is never written to, is closed."""
-    import fcntl
-    import select
-    import signal
-
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
-    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([lifeline], [], [], 0)[0]:  # it was closed before that
+    tie(lifeline, -os.getpgrp())
+    if is_cut(lifeline):
         os._exit(1)

@@ -20,6 +20,20 @@ CHILD_FD = 63
 """Where a child that executes a program has the reading end: shell scripts use the numbers up to 9 as they like."""
 
 
+def tie(reader: int, child: int) -> None:
+    """Let `child` die when the other end of the pipe closes; a negative number is a process group. Raises OSError."""
+    fcntl.fcntl(reader, fcntl.F_SETOWN, child)
+    fcntl.fcntl(reader, fcntl.F_SETSIG, SIGKILL)
+    fcntl.fcntl(reader, fcntl.F_SETFL, fcntl.fcntl(reader, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def is_cut(reader: int) -> bool:
+    """Whether the other end was closed before a signal for that was asked for. Nothing is ever written to it."""
+    import select
+
+    return bool(select.select([reader], [], [], 0)[0])
+
+
 class Lifeline:
     """The pipe, made before the child is and before the pipes to it."""
 
@@ -28,9 +42,7 @@ class Lifeline:
 
     def tie(self, child: int) -> None:
         """Let `child` die when this process does; a negative number is a process group. Raises OSError."""
-        fcntl.fcntl(self.reader, fcntl.F_SETOWN, child)
-        fcntl.fcntl(self.reader, fcntl.F_SETSIG, SIGKILL)
-        fcntl.fcntl(self.reader, fcntl.F_SETFL, os.O_ASYNC)
+        tie(self.reader, child)
 
     def follow(self, parent: int) -> None:
         """In a forked child: die when `parent` does, or has done so already. Raises OSError."""

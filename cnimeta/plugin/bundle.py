@@ -76,6 +76,14 @@ def path_of(package: str, name: str) -> str:
     return os.path.join(package, "__pycache__", f"{name}.{sys.implementation.cache_tag}.bundle")
 
 
+def remove(package: str, name: str) -> None:
+    """Take the bundle away, if it can be: launchers in other folders go on without it, more slowly."""
+    try:
+        os.unlink(path_of(package, name))
+    except OSError:  # refused: it is a cache, and verified by who reads it
+        pass
+
+
 def reader(path: str) -> str:
     """The lines of a launcher that take what there is at `path`."""
     return _READER.format(path=path)

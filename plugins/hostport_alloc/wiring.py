@@ -143,7 +143,7 @@ class Wiring:
         try:
             target = read_target(find(plugin_type, folders)) if self._executor is None else None
             return port_mapper(plugin_type, target) if target is not None else None
-        except CniError:  # it is not there, or cannot be loaded: its CHECK will tell
+        except CniError:  # unknown: it is not there, or cannot be loaded: its CHECK will tell
             return None
 
     def registered_mapper(self, plugin_type: str, log: Callable[[str], None]) -> PortMapper | None:

@@ -108,7 +108,7 @@ class PortmapPorts:
         def add_again(frozen: Mapper, attachment: Attachment, conf: NetConf) -> None:
             try:
                 self._check(frozen, attachment, conf)
-            except CniError:
+            except CniError:  # then: it is not in place, whatever the reason, and CHECK judges again
                 if mapper.add_again(Owner(*attachment.key), data_dir):  # else it went meanwhile
                     self._check(mapper, attachment, conf)
 

@@ -125,3 +125,9 @@ def test_documentation_is_left_out_and_lines_stay(copy: Copy) -> None:
     assert "Serve one invocation" not in str(run.co_consts)
     source = (copy.package / "plugin" / "dispatch.py").read_text().splitlines()
     assert source[run.co_firstlineno - 1].startswith("def run(")
+
+
+def test_nothing_stays_of_it_when_it_is_removed_twice(copy: Copy) -> None:
+    for _ in range(2):
+        bundle.remove(str(copy.package), "portmap")
+        assert list(copy.path.parent.iterdir()) == []
