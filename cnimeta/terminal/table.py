@@ -33,8 +33,8 @@ def width() -> int | None:
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], most: int | None = None) -> str:
     """Left-aligned columns, two blanks apart; only the heads when there are no rows.
 
-    most: the columns of a line. The widest cells are cut to fit, ending in an ellipsis; with None, or where even cells
-    of a few characters do not fit, lines are as long as they are.
+    most: the columns of a line. The widest cells are cut to fit, ending in an ellipsis, numbers never; with None, or
+    where even cells of a few characters do not fit, lines are as long as they are.
     """
     return table_of(heads, list(zip(*rows, strict=True)) or [()] * len(heads), most)
 
@@ -43,7 +43,8 @@ def table_of(heads: Sequence[str], columns: Sequence[Sequence[object]], most: in
     """The same from columns, which is what a table of tens of thousands of lines is quickly made from."""
     found = [[head, *_legible(column)] for head, column in zip(heads, columns, strict=True)]
     widths = [max(map(len, column)) for column in found]
-    narrow = widths if most is None else _shrunk(widths, most - len(_BETWEEN) * (len(heads) - 1))
+    least = [max(map(len, filter(str.isdigit, column[1:])), default=0) for column in found]
+    narrow = widths if most is None else _shrunk(widths, most - len(_BETWEEN) * (len(heads) - 1), least)
     if narrow != widths:
         ellipsis = _ellipsis()
         found = [[_cut(cell, wide, ellipsis) for cell in column] for column, wide in zip(found, narrow, strict=True)]
@@ -65,11 +66,14 @@ def _joined(lines: Iterable[tuple[str, ...]], widths: Sequence[int]) -> str:
     return "".join([f"{(form % line).rstrip()}\n" for line in lines])
 
 
-def _shrunk(widths: list[int], most: int) -> list[int]:
-    """The widths with the widest made smaller, one by one, until they fit into `most`."""
+def _shrunk(widths: list[int], most: int, least: Sequence[int]) -> list[int]:
+    """The widths with the widest made smaller, one by one, until they fit into `most`; none goes below its `least`."""
     found = list(widths)
-    while sum(found) > most and max(found) > _LEAST:
-        found[found.index(max(found))] -= 1
+    while sum(found) > most:
+        spare = [wide if wide > max(_LEAST, low) else 0 for wide, low in zip(found, least, strict=True)]
+        if not any(spare):
+            break
+        found[spare.index(max(spare))] -= 1
     return found
 
 

@@ -147,6 +147,7 @@ def test_the_archive_has_everything_but_secrets_when_it_is_made(node: Path, caps
     files = unpacked(made.read_bytes())
     assert {"manifest.json", "doctor.json", "networks/10.conflist", "networks/00-broken.conf"} <= set(files)
     assert {"rules/nft.txt", "node/etc/os-release", "settings/config.toml", "versions/cnimeta.json"} <= set(files)
+    assert files["node/proc/sys/net/ipv4/ip_forward"] == Path("/proc/sys/net/ipv4/ip_forward").read_bytes()
     assert "networks/cnimeta.kubeconfig" not in files
     assert all(SECRET.encode() not in data for data in files.values())
     assert json.loads(files["networks/10.conflist"])["plugins"][0]["type"] == "hostport_alloc"

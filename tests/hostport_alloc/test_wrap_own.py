@@ -177,6 +177,20 @@ def test_it_is_all_undone_when_it_is_given_back(folder: Folder, capsys: pytest.C
     assert "no configuration" in capsys.readouterr().err
 
 
+def test_the_options_of_before_stay_when_it_is_derived_anew_without_any(folder: Folder) -> None:
+    primary = str(folder.path / PRIMARY)
+    assert run("wrap", "--own", primary, "--range", "games=7000-7999", "--expose", "80/tcp") == 0
+    made = folder.ours
+    folder.write({**FLANNEL, "plugins": [{"type": "flannel", "mtu": 1400}]})
+    assert run("wrap", "--own", primary) == 0
+    (entry,) = folder.ours["plugins"]
+    assert entry["delegates"] == [{"type": "flannel", "mtu": 1400}]
+    assert entry["ranges"] == made["plugins"][0]["ranges"]
+    assert entry["expose"] == made["plugins"][0]["expose"] == ["80/tcp"]
+    assert run("wrap", "--own", primary, "--expose", "81/tcp") == 0
+    assert folder.ours["plugins"][0]["expose"] == ["81/tcp"]
+
+
 def test_a_diff_shows_both_sides_and_changes_nothing(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     primary = str(folder.path / PRIMARY)
     folder.write(json.dumps(FLANNEL, indent=2))

@@ -1,7 +1,7 @@
 """Changes to the network of one namespace, as data. Pure: a plan is a tuple of these; `Network.apply` carries it out.
 
 Interfaces go by name, routes are `cnimeta.spec.result.Route`, addresses are text with a prefix length. Each change can
-be repeated: what is there already is fine, and so is what is gone.
+be repeated: what is there already is fine, and so is removing what is gone.
 """
 
 from __future__ import annotations

@@ -95,6 +95,9 @@ def _in_place(args: argparse.Namespace, wiring: Wiring) -> int:
 
 def _own(args: argparse.Namespace, wiring: Wiring) -> int:
     options = _options(args)
+    if not _is_given(args):  # derived anew: what it was made with stays
+        before = own.ownership(os.path.dirname(os.path.abspath(args.file)))
+        options = options if before is None else before.options
     document = own.derived(wrapfile.read_document(args.file), options)
     _refuse_what_add_would(document, wiring)
     path = os.path.join(os.path.dirname(os.path.abspath(args.file)), own.NAME)
@@ -169,6 +172,11 @@ def _warn_of_live(path: str, wiring: Wiring) -> None:
             f"cnimeta: warning: {counted(count, 'container')} on record: their DEL does not reach hostport_alloc any"
             " more, and their ports stay taken until `cnimeta ports release CONTAINER`, or a reboot"
         )
+
+
+def _is_given(args: argparse.Namespace) -> bool:
+    """Whether anything is said of what to configure."""
+    return bool(args.range or args.expose or args.kubeconfig is not None or args.policy or args.data_dir)
 
 
 def _options(args: argparse.Namespace) -> Options:
