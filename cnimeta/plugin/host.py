@@ -11,12 +11,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from cnimeta.host.protocols import Clock, Files, Namespaces, Network, Networks, Nft, PluginExec, Sockets, Sysctl
+    from cnimeta.host.protocols import (
+        Clock,
+        Files,
+        Namespaces,
+        Network,
+        Networks,
+        Nft,
+        PluginExec,
+        PodApi,
+        Sockets,
+        Sysctl,
+    )
     from cnimeta.store.records import Records
 
 
 class Host:
-    """The real node. Failures are CniErrors, as the Protocols of cnimeta.host.protocols say; files fail as OSError."""
+    """The real node. Failures are CniErrors, as the Protocols of cnimeta.host.protocols say; files fail as OSError, and
+    Pods as PodApiError.
+    """
 
     executor: PluginExec | None = None
     """What runs delegates; None: what `cnimeta.delegate.Delegates` takes by itself."""
@@ -75,6 +88,15 @@ class Host:
         from cnimeta.host.sockets import NodeSockets
 
         return NodeSockets()
+
+    def pods(self, kubeconfig: str = "") -> PodApi:
+        """The cluster's Pods, with the credentials of a kubeconfig; empty: those of a Pod, or else the node's own.
+
+        Needs the package `kubernetes` once it is used. Each call makes another, with a connection of its own: keep it.
+        """
+        from cnimeta.host.kube.api import KubernetesPodApi
+
+        return KubernetesPodApi(kubeconfig)
 
     def records(self, folder: str, *, log: Callable[[str], None], version: int = 1, timeout_s: float = 10) -> Records:
         """The plugin's records in a folder of its own, and their locks."""

@@ -8,6 +8,7 @@ from cnimeta.store import document
 from cnimeta.store.database import Database
 from cnimeta.store.document import Damaged, Later
 from cnimeta.store.locks import AttachmentLocks
+from cnimeta.store.locks import Key as Key
 from cnimeta.store.rescue import Table, rows
 from cnimeta.store.values import Schema, storable
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from cnimeta.spec.fields import Fields
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.netconf import NetConf
-    from cnimeta.store.locks import Key
     from cnimeta.store.values import Connection
 
 _SCHEMA = Schema(

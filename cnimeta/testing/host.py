@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from cnimeta.host.protocols import Network, Nft
     from cnimeta.plugin.base import Plugin
+    from cnimeta.testing.kube import FakePods
 
 
 class FakeHost(Host):
@@ -40,6 +41,8 @@ class FakeHost(Host):
         self._files = MemoryFiles()
         self._clock = FakeClock()
         self._sockets = FakeSockets()
+        self.pod_api: FakePods | None = None
+        """What `pods` gives; None until it is asked for: an API server costs time to import."""
         self.tables: dict[str, FakeNft] = {}
         """The nftables tables that were asked for, by name."""
         self.databases = MemoryDatabases()
@@ -86,6 +89,14 @@ class FakeHost(Host):
     def sockets(self) -> FakeSockets:
         """Which ports are used."""
         return self._sockets
+
+    def pods(self, kubeconfig: str = "") -> FakePods:  # noqa: ARG002 - as the real one
+        """The same API server for each kubeconfig; its user may patch `pods/status` and get `pods`."""
+        if self.pod_api is None:
+            from cnimeta.testing.kube import ANNOTATE, FakePods
+
+            self.pod_api = FakePods("cnimeta", {"cnimeta": ANNOTATE | {"get pods"}})
+        return self.pod_api
 
     def records(self, folder: str, *, log: Callable[[str], None], version: int = 1, timeout_s: float = 10) -> Records:
         """In `databases`, under `locks`."""

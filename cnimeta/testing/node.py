@@ -62,6 +62,13 @@ class Table:
         return f"Table({self.text!r})"
 
 
+class Pod(NamedTuple):
+    """What a Kubernetes API server has of a Pod, as far as plugins go."""
+
+    uid: str
+    annotations: Mapping[str, str] = {}
+
+
 class Node(NamedTuple):
     """All that a plugin can find on a node."""
 
@@ -76,6 +83,8 @@ class Node(NamedTuple):
     """By name: the nftables tables of the family inet."""
     sockets: frozenset[tuple[str, int]] = frozenset()
     """(protocol, port) that the node itself uses."""
+    pods: Mapping[tuple[str, str], Pod] = {}
+    """By namespace and name: what `request.host.pods()` finds."""
 
     @classmethod
     def of(cls, netns: str = "/run/netns/c1", ifname: str = "eth0", host_name: str = "veth0") -> Node:
@@ -97,6 +106,10 @@ class Node(NamedTuple):
     def with_record(self, folder: str, key: Key, body: Mapping[str, JSON]) -> Node:
         """With a record in the place of what there was."""
         return self._replace(records={**self.records, folder: {**self.records.get(folder, {}), key: body}})
+
+    def with_pod(self, namespace: str, name: str, uid: str, annotations: Mapping[str, str] | None = None) -> Node:
+        """With a Pod in the place of what there was of that name."""
+        return self._replace(pods={**self.pods, (namespace, name): Pod(uid, dict(annotations or {}))})
 
     def with_rules(self, table: str, *changes: Change) -> Node:
         """After changes of `cnimeta.host.nftables.values`."""
@@ -125,6 +138,8 @@ class Node(NamedTuple):
         host.files.content.update(self.files)
         host.tables.update({name: copy.deepcopy(table.nft) for name, table in self.tables.items()})
         host.sockets.busy |= self.sockets
+        for (namespace, name), pod in self.pods.items():
+            host.pods().create(namespace, name, pod.uid, pod.annotations or None)
         return host
 
 
@@ -171,7 +186,7 @@ def attempt(
     """
     written = render_conf(conf)
     if possible:
-        require_possible(node.links, plugin.name, verb, written, (container_id, ifname, netns))
+        require_possible(node.links, plugin.name, verb, written, (container_id, ifname, netns), node.pods, args)
     host = host or node.host(*delegates)
     environ = {
         "CNI_COMMAND": verb,
@@ -207,4 +222,14 @@ def _node_of(host: FakeHost) -> Node:
         dict(host.files.content),
         {name: table for name, table in tables.items() if table.text.strip()},
         frozenset(host.sockets.busy),
+        _pods_of(host),
     )
+
+
+def _pods_of(host: FakeHost) -> dict[tuple[str, str], Pod]:
+    if host.pod_api is None:
+        return {}
+    return {
+        key: Pod(found["metadata"].get("uid", ""), host.pod_api.annotations(*key))
+        for key, found in host.pod_api.objects.items()
+    }

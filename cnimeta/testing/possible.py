@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cnimeta.errors import CniError
 from cnimeta.plugin.base import VERBS
+from cnimeta.spec import cniargs
 from cnimeta.spec.netconf import NetConf
 from cnimeta.spec.version import at_least
 
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
 
     from cnimeta.spec.jsonio import JSON
     from cnimeta.testing.network import LinkState
+    from cnimeta.testing.node import Pod
 
     Links = Mapping[str, Mapping[str, LinkState]]
+    Pods = Mapping[tuple[str, str], Pod]
 else:
-    Links = dict
+    Links = Pods = dict
 
 _HOST = ""
 _RESULTS_SINCE = "0.4.0"
@@ -32,14 +35,22 @@ class Impossible(AssertionError):
 
 
 def require_possible(
-    links: Links, plugin: str, verb: str, conf: Mapping[str, JSON], attachment: tuple[str, str, str]
+    links: Links,
+    plugin: str,
+    verb: str,
+    conf: Mapping[str, JSON],
+    attachment: tuple[str, str, str],
+    pods: Pods | None = None,
+    args: str = "",
 ) -> None:
-    """Raise Impossible for what cannot be. `attachment`: container ID, ifname, namespace."""
+    """Raise Impossible for what cannot be. `attachment`: container ID, ifname, namespace. `args`: CNI_ARGS."""
     found = [
         *check_links(links),
         *check_conf(plugin, verb, conf),
         *check_namespace(links, verb, attachment[2]),
         *check_prev_result(links, verb, conf, attachment[2]),
+        *check_pods(pods or {}),
+        *check_args(pods or {}, args),
     ]
     if found:
         raise Impossible("; ".join(found) + " (possible=False runs it all the same)")
@@ -105,3 +116,32 @@ def check_prev_result(links: Links, verb: str, conf: Mapping[str, JSON], netns: 
     for ip in result.ips:
         if ip.interface is not None and not 0 <= ip.interface < len(result.interfaces):
             yield f"$.prevResult: {ip.address} is of interface {ip.interface}, of {len(result.interfaces)}"
+
+
+def check_pods(pods: Pods) -> Iterator[str]:
+    """What an API server holds together: each Pod has a UID that no other has, and annotations are text."""
+    owners: dict[str, str] = {}
+    for (namespace, name), pod in pods.items():
+        if not pod.uid:
+            yield f"Pod {namespace}/{name} has no uid"
+        elif owners.setdefault(pod.uid, f"{namespace}/{name}") != f"{namespace}/{name}":
+            yield f"Pods {owners[pod.uid]} and {namespace}/{name} have one uid"
+        annotations: Mapping[str, object] = pod.annotations  # what a patch has put there may be anything
+        for key, value in annotations.items():
+            if not isinstance(value, str):
+                yield f"annotation {key} of Pod {namespace}/{name} is no text"
+
+
+def check_args(pods: Pods, args: str) -> Iterator[str]:
+    """The Pod that CNI_ARGS name has no other Pod's UID.
+
+    A Pod of that name with another UID can be: a static Pod's mirror, or one that took its place while the verb ran.
+    """
+    try:
+        given = cniargs.parse(args)
+    except CniError:
+        return  # the plugin is to refuse it
+    named, uid = (given.get("K8S_POD_NAMESPACE", ""), given.get("K8S_POD_NAME", "")), given.get("K8S_POD_UID", "")
+    for key, pod in pods.items():
+        if uid and pod.uid == uid and key != named and all(named):
+            yield f"CNI_ARGS name the Pod {'/'.join(named)} with uid {uid}, which is {'/'.join(key)}'s"

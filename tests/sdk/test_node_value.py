@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from cnimeta.delegate import Delegates
@@ -9,12 +12,14 @@ from cnimeta.delegate.ipam import Ipam
 from cnimeta.errors import CheckFailed, CniError, DelegateFailed, IoFailure, TryAgainLater
 from cnimeta.host.network.values import AddAddress, AddRoute, AddVeth, RemoveLink, SetLink, SetSysctl
 from cnimeta.host.nftables.values import Chain, Change, Rule, Table
+from cnimeta.host.values import PodApiError
 from cnimeta.plugin import Plugin
 from cnimeta.spec.result import Interface, Result, Route
 from cnimeta.testing import call
 from cnimeta.testing.delegates import FakeDelegate, FakeExec, address_result
 from cnimeta.testing.host import FakeHost
-from cnimeta.testing.node import Node, attempt, run
+from cnimeta.testing.kube import Fault
+from cnimeta.testing.node import Node, Pod, attempt, run
 from cnimeta.testing.possible import Impossible
 
 pytestmark = pytest.mark.unit
@@ -118,7 +123,8 @@ def test_nodes_differ_when_anything_on_them_does():
         Node().with_record(FOLDER, KEY, {"a": 1}), Node().with_record(FOLDER, KEY, {"a": 2}),
         Node().with_record(FOLDER, key, {"a": 1}), Node().with_rules("t", Change("add", Table("t")), Change("add", Chain("c")), Change("add", Rule("c", "accept"))),
         Node()._replace(files={"/x": b""}), Node()._replace(sockets=frozenset({("tcp", 80)})),
-        Node().with_changes("", SetSysctl("net/ipv4/ip_forward", "1")),
+        Node().with_changes("", SetSysctl("net/ipv4/ip_forward", "1")), Node().with_pod("default", "web", "u1"),
+        Node().with_pod("default", "web", "u1", {"a": "b"}), Node().with_pod("default", "web", "u2"), Node().with_pod("default", "db", "u1"),
     ]  # fmt: skip
     for number, node in enumerate(nodes):
         assert [other for other, one in enumerate(nodes) if one == node] == [number]
@@ -149,6 +155,91 @@ def test_a_world_is_refused_when_no_runtime_produces_it(node, verb, conf, why):
     with pytest.raises(Impossible, match=why):
         run(Ptp(), verb, node, conf)
     attempt(Ptp(), verb, node, conf, possible=False)
+
+
+ARGS = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID=u1"
+
+
+class Counting(Plugin):
+    """Counts its ADDs in an annotation of the Pod; DEL takes it away."""
+
+    name = "counting"
+
+    def _pods(self, request):
+        args = request.attachment.args
+        return request.host.pods(), (args["K8S_POD_NAMESPACE"], args["K8S_POD_NAME"]), args["K8S_POD_UID"]
+
+    def add(self, request):
+        api, pod, uid = self._pods(request)
+        try:
+            before = api.read(*pod, 5)["metadata"].get("annotations", {}).get("adds", "0")
+            patch = {"metadata": {"uid": uid, "annotations": {"adds": str(int(before) + 1)}}}
+            api.patch_status(*pod, patch, 5)
+        except PodApiError as error:
+            raise TryAgainLater(str(error)) from error
+        return Result()
+
+    def delete(self, request):
+        api, pod, uid = self._pods(request)
+        api.patch_status(*pod, {"metadata": {"uid": uid, "annotations": {"adds": None}}}, 5)
+
+
+COUNTING = {**CONF, "type": "counting"}
+
+
+def test_annotations_are_in_the_node_and_found_by_the_next_run_when_a_plugin_writes_them():
+    before = Node.of().with_pod("default", "web", "u1", {"kept": "1"}).with_pod("default", "db", "u2")
+    first = run(Counting(), "ADD", before, COUNTING, args=ARGS).node
+    second = run(Counting(), "ADD", first, COUNTING, args=ARGS).node
+    assert second.pods == {("default", "web"): Pod("u1", {"kept": "1", "adds": "2"}), ("default", "db"): Pod("u2")}
+    assert first.pods["default", "web"].annotations["adds"] == "1"
+    assert before.pods["default", "web"] == Pod("u1", {"kept": "1"})
+    assert second.with_container("/run/netns/c2", host_name="veth1").pods == second.pods
+    assert run(Counting(), "DEL", second, COUNTING, args=ARGS).node == before
+
+
+def test_the_pod_is_as_before_when_it_is_missing_or_another_or_the_server_fails():
+    for node in (Node.of(), Node.of().with_pod("default", "web", "u9")):
+        after = attempt(Counting(), "ADD", node, COUNTING, args=ARGS)
+        assert isinstance(after.error, TryAgainLater)
+        assert after.node == node
+    node = Node.of().with_pod("default", "web", "u1")
+    for faults, adds in (
+        ([Fault(500)], None),
+        ([Fault(), Fault(drop=True)], None),
+        ([Fault(), Fault(500, after=True)], "1"),
+    ):
+        host = node.host()
+        host.pods().faults += faults
+        after = attempt(Counting(), "ADD", node, COUNTING, args=ARGS, host=host)
+        assert isinstance(after.error, TryAgainLater)
+        assert after.node.pods["default", "web"].annotations.get("adds") == adds
+
+
+@pytest.mark.parametrize(
+    ("node", "args", "why"),
+    [
+        (Node.of().with_pod("default", "web", ""), "", "default/web has no uid"),
+        (Node.of().with_pod("default", "web", "u1").with_pod("a", "b", "u1"), "", "default/web and a/b have one uid"),
+        (Node.of().with_pod("default", "web", "u1", {"n": 1}), "", "annotation n of Pod default/web is no text"),
+        (Node.of().with_pod("default", "db", "u1"), ARGS, "default/web with uid u1, which is default/db's"),
+    ],
+)
+def test_pods_are_refused_when_no_api_server_has_them(node, args, why):
+    plugin, conf = FakeDelegate("p"), {**CONF, "type": "p"}
+    with pytest.raises(Impossible, match=why):
+        run(plugin, "DEL", node, conf, args=args)
+    assert run(plugin, "DEL", node, conf, args=args, possible=False).error is None
+
+
+def test_no_client_is_loaded_when_a_plugin_has_the_pods_and_asks_nothing():
+    code = (
+        "import sys; from cnimeta.plugin.host import Host; from cnimeta.testing.node import Node; Node.of().without('x')\n"
+        "Host().pods('/x'); Node.of().with_container('/run/netns/c2', host_name='v')\n"
+        "print({'kubernetes', 'ssl', 'http.server', 'cnimeta.testing.kube'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 class Calling(Plugin):
