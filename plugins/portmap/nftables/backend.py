@@ -133,18 +133,20 @@ class NftBackend:
         holder, held = _holder(others, wanted)
         if holder is None:
             held = self._held_by(owner)
-            removal = self._removal(held) or self._abandoned(wanted)
+            removal = [*self._removal(held), *self._abandoned(wanted, held)]
             if removal:
                 return removal, held
         elif others.is_dead(holder) or _is_renamed(holder.owner, owner, wanted):
             return self._removal(held), held
         raise _conflict(wanted, holder, self._comment_of(wanted))
 
-    def _abandoned(self, wanted: Element) -> list[Change]:
-        """Changes that remove a shared claim which no owner is left to share."""
+    def _abandoned(self, wanted: Element, held: Elements) -> list[Change]:
+        """Changes that remove a shared claim which no owner is left to share but who has what is `held`."""
         if wanted.value == SHARED or not wanted.map.startswith("claims"):
             return []
-        if any(one.key.endswith(f" . {wanted.key}") for one in self.nft.elements(f"host{wanted.map}")):
+        own = {one.key for group in held.groups for one in group.all if one.map == f"host{wanted.map}"}
+        others = (one.key for one in self.nft.elements(f"host{wanted.map}") if one.key not in own)
+        if any(key.endswith(f" . {wanted.key}") for key in others):
             return []
         return [Change("delete", one) for one in self.nft.lookup(wanted.map, [wanted.key]) if one.value == SHARED]
 
