@@ -140,6 +140,17 @@ def test_a_dead_containers_address_gives_way_when_every_one_is_mapped(node: Node
     assert node.mapped() == {Mapped(4, "tcp", 8080, "", OTHER, 80)}
 
 
+def test_dead_containers_addresses_give_way_when_all_that_have_the_port_are_dead(node: Node) -> None:
+    third = "10.88.0.4/16"
+    node.add(tcp(8080, hostIP="192.0.2.1"))
+    node.add(tcp(8080, hostIP="192.0.2.2"), ips=(f"{OTHER}/16",), container_id="c2")
+    node.namespaces.gone.add("/run/netns/c1")
+    assert node.refused("ADD", conf(tcp(8080), ips=(third,)), "c3").code == 100
+    node.namespaces.gone.add("/run/netns/c2")
+    node.add(tcp(8080), ips=(third,), container_id="c3")
+    assert node.ports() == {8080: "10.88.0.4"}
+
+
 def test_another_containers_address_stays_when_every_one_is_asked_for(node: Node) -> None:
     node.add(tcp(8080, hostIP="192.0.2.1"))
     node.add(tcp(8080, hostIP="192.0.2.2"), ips=(f"{OTHER}/16",), container_id="c2")
