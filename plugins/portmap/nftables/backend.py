@@ -25,7 +25,6 @@ from cnimeta_plugins.portmap.nftables.rules import (
     shared_keys,
     subnet_chains,
 )
-from cnimeta_plugins.portmap.plan import address_conflict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,9 +36,8 @@ if TYPE_CHECKING:
     from cnimeta_plugins.portmap.config import PortMapping
     from cnimeta_plugins.portmap.nftables.rules import Group
     from cnimeta_plugins.portmap.plan import Owner, Plan
-    from cnimeta_plugins.portmap.records import Others, Record
+    from cnimeta_plugins.portmap.records import Others
 
-_ADDRESSES = ("addresses", "snat")
 _PASSING = ("Cannot allocate memory", "No buffer space", "Interrupted", "temporarily unavailable")
 _LOOKS = 100  # other commands may change something between a look at the shared claims and the transaction
 _ATTEMPTS = 4  # another command may build the base, or a tool flush it, between a look and the transaction
@@ -151,22 +149,24 @@ class NftBackend:
 
         Raises HostPortConflict for a live one.
         """
-        holder, held = _holder(others, wanted)
+        from cnimeta_plugins.portmap.nftables.shared import conflict, holders, is_renamed, is_shared
+
+        holder, held = next(holders(others, wanted), (None, Elements()))
         if holder is None:
             held = self._held_by(owner)
             removal, deserted = self._removal(held), self._abandoned(wanted, held)
             if removal or deserted.changes:
                 return removal, held, deserted
-        elif _is_shared(held, wanted):
-            for holder, more in _holders(others, wanted):
-                if _is_shared(more, wanted) and not others.is_dead(holder):
-                    raise _conflict(wanted, holder, "")
+        elif is_shared(held, wanted):
+            for holder, more in holders(others, wanted):
+                if is_shared(more, wanted) and not others.is_dead(holder):
+                    raise conflict(wanted, holder, "")
                 held = self.both(held, more)
             held = self.both(held, self._held_by(owner))
             return self._removal(held), held, self._abandoned(wanted, held)
-        elif others.is_dead(holder) or _is_renamed(holder.owner, owner, wanted):
+        elif others.is_dead(holder) or is_renamed(holder.owner, owner, wanted):
             return self._removal(held), held, _NOTHING
-        raise _conflict(wanted, holder, self._comment_of(wanted))
+        raise conflict(wanted, holder, self._comment_of(wanted))
 
     def _abandoned(self, wanted: Element, held: Elements) -> _Deserted:
         """Changes that remove a shared claim which nobody shares but who has what is `held`, if anybody."""
@@ -305,33 +305,11 @@ class NftBackend:
 
     def _drop_shared(self, groups: Iterable[Group]) -> None:
         """Remove shared claims that nobody shares any more (mappings for one host address only)."""
-        wanted = set(shared_keys(groups))
-        for name in {element.map for element in wanted}:
-            self._drop_unshared(name, [element for element in wanted if element.map == name])
+        wanted = shared_keys(groups)
+        if wanted:
+            from cnimeta_plugins.portmap.nftables.shared import drop_unshared
 
-    def _drop_unshared(self, name: str, claims: list[Element]) -> None:
-        """Of these shared claims of one map, those that nobody shares: an ADD may share one while this looks.
-
-        What is still not removed in the end is in nobody's way: `_abandoned`.
-        """
-        looks = _LOOKS
-        while looks:
-            since = self.nft.generation()
-            held = {element.key.partition(" . ")[2] for element in self.nft.elements(f"host{name}")}
-            claims = [element for element in claims if element.key not in held]
-            try:
-                if claims:
-                    self.nft.apply([Change(verb, one) for one in claims for verb in ("add", "delete")], since)
-                return
-            except Refusal as refusal:
-                if refusal.kind == "changed":
-                    looks -= 1
-                elif refusal.kind == "exists" and 0 <= refusal.index // 2 < len(claims):
-                    del claims[refusal.index // 2]  # somebody has the port on every address by now
-                elif refusal.kind == "other":
-                    raise
-                else:
-                    return  # flushed
+            drop_unshared(self.nft, wanted)
 
     def sweep(self, owner: Owner, mappings: Sequence[PortMapping] | None, _others: Others) -> bool:
         """What the claims tell to be the owner's, and upstream's rules for the container."""
@@ -412,43 +390,6 @@ class NftBackend:
     def payload(self, value: JSON) -> Elements:
         """Read a payload."""
         return read_elements(value)
-
-
-def _holder(others: Others, wanted: Element) -> tuple[Record | None, Elements]:
-    """The record that has an element of the key that is wanted, and all its elements."""
-    return next(_holders(others, wanted), (None, Elements()))
-
-
-def _holders(others: Others, wanted: Element) -> Iterator[tuple[Record, Elements]]:
-    """Every record that has one: owners with one host address each share a claim."""
-    for record in others.every():
-        held = record.payload
-        if isinstance(held, Elements) and any(
-            (element.map, element.key) == (wanted.map, wanted.key) for group in held.groups for element in group.all
-        ):
-            yield record, held
-
-
-def _is_shared(held: Elements, wanted: Element) -> bool:
-    """Whether what is held has a share in the key, which is wanted as a whole."""
-    return wanted.value != SHARED and wanted._replace(value=SHARED) in shared_keys(held.groups)
-
-
-def _is_renamed(holder: Owner, owner: Owner, wanted: Element) -> bool:
-    """Whether the holder of an address is the same interface under an earlier name of the network."""
-    return wanted.map.startswith(_ADDRESSES) and holder[1:] == owner[1:]
-
-
-def _conflict(wanted: Element, holder: Record | None, comment: str) -> HostPortConflict:
-    whose = holder.owner.text if holder is not None else (comment or "another container")
-    if wanted.map.startswith(_ADDRESSES):
-        return address_conflict(wanted.key, whose)
-    protocol, _, port = wanted.key.rpartition(" . ")
-    where, _, protocol = protocol.rpartition(" . ")
-    place = f"{port}/{protocol}" + (f" on {where}" if where else "")
-    if wanted.value == SHARED:
-        place += " (every address)"
-    return HostPortConflict(f"host port {place} is already mapped for {whose}: choose another hostPort")
 
 
 def _is_stale(comment: str, network: str, valid: Collection[tuple[str, str]]) -> bool:
