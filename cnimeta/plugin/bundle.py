@@ -3,8 +3,8 @@
 To import a module, Python lists folders, and opens, reads and checks a file: with sixty modules, half of what a
 launcher does before it acts. `cnimeta install` writes the bundle beside the compiled modules, and a launcher reads it
 first: a table of code, and a finder that answers from it. It is a cache and nothing more: a module whose source has
-another size or time than it had is imported as usual, and so is everything when the bundle is missing, damaged or of
-another Python.
+another size or time than it had is imported as usual, and so is everything when the bundle is missing, damaged, of
+another Python, or of packages in other folders than the launcher's: a copy of an installation has a copy of its bundles.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _ALWAYS = ("cnimeta.plugin.dispatch", "cnimeta.plugin.registry")
 _READER = """try:
     import marshal
     with open({path!r}, "rb") as file:
-        magic, finder, table = marshal.loads(file.read())
-    if magic == sys.modules["_frozen_importlib_external"].MAGIC_NUMBER:
+        magic, place, finder, table = marshal.loads(file.read())
+    if magic == sys.modules["_frozen_importlib_external"].MAGIC_NUMBER and place == {place!r}:
         exec(marshal.loads(finder), {{"table": table}})
 except (OSError, ValueError, EOFError, TypeError):
     pass
@@ -84,9 +84,9 @@ def remove(package: str, name: str) -> None:
         pass
 
 
-def reader(path: str) -> str:
-    """The lines of a launcher that take what there is at `path`."""
-    return _READER.format(path=path)
+def reader(package: str, target: Target, name: str) -> str:
+    """The lines of the launcher `name` that take what its bundle has."""
+    return _READER.format(path=path_of(package, name), place=_place(package, target))
 
 
 def build(package: str, target: Target) -> bytes:
@@ -98,21 +98,27 @@ def build(package: str, target: Target) -> bytes:
     for name, file in _modules(package, target).items():
         table[name] = (*_entry(file), marshal.dumps(_compiled(file)))
     finder = marshal.dumps(compile(_FINDER, "<bundle>", "exec", dont_inherit=True))
-    return marshal.dumps((MAGIC_NUMBER, finder, table))
+    return marshal.dumps((MAGIC_NUMBER, _place(package, target), finder, table))
 
 
-def is_current(path: str, target: Target) -> bool:
-    """Whether the bundle at `path` is what `build` would make: of unchanged modules, which import what they did."""
+def is_current(package: str, target: Target, name: str) -> bool:
+    """Whether the bundle is what `build` would make: of these very modules, unchanged, which import what they did."""
     import marshal
     from importlib.util import MAGIC_NUMBER
 
     try:
-        with open(path, "rb") as bundle:
-            magic, _, table = marshal.loads(bundle.read())  # noqa: S302 - as trusted as the modules beside it
-        unchanged = all(entry[:4] == _entry(entry[0]) for entry in table.values())
-        return bool(magic == MAGIC_NUMBER) and target.plugin.partition(":")[0] in table and unchanged
+        with open(path_of(package, name), "rb") as bundle:
+            magic, place, _, table = marshal.loads(bundle.read())  # noqa: S302 - as trusted as the modules beside it
+        if magic != MAGIC_NUMBER or place != _place(package, target):
+            return False
+        return all(entry[:4] == _entry(entry[0]) for entry in table.values())
     except (OSError, ValueError, EOFError, TypeError):  # unknown: the modules are read one by one
         return False
+
+
+def _place(package: str, target: Target) -> tuple[str, ...]:
+    """What a bundle is of: the plugin, and where the packages lie that its modules are from."""
+    return (package, target.plugin, target.file)
 
 
 def _entry(file: str) -> tuple[str, str, int, int]:

@@ -35,18 +35,32 @@ class Copy:
     """A copy of the packages, with the bundle of portmap's launcher."""
 
     def __init__(self, folder: Path) -> None:
-        skipped = shutil.ignore_patterns("__pycache__", "testing", "cli")
-        self.package = shutil.copytree(SOURCE, folder / "cnimeta", ignore=skipped)
-        plugins = shutil.copytree(SOURCE.parent / "plugins", folder / "plugins", ignore=skipped)
-        self.target = Target("cnimeta_plugins.portmap.main:Portmap", "cnimeta_plugins", str(plugins / "__init__.py"))
+        self.folder = folder
+        self.package = folder / "cnimeta"
+        plugin = folder / "plugins" / "__init__.py"
+        self.target = Target("cnimeta_plugins.portmap.main:Portmap", "cnimeta_plugins", str(plugin))
         self.path = Path(bundle.path_of(str(self.package), "portmap"))
-        self.path.parent.mkdir()
+
+    @classmethod
+    def made(cls, folder: Path) -> Copy:
+        skipped = shutil.ignore_patterns("__pycache__", "testing", "cli")
+        for name in ("cnimeta", "plugins"):
+            shutil.copytree(SOURCE.parent / name, folder / name, ignore=skipped)
+        one = cls(folder)
+        one.path.parent.mkdir()
+        one.renew()
+        return one
+
+    def renew(self) -> None:
         self.path.write_bytes(bundle.build(str(self.package), self.target))
+
+    def is_current(self) -> bool:
+        return bundle.is_current(str(self.package), self.target, "portmap")
 
     def start(self, verb: str = "VERSION", conf: object = None) -> tuple[dict[str, object], dict[str, bool]]:
         """The answer, and which modules were loaded: whether each was taken from the bundle."""
         lines = f"""import sys
-{bundle.reader(str(self.path))}
+{bundle.reader(str(self.package), self.target, "portmap")}
 {TELL}
 sys.modules["cnimeta"] = type(sys)("cnimeta")
 sys.modules["cnimeta"].__path__ = [{str(self.package)!r}]
@@ -64,7 +78,7 @@ start(lambda: load(Target{tuple(self.target)!r}))
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Copy:
-    return Copy(tmp_path)
+    return Copy.made(tmp_path / "one")
 
 
 def test_every_module_is_taken_from_it_when_nothing_has_changed(copy: Copy) -> None:
@@ -80,7 +94,7 @@ def test_every_module_is_taken_from_it_when_nothing_has_changed(copy: Copy) -> N
     assert "dataDir" in str(answer["msg"])
     assert {"cnimeta.plugin.dispatch", "cnimeta.errors", "cnimeta_plugins.portmap.mapper"} <= set(loaded)
     assert {name for name, bundled in loaded.items() if not bundled} == {"cnimeta_plugins"}
-    assert bundle.is_current(str(copy.path), copy.target)
+    assert copy.is_current()
 
 
 def test_a_module_that_has_changed_is_imported_as_usual(copy: Copy) -> None:
@@ -90,12 +104,38 @@ def test_a_module_that_has_changed_is_imported_as_usual(copy: Copy) -> None:
     assert answer["cniVersion"] == "0.4.0"
     assert not loaded["cnimeta.spec.version"]
     assert loaded["cnimeta.plugin.dispatch"]
-    assert not bundle.is_current(str(copy.path), copy.target)
+    assert not copy.is_current()
+
+
+def test_the_code_of_the_original_is_not_run_when_an_installation_is_copied(copy: Copy) -> None:
+    there = Copy(copy.folder.parent / "two")
+    shutil.copytree(copy.folder, there.folder)  # times and all, as `cp -a` does
+    assert there.path.read_bytes() == copy.path.read_bytes()
+    changed = there.package / "spec" / "version.py"
+    changed.write_text(changed.read_text() + "\nCURRENT = '0.4.0'\n")
+    answer, loaded = there.start()
+    assert answer["cniVersion"] == "0.4.0"
+    assert not any(loaded.values())
+    assert not there.is_current()
+    there.renew()
+    assert there.is_current()
+    answer, loaded = there.start()
+    assert answer["cniVersion"] == "0.4.0"
+    assert loaded["cnimeta.spec.version"]
+    answer, loaded = copy.start()
+    assert answer["cniVersion"] == "1.1.0"
+    assert loaded["cnimeta.spec.version"]
+    assert copy.is_current()
+
+
+def test_it_is_not_current_when_the_same_package_is_another_plugins(copy: Copy) -> None:
+    other = copy.target._replace(plugin="cnimeta_plugins.bandwidth.main:Bandwidth")
+    assert not bundle.is_current(str(copy.package), other, "portmap")
 
 
 def other_python(path: Path) -> None:
-    _, finder, table = marshal.loads(path.read_bytes())
-    path.write_bytes(marshal.dumps((b"none", finder, table)))
+    _, *rest = marshal.loads(path.read_bytes())
+    path.write_bytes(marshal.dumps((b"none", *rest)))
 
 
 @pytest.mark.parametrize(
@@ -115,11 +155,11 @@ def test_everything_is_imported_as_usual_without_a_whole_bundle(copy: Copy, spoi
     answer, loaded = copy.start()
     assert answer["cniVersion"] == "1.1.0"
     assert not any(loaded.values())
-    assert not bundle.is_current(str(copy.path), copy.target)
+    assert not copy.is_current()
 
 
 def test_documentation_is_left_out_and_lines_stay(copy: Copy) -> None:
-    _, _, table = marshal.loads(copy.path.read_bytes())
+    *_, table = marshal.loads(copy.path.read_bytes())
     code = marshal.loads(table["cnimeta.plugin.dispatch"][4])
     run = next(one for one in code.co_consts if getattr(one, "co_name", "") == "run")
     assert "Serve one invocation" not in str(run.co_consts)
