@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 TITLE = "speed"
 NOTE = """
 Whole processes, each in a network namespace of its own, median of {runs} runs (10th to 90th percentile), ours and the
-reference's in turn; the reference is Debian's 1.1.1 (iptables-nft). "Alone" is the Python launcher, "agent" the same
-through `cnimeta agent`. Ratios are to the reference of the same row, in brackets the bars that the project set itself.
+reference's in turn; the reference is Debian's 1.1.1 (iptables-nft). "Alone" is the Python launcher, "agent" the native
+one with `cnimeta agent`. Ratios are to the reference of the same row, in brackets the bars that the project set itself.
 "CPU" is the processor time of the launcher alone and all it starts beside the reference: on a machine with other work,
 read this one. "Present" are other containers with one mapping each.
 """
@@ -145,7 +145,7 @@ class Speed:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         for kind in ("alone", "agent"):
-            install(str(folder / kind), ["portmap", "bandwidth"], agent=kind == "agent")
+            install(str(folder / kind), ["portmap", "bandwidth"], native=kind == "agent")
         self.agent = RunningAgent(folder)
 
     def places(self, nodes: Sequence[Namespace]) -> dict[str, Where]:

@@ -21,6 +21,8 @@ hypothesis.settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
 
+os.environ.pop("COLUMNS", None)  # tables are as wide as they are, whatever terminal the tests are run from
+
 
 @pytest.fixture
 def make_netns() -> Iterator[Callable[[str], Namespace]]:

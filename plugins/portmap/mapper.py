@@ -15,7 +15,7 @@ from cnimeta_plugins.portmap.config import DEFAULTS, NodeDefaults, read_data_dir
 from cnimeta_plugins.portmap.localhost import Localhost
 from cnimeta_plugins.portmap.locking import HeldIfPossible
 from cnimeta_plugins.portmap.plan import Owner, plan_mappings
-from cnimeta_plugins.portmap.records import Found, Life, Others, Record, Records
+from cnimeta_plugins.portmap.records import Life, Others, Record, Records
 from cnimeta_plugins.portmap.sharing import same_container, served, waiting, without
 
 TYPE_CHECKING = False
@@ -237,12 +237,8 @@ class Mapper:
         records = self.records(self._data_dir(conf))
         failures = Failures()
         recorded: list[Record] = []
-        with failures:
-            if records.find(owner) == Found():  # nobody else can be at work on what there is no record of
-                recorded = self._delete(owner, attachment, conf, records, failures)
-            else:
-                with self._lock(owner, records):
-                    recorded = self._delete(owner, attachment, conf, records, failures)
+        with failures, self._lock(owner, records):  # where there is no record, too: an ADD may be about to write it
+            recorded = self._delete(owner, attachment, conf, records, failures)
         with failures:
             self._take_over(recorded, records)
         interfaces = [name for record in recorded for name in record.interfaces]

@@ -53,7 +53,10 @@ def descriptors(pid: int) -> list[str]:
 
 
 def processor_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return 0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
@@ -261,7 +264,8 @@ def test_descendants_hold_no_socket_that_listens(tmp_path: Path, programs: Progr
         time.sleep(1)
         busy = [pid for pid in own.children() if pid in busy]  # others were just made
         listening = Path("/proc/net/unix").read_text()
-        inodes = set(re.findall(r"(\d+) " + re.escape(own.socket) + r"\.\d+$", listening, re.MULTILINE))
+        listens_at = rf" 00010000 \S+ \S+ +(\d+) {re.escape(own.socket)}\.\d+$"  # __SO_ACCEPTCON, not an accepted one
+        inodes = set(re.findall(listens_at, listening, re.MULTILINE))
         assert inodes
         for pid in busy:
             with contextlib.suppress(FileNotFoundError):
@@ -270,7 +274,7 @@ def test_descendants_hold_no_socket_that_listens(tmp_path: Path, programs: Progr
         own.process.wait()
         eventually(lambda: not listens(own.socket), 5)
         other = RunningAgent(tmp_path / "own")
-        assert listens(other.socket)
+        eventually(lambda: listens(other.socket))  # the path of the one that was killed is there before
         other.close()
     finally:
         slow.kill()
@@ -313,7 +317,7 @@ def test_processor_is_left_alone_when_no_connection_can_be_accepted(own: Running
     before = sum(processor_s(pid) for pid in everybody)
     waiting = programs.start("native", "portmap", "ADD", conf("portmap"), **REFUSED_BY_SDK, **own.environ)
     time.sleep(2)
-    assert sum(processor_s(pid) for pid in everybody if os.path.exists(f"/proc/{pid}")) - before < 1
+    assert sum(processor_s(pid) for pid in everybody) - before < 1
     for pid in {own.process.pid, *own.workers()}:
         subprocess.run(["prlimit", f"--pid={pid}", "--nofile=4096:4096"], check=False)
     out, _ = waiting.communicate(timeout=30)

@@ -124,7 +124,7 @@ def test_secret_comes_out_nowhere(
                 attempt()
             except CniError as error:
                 said += [json.dumps(error.as_json("1.1.0")), str(error)]
-    entries = entries_of(node.store, 0)
+    entries = entries_of(node.store)
     assert entries
     said += [rendered(entries, form) for form in FORMATS]
     said += node.databases.connections[DATA_DIR].iterdump()

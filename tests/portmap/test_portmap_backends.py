@@ -656,6 +656,16 @@ def test_add_waits_and_delete_goes_on_when_no_lock_can_be_made(node: Node) -> No
     assert node.locks.held == []
 
 
+def test_delete_waits_for_an_add_that_has_written_no_record_yet(node: Node) -> None:
+    key = ("net", "c1", "eth0")
+    node.locks.busy.add(key)
+    assert node.refused("DEL", conf(tcp(8080))).code == 11
+    node.locks.busy.remove(key)
+    node.locks.before = lambda _: setattr(node.locks, "before", lambda _: None) or node.add(tcp(8080))
+    node.call("DEL", conf(tcp(8080)))
+    assert node.is_clean()
+
+
 def test_check_fails_when_nobody_serves_what_a_container_shared(node: Node) -> None:
     node.add(tcp(8080))
     node.call("ADD", SECOND, "c1", "eth1")

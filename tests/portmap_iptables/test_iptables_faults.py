@@ -12,10 +12,11 @@ from iptables_kit import Driver, Part, Target, mapping, rules_of
 
 from cnimeta.errors import CniError, HostPortConflict
 from cnimeta.host.iptables.adapters import open_variant
-from cnimeta.host.iptables.values import Change, Refused
+from cnimeta.host.iptables.values import RAW, Change, Refused, Table
 from cnimeta.testing.iptables import FakeIptables
 from cnimeta_plugins.portmap.config import Settings
-from cnimeta_plugins.portmap.iptables.rules import JUMP_IN
+from cnimeta_plugins.portmap.iptables.names import GUARD_CHAIN
+from cnimeta_plugins.portmap.iptables.rules import GUARDED, JUMP_IN
 
 DNAT = "CNI-HOSTPORT-DNAT"
 HERE = os.path.dirname(__file__)
@@ -79,6 +80,7 @@ def test_add_starts_over_when_another_program_makes_the_shared_chain_first():
         tables.tables[4].chains[DNAT] = []
         tables.tables[4].chains["PREROUTING"].append(JUMP_IN)
 
+    tables.others[4, RAW] = Table({"PREROUTING": [GUARDED], GUARD_CHAIN: []})
     tables.tables[4].chains[DNAT] = []  # as seen at first: the chain without its jumps
     tables.on_commit = interfere
     backend = Driver(tables)
@@ -124,6 +126,7 @@ def test_the_error_is_raised_when_even_the_second_batch_is_refused():
             tables.tables[4].chains.pop(TARGET.chain, None)
 
     backend = Driver(tables)
+    tables.others[4, RAW] = Table({"PREROUTING": [GUARDED], GUARD_CHAIN: []})
     tables.tables[4].chains[DNAT] = []
     tables.on_commit = interfere
     with pytest.raises(Exception, match="does not exist"):
