@@ -166,7 +166,8 @@ class NftBackend:
             return self._removal(held), held, self._abandoned(wanted, held)
         elif others.is_dead(holder) or is_renamed(holder.owner, owner, wanted):
             return self._removal(held), held, _NOTHING
-        raise conflict(wanted, holder, self._comment_of(wanted))
+        comment = next(iter(self.nft.lookup(wanted.map, [wanted.key]).values()), "")
+        raise conflict(wanted, holder, comment)
 
     def _abandoned(self, wanted: Element, held: Elements) -> _Deserted:
         """Changes that remove a shared claim which nobody shares but who has what is `held`, if anybody."""
@@ -179,9 +180,6 @@ class NftBackend:
             return _NOTHING
         shared = [one for one in self.nft.lookup(wanted.map, [wanted.key]) if one.value == SHARED]
         return _Deserted(tuple(Change("delete", one) for one in shared), since) if shared else _NOTHING
-
-    def _comment_of(self, wanted: Element) -> str:
-        return next(iter(self.nft.lookup(wanted.map, [wanted.key]).values()), "")
 
     # --- DEL and GC ------------------------------------------------------------------------------------------
 
