@@ -299,8 +299,8 @@ def compile_packages(files: Iterable[str]) -> None:
 def bundle_modules(name: str, target: Target) -> None:
     """Write the file that the launcher takes its modules from. What it says is verified by each that reads it."""
     package = launcher.package_folder()
-    path = bundle.path_of(package, name)
-    if not bundle.is_current(path, target):
+    if not bundle.is_current(package, target, name):
+        path = bundle.path_of(package, name)
         with contextlib.suppress(OSError):  # a read-only installation works, more slowly
             replace_file(path, bundle.build(package, target), mode=0o644, temporary=f".tmp-{os.getpid()}-")
 

@@ -42,6 +42,7 @@ _RECEIVE_BYTES = 1 << 18
 _TIMEOUT_S = 10
 """The kernel answers before the request's call returns; some do not answer at all to what they do not know."""
 _NFT_GETCHAIN, _NFT_GETTABLE, _NFT_GETRULE = (10 << 8) | 4, (10 << 8) | 1, (10 << 8) | 7
+_NFT_GETGEN = (10 << 8) | 16
 _NFPROTO = {"inet": 1, "ip": 2, "ip6": 10}
 
 
@@ -272,6 +273,14 @@ def nft_table_exists(family: str, table: str, ask: Ask = ask) -> bool:
     body = struct.pack("=BBH", _NFPROTO[family], 0, 0) + attribute(1, table.encode() + b"\0")
     what = f"the nftables table {family} {table}"
     return told(what, lambda: ask(NETFILTER, _NFT_GETTABLE, 0, body), NFT_ABSENT) is not None
+
+
+@understood("the generation of the nftables ruleset")
+def nft_generation(ask: Ask = ask) -> int:
+    """The number of the ruleset, another after every transaction; 0 without nf_tables. IoFailure (code 5)."""
+    what, body = "the generation of the nftables ruleset", struct.pack("=BBH", 0, 0, 0)
+    answers = told(what, lambda: ask(NETFILTER, _NFT_GETGEN, 0, body), NFT_ABSENT)
+    return struct.unpack(">I", attributes(answers[0].body[4:])[1])[0] if answers else 0
 
 
 @understood("the nftables tables")

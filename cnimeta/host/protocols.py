@@ -181,8 +181,14 @@ class Nft(Protocol):
     def available(self) -> bool:
         """Whether nft can be used here."""
 
-    def apply(self, changes: Sequence[NftChange]) -> None:
-        """All changes or none. Raises cnimeta.host.nftables.values.Refusal."""
+    def generation(self) -> int:
+        """The number of the ruleset, another one after every transaction that changed anything. IoFailure (code 5)."""
+
+    def apply(self, changes: Sequence[NftChange], since: int = 0) -> None:
+        """All changes or none. Raises cnimeta.host.nftables.values.Refusal.
+
+        With `since`, a generation, only if nothing was changed since: the refusal is of the kind "changed" otherwise.
+        """
 
     def dry_run(self, changes: Sequence[NftChange]) -> None:
         """As `apply`, judged but not kept."""

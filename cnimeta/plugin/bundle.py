@@ -3,8 +3,8 @@
 To import a module, Python lists folders, and opens, reads and checks a file: with sixty modules, half of what a
 launcher does before it acts. `cnimeta install` writes the bundle beside the compiled modules, and a launcher reads it
 first: a table of code, and a finder that answers from it. It is a cache and nothing more: a module whose source has
-another size or time than it had is imported as usual, and so is everything when the bundle is missing, damaged or of
-another Python.
+another size or time than it had is imported as usual, and so is everything when the bundle is missing, damaged, of
+another Python, or of packages in other folders than the launcher's, as in a copy of an installation.
 """
 
 from __future__ import annotations
@@ -23,12 +23,25 @@ if TYPE_CHECKING:
 _ALWAYS = ("cnimeta.plugin.dispatch", "cnimeta.plugin.registry")
 """What a launcher imports itself."""
 
+_HASH_KEY = 1
+_HEAD_BYTES = 12
+"""The first bytes of a bundle: the magic number of the Python that wrote it, and the hash of all that follows.
+
+The hash is a keyed one that the interpreter has built in (SipHash, of 8 bytes; 0.3 ms for the largest bundle), against
+damage: whoever can write here can write modules. Code is not given to marshal unless it is whole: what it makes of
+damaged code is not always an error.
+"""
+
 _READER = """try:
     import marshal
-    with open({path!r}, "rb") as file:
-        magic, finder, table = marshal.loads(file.read())
-    if magic == sys.modules["_frozen_importlib_external"].MAGIC_NUMBER:
-        exec(marshal.loads(finder), {{"table": table}})
+    from _imp import source_hash
+    with open({path!r}, "rb", 0) as file:
+        data = memoryview(file.read())
+    head = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER + source_hash({key}, data[{start}:])
+    if data[:{start}] == head:
+        place, finder, table = marshal.loads(data[{start}:])
+        if place == {place!r}:
+            exec(finder, {{"table": table}})
 except (OSError, ValueError, EOFError, TypeError):
     pass
 """
@@ -84,35 +97,49 @@ def remove(package: str, name: str) -> None:
         pass
 
 
-def reader(path: str) -> str:
-    """The lines of a launcher that take what there is at `path`."""
-    return _READER.format(path=path)
+def reader(package: str, target: Target, name: str) -> str:
+    """The lines of the launcher `name` that take what its bundle has."""
+    place = _place(package, target)
+    return _READER.format(path=path_of(package, name), place=place, key=_HASH_KEY, start=_HEAD_BYTES)
 
 
 def build(package: str, target: Target) -> bytes:
     """The bundle of a plugin, by the folder of the cnimeta package. Raises OSError, SyntaxError."""
     import marshal
-    from importlib.util import MAGIC_NUMBER
 
     table = {}
     for name, file in _modules(package, target).items():
         table[name] = (*_entry(file), marshal.dumps(_compiled(file)))
-    finder = marshal.dumps(compile(_FINDER, "<bundle>", "exec", dont_inherit=True))
-    return marshal.dumps((MAGIC_NUMBER, finder, table))
+    finder = compile(_FINDER, "<bundle>", "exec", dont_inherit=True)
+    body = marshal.dumps((_place(package, target), finder, table))
+    return _head(body) + body
 
 
-def is_current(path: str, target: Target) -> bool:
-    """Whether the bundle at `path` is what `build` would make: of unchanged modules, which import what they did."""
+def is_current(package: str, target: Target, name: str) -> bool:
+    """Whether the bundle is what `build` would make: of these very modules, unchanged, which import what they did."""
     import marshal
-    from importlib.util import MAGIC_NUMBER
 
     try:
-        with open(path, "rb") as bundle:
-            magic, _, table = marshal.loads(bundle.read())  # noqa: S302 - as trusted as the modules beside it
-        unchanged = all(entry[:4] == _entry(entry[0]) for entry in table.values())
-        return bool(magic == MAGIC_NUMBER) and target.plugin.partition(":")[0] in table and unchanged
+        with open(path_of(package, name), "rb") as bundle:
+            head, body = bundle.read(_HEAD_BYTES), bundle.read()
+        if head != _head(body):
+            return False
+        place, _, table = marshal.loads(body)  # noqa: S302 - as trusted as the modules beside it
+        return place == _place(package, target) and all(entry[:4] == _entry(entry[0]) for entry in table.values())
     except (OSError, ValueError, EOFError, TypeError):  # unknown: the modules are read one by one
         return False
+
+
+def _head(body: bytes) -> bytes:
+    from _imp import source_hash
+    from importlib.util import MAGIC_NUMBER
+
+    return MAGIC_NUMBER + source_hash(_HASH_KEY, body)
+
+
+def _place(package: str, target: Target) -> tuple[str, ...]:
+    """What a bundle is of: the plugin, and where the packages lie that its modules are from."""
+    return (package, target.plugin, target.file)
 
 
 def _entry(file: str) -> tuple[str, str, int, int]:

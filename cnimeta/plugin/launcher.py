@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 
-from cnimeta.plugin.bundle import path_of, reader
+from cnimeta.plugin.bundle import reader
 from cnimeta.plugin.registry import Target
 
 MARK = "# cnimeta-launcher"
@@ -54,7 +54,7 @@ def render(target: Target, interpreter: str, *, name: str = "", agent: bool = Fa
         if not path.isprintable():
             raise ValueError(f"a launcher cannot name {path!r}")
     first, more = _start(interpreter)
-    taken = reader(path_of(package, name)) if name else ""
+    taken = reader(package, target, name) if name else ""
     asked = f"{_ASKING}\nhand_over({target.plugin!r})\n" if agent else ""
     return f"""{first}
 {MARK} {target.plugin} {_BETWEEN.join((package, target.package, target.file, *target.path))}

@@ -33,15 +33,23 @@ class FakeNft:
         self.refusing = False
         self.transactions: list[tuple[Change, ...]] = []
         self.before_apply: Callable[[], None] = lambda: None
+        self._generation = 1
 
     def available(self) -> bool:
         """Whether the program is there."""
         return self.usable
 
-    def apply(self, changes: Sequence[Change]) -> None:
-        """All changes or none."""
+    def generation(self) -> int:
+        """How often anything was changed."""
+        return self._generation
+
+    def apply(self, changes: Sequence[Change], since: int = 0) -> None:
+        """All changes or none; none when anything was changed after the generation `since`."""
         self.before_apply()
+        if since and since != self._generation:
+            raise Refusal("changed", -1, "the rules were changed meanwhile")
         self._state = self._tried(changes)
+        self._generation += 1
         self.transactions.append(tuple(changes))
 
     def dry_run(self, changes: Sequence[Change]) -> None:
@@ -80,14 +88,17 @@ class FakeNft:
     def flush_ruleset(self) -> None:
         """What `nft flush ruleset` does."""
         self._state = _State()
+        self._generation += 1
 
     def put(self, element: Element) -> None:
         """Another program's doing: an element as given, whatever was there."""
         self._state.maps[element.map][element.key] = (element.value, "")
+        self._generation += 1
 
     def empty(self, name: str) -> None:
         """Another program's doing: a map loses its elements."""
         self._state.maps[name].clear()
+        self._generation += 1
 
     def dump(self) -> str:
         """Every element and rule, a line each, sorted."""

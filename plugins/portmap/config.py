@@ -25,6 +25,8 @@ KEYS = (
 """The keys of a configuration that are portmap's own."""
 _PORT_MAX = 65535
 _CONDITION_MAX = 4096
+_VERDICTS = ("accept", "drop", "continue", "return", "goto", "jump", "vmap")
+"""What decides about a packet in nft's language and may be followed by more; nft itself refuses others (`reject`)."""
 
 
 class PortMapping(NamedTuple):
@@ -135,6 +137,12 @@ def read_settings(
     for key, words in conditions.items():
         if words and not _is_iptables(words) and backend == "iptables":
             raise InvalidNetworkConfig(f"$.{key} is written for nftables, but the backend is iptables")
+        verdict = "" if _is_iptables(words) else _verdict_in(words)
+        if verdict:
+            raise InvalidNetworkConfig(
+                f"$.{key} has the verdict {verdict}, which would be on other containers' packets too:"
+                " say only what a packet must match"
+            )
     return Settings(
         read_mappings(conf),
         (backend,) if backend != AUTO else ("iptables",) if needs_iptables else PREFERRED,
@@ -241,6 +249,14 @@ def _conditions(fields: Fields, key: str) -> tuple[str, ...]:
 def _is_iptables(words: tuple[str, ...]) -> bool:
     """Iptables conditions start with an option or its negation (upstream's test)."""
     return bool(words) and words[0].lstrip()[:1] in ("-", "!")
+
+
+def _verdict_in(words: tuple[str, ...]) -> str:
+    """The first word of nft's language that decides about a packet, outside quotes; empty for none."""
+    unquoted = " ".join(" ".join(words).split('"')[::2])
+    for sign in "{},:":
+        unquoted = unquoted.replace(sign, " ")
+    return next((word for word in unquoted.split() if word in _VERDICTS), "")
 
 
 def _iptables_key(external: str, mark_bit: int | None, conditions: dict[str, tuple[str, ...]]) -> str:

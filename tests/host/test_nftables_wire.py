@@ -305,7 +305,9 @@ def test_the_first_refusal_names_its_request(answers: list[bytes | int], verdict
 def test_what_became_of_it_is_unknown_when_no_answer_comes(answers: list[bytes | int]) -> None:
     with pytest.raises(OSError, match=r"answer|buffer|refused"):
         batch.transact(ORDERS, keep=True, connect=Script(*answers))
-    nft = KernelNft(TABLE, transact=lambda orders, keep: batch.transact(orders, keep=keep, connect=Script(*answers)))
+    nft = KernelNft(
+        TABLE, transact=lambda orders, keep, since: batch.transact(orders, keep=keep, connect=Script(*answers))
+    )
     with pytest.raises(CniError, match="nftables did not answer") as caught:
         nft.apply([Change("add", Chain("side"))])
     assert not isinstance(caught.value, Refusal)
@@ -331,7 +333,7 @@ class Recording(NftProgram):
     def available(self) -> bool:
         return self.there
 
-    def apply(self, changes: Sequence[Change]) -> None:
+    def apply(self, changes: Sequence[Change], since: int = 0) -> None:
         self.made += changes
 
 

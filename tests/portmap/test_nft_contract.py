@@ -170,6 +170,18 @@ def test_rules_come_back_in_order_and_go_by_their_handles_when_listed(table: Nft
     assert refused(table, Change("delete", listed[1])) == ("missing", 0)
 
 
+def test_nothing_is_made_when_anything_was_changed_since(table: Nft) -> None:
+    seen = table.generation()
+    table.apply([Change("add", ELEMENT)], seen)
+    assert table.elements("ports") == {ELEMENT: ""}
+    with pytest.raises(Refusal) as caught:
+        table.apply([Change("delete", ELEMENT)], seen)
+    assert (caught.value.kind, caught.value.index) == ("changed", -1)
+    assert table.elements("ports") == {ELEMENT: ""}
+    table.apply([Change("delete", ELEMENT)], table.generation())
+    assert table.elements("ports") == {}
+
+
 def test_a_chain_goes_with_its_rules_when_flushed_and_deleted(table: Nft) -> None:
     table.apply([Change("add", Rule("side", "masquerade"))])
     table.apply([Change("flush", Chain("side"))])

@@ -124,6 +124,41 @@ def test_the_old_mappings_go_when_add_is_repeated_with_others(node: Node) -> Non
     assert len(node.records()) == 1
 
 
+def test_an_address_gives_way_to_every_one_when_add_is_repeated_so(node: Node) -> None:
+    node.add(tcp(8080, hostIP="192.0.2.1"))
+    node.add(tcp(8080))
+    assert node.mapped() == {Mapped(4, "tcp", 8080, "", ADDRESS, 80)}
+    node.call("CHECK", conf(tcp(8080)))
+    node.call("DEL", conf(tcp(8080)))
+    assert node.is_clean()
+
+
+def test_a_dead_containers_address_gives_way_when_every_one_is_mapped(node: Node) -> None:
+    node.add(tcp(8080, hostIP="192.0.2.1"))
+    node.namespaces.gone.add("/run/netns/c1")
+    node.add(tcp(8080), ips=(f"{OTHER}/16",), container_id="c2")
+    assert node.mapped() == {Mapped(4, "tcp", 8080, "", OTHER, 80)}
+
+
+def test_dead_containers_addresses_give_way_when_all_that_have_the_port_are_dead(node: Node) -> None:
+    third = "10.88.0.4/16"
+    node.add(tcp(8080, hostIP="192.0.2.1"))
+    node.add(tcp(8080, hostIP="192.0.2.2"), ips=(f"{OTHER}/16",), container_id="c2")
+    node.namespaces.gone.add("/run/netns/c1")
+    assert node.refused("ADD", conf(tcp(8080), ips=(third,)), "c3").code == 100
+    node.namespaces.gone.add("/run/netns/c2")
+    node.add(tcp(8080), ips=(third,), container_id="c3")
+    assert node.ports() == {8080: "10.88.0.4"}
+
+
+def test_another_containers_address_stays_when_every_one_is_asked_for(node: Node) -> None:
+    node.add(tcp(8080, hostIP="192.0.2.1"))
+    node.add(tcp(8080, hostIP="192.0.2.2"), ips=(f"{OTHER}/16",), container_id="c2")
+    before = node.mapped()
+    assert node.refused("ADD", conf(tcp(8080))).code == 100
+    assert node.mapped() == before
+
+
 def test_a_family_goes_when_add_is_repeated_without_it(node: Node) -> None:
     node.add(tcp(8080), ips=BOTH)
     node.add(tcp(8080), ips=(f"{ADDRESS6}/64",))

@@ -67,6 +67,21 @@ def test_mapping_is_refused_naming_the_key_when_it_is_wrong(mapping: Any, path: 
         ({"conditionsV6": ["ip6 saddr fd00::/8; flush ruleset"]}, "$.conditionsV6[0]"),
         ({"conditionsV4": ["a\nb"]}, "$.conditionsV4[0]"),
         ({"conditionsV4": "ip"}, "$.conditionsV4"),
+        *(
+            ({key: words, "backend": backend}, f"$.{key} has the verdict")
+            for key, words in (
+                *(
+                    ("conditionsV4", [verdict])
+                    for verdict in ("drop", "accept", "return", "continue", "goto x", "jump x")
+                ),
+                ("conditionsV4", ["ip saddr 203.0.113.2 drop"]),
+                ("conditionsV4", ["ip saddr 203.0.113.2", "drop"]),
+                ("conditionsV6", ["ip6 saddr fd00::2 accept"]),
+                ("conditionsV6", ["tcp dport vmap {99:drop}"]),
+                ("conditionsV4", ['iifname "eth0"drop']),
+            )
+            for backend in ("nftables", "auto")
+        ),
         ({"dataDir": "relative"}, "$.dataDir"),
         ({"runtimeConfig": []}, "$.runtimeConfig"),
         ({"runtimeConfig": {"portMappings": {}}}, "$.runtimeConfig.portMappings"),
@@ -77,6 +92,14 @@ def test_key_is_refused_when_its_value_is_wrong(keys: dict[str, Any], named: str
         read_settings(NetConf({**conf(tcp(80)), **keys}))
     assert caught.value.code == 7
     assert named in caught.value.msg
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["ip", "saddr", "192.0.2.0/24"], ['iifname "drop"'], ["ct status dnat"], ["ip saddr @dropped"], ["-j", "drop"]],
+)
+def test_conditions_are_taken_when_no_word_of_them_is_a_verdict(words: list[str]) -> None:
+    assert read_settings(NetConf({**conf(tcp(80)), "conditionsV4": words})).conditions_v4 == tuple(words)
 
 
 def test_two_targets_are_refused_when_the_host_port_is_the_same() -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from portmap_kit import Host, conf, tcp
 
 from cnimeta.errors import CniError
 from cnimeta.host.nftables.values import Element
 from cnimeta.testing.files import Killed
-from cnimeta.testing.netfilter import Flow
-from cnimeta_plugins.portmap.nftables.rules import owner_id
+from cnimeta.testing.netfilter import FakeNft, Flow
+from cnimeta_plugins.portmap.nftables.rules import SHARED, owner_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from cnimeta.host.nftables.values import Change
 
 pytestmark = pytest.mark.unit
 
@@ -343,6 +350,46 @@ def test_add_fails_clean_when_the_disk_is_full() -> None:
     host.files.fail_at(1, lasting=True)
     assert refusal(host, "ADD", conf(tcp(8080))).code == 104
     assert host.nft.dump() == ""
+
+
+class Meanwhile(FakeNft):
+    """Lets another command run between a look and the first transaction that deletes a shared claim."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others: list[Callable[[], object]] = []
+
+    def apply(self, changes: Sequence[Change], since: int = 0) -> None:
+        if self.others and _deletes_share(changes):
+            self.others.pop()()
+        super().apply(changes, since)
+
+
+def _deletes_share(changes: Sequence[Change]) -> bool:
+    return any(one.verb == "delete" and getattr(one.item, "value", "") == SHARED for one in changes)
+
+
+@pytest.mark.parametrize("last", ["DEL", "ADD with another address", "ADD after a dead one"])
+def test_a_claim_stays_when_another_begins_to_share_it_meanwhile(last: str) -> None:
+    nft = Meanwhile()
+    host = Host(nft)
+    host.call("ADD", conf(tcp(8080, hostIP="192.0.2.1")))
+    other = conf(tcp(8080, hostIP="192.0.2.2"), ips=("10.88.0.3/16",))
+    nft.others.append(lambda: host.call("ADD", other, container_id="c2"))
+    whole = conf(tcp(8080), ips=("10.88.0.4/16",))
+    if last == "DEL":
+        host.call("DEL", conf())
+    elif last == "ADD after a dead one":
+        host.namespaces.gone.add("/run/netns/c1")
+        assert refusal(host, "ADD", whole, container_id="c3").code == 100
+    else:
+        assert refusal(host, "ADD", conf(tcp(8080))).code == 100
+    assert not nft.others
+    host.call("CHECK", other, container_id="c2")
+    assert refusal(host, "ADD", whole, container_id="c3").code == 100
+    host.call("DEL", other, container_id="c2")
+    host.call("DEL", conf())
+    host.call("ADD", whole, container_id="c3")
 
 
 def test_conditions_have_a_chain_of_their_own_when_given() -> None:

@@ -18,6 +18,7 @@ from cnimeta.plugin.registry import Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import CodeType
 
 pytestmark = pytest.mark.unit
 
@@ -35,18 +36,32 @@ class Copy:
     """A copy of the packages, with the bundle of portmap's launcher."""
 
     def __init__(self, folder: Path) -> None:
-        skipped = shutil.ignore_patterns("__pycache__", "testing", "cli")
-        self.package = shutil.copytree(SOURCE, folder / "cnimeta", ignore=skipped)
-        plugins = shutil.copytree(SOURCE.parent / "plugins", folder / "plugins", ignore=skipped)
-        self.target = Target("cnimeta_plugins.portmap.main:Portmap", "cnimeta_plugins", str(plugins / "__init__.py"))
+        self.folder = folder
+        self.package = folder / "cnimeta"
+        plugin = folder / "plugins" / "__init__.py"
+        self.target = Target("cnimeta_plugins.portmap.main:Portmap", "cnimeta_plugins", str(plugin))
         self.path = Path(bundle.path_of(str(self.package), "portmap"))
-        self.path.parent.mkdir()
+
+    @classmethod
+    def made(cls, folder: Path) -> Copy:
+        skipped = shutil.ignore_patterns("__pycache__", "testing")
+        for name in ("cnimeta", "plugins"):
+            shutil.copytree(SOURCE.parent / name, folder / name, ignore=skipped)
+        one = cls(folder)
+        one.path.parent.mkdir()
+        one.renew()
+        return one
+
+    def renew(self) -> None:
         self.path.write_bytes(bundle.build(str(self.package), self.target))
+
+    def is_current(self) -> bool:
+        return bundle.is_current(str(self.package), self.target, "portmap")
 
     def start(self, verb: str = "VERSION", conf: object = None) -> tuple[dict[str, object], dict[str, bool]]:
         """The answer, and which modules were loaded: whether each was taken from the bundle."""
         lines = f"""import sys
-{bundle.reader(str(self.path))}
+{bundle.reader(str(self.package), self.target, "portmap")}
 {TELL}
 sys.modules["cnimeta"] = type(sys)("cnimeta")
 sys.modules["cnimeta"].__path__ = [{str(self.package)!r}]
@@ -64,7 +79,13 @@ start(lambda: load(Target{tuple(self.target)!r}))
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Copy:
-    return Copy(tmp_path)
+    return Copy.made(tmp_path / "one")
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> Copy:
+    """One for several tests, which leave it as it was."""
+    return Copy.made(tmp_path_factory.mktemp("bundled"))
 
 
 def test_every_module_is_taken_from_it_when_nothing_has_changed(copy: Copy) -> None:
@@ -80,7 +101,7 @@ def test_every_module_is_taken_from_it_when_nothing_has_changed(copy: Copy) -> N
     assert "dataDir" in str(answer["msg"])
     assert {"cnimeta.plugin.dispatch", "cnimeta.errors", "cnimeta_plugins.portmap.mapper"} <= set(loaded)
     assert {name for name, bundled in loaded.items() if not bundled} == {"cnimeta_plugins"}
-    assert bundle.is_current(str(copy.path), copy.target)
+    assert copy.is_current()
 
 
 def test_a_module_that_has_changed_is_imported_as_usual(copy: Copy) -> None:
@@ -90,12 +111,50 @@ def test_a_module_that_has_changed_is_imported_as_usual(copy: Copy) -> None:
     assert answer["cniVersion"] == "0.4.0"
     assert not loaded["cnimeta.spec.version"]
     assert loaded["cnimeta.plugin.dispatch"]
-    assert not bundle.is_current(str(copy.path), copy.target)
+    assert not copy.is_current()
+
+
+def test_the_code_of_the_original_is_not_run_when_an_installation_is_copied(copy: Copy) -> None:
+    there = Copy(copy.folder.parent / "two")
+    shutil.copytree(copy.folder, there.folder)  # times and all, as `cp -a` does
+    assert there.path.read_bytes() == copy.path.read_bytes()
+    changed = there.package / "spec" / "version.py"
+    changed.write_text(changed.read_text() + "\nCURRENT = '0.4.0'\n")
+    answer, loaded = there.start()
+    assert answer["cniVersion"] == "0.4.0"
+    assert not any(loaded.values())
+    assert not there.is_current()
+    there.renew()
+    assert there.is_current()
+    answer, loaded = there.start()
+    assert answer["cniVersion"] == "0.4.0"
+    assert loaded["cnimeta.spec.version"]
+    answer, loaded = copy.start()
+    assert answer["cniVersion"] == "1.1.0"
+    assert loaded["cnimeta.spec.version"]
+    assert copy.is_current()
+
+
+def test_it_is_not_current_when_the_same_package_is_another_plugins(copy: Copy) -> None:
+    other = copy.target._replace(plugin="cnimeta_plugins.bandwidth.main:Bandwidth")
+    assert not bundle.is_current(str(copy.package), other, "portmap")
+
+
+def content(path: Path) -> tuple[object, CodeType, dict[str, tuple[str, str, int, int, bytes]]]:
+    whole: tuple[object, CodeType, dict[str, tuple[str, str, int, int, bytes]]] = marshal.loads(path.read_bytes()[12:])
+    return whole
 
 
 def other_python(path: Path) -> None:
-    _, finder, table = marshal.loads(path.read_bytes())
-    path.write_bytes(marshal.dumps((b"none", finder, table)))
+    path.write_bytes(b"none" + path.read_bytes()[4:])
+
+
+def code_damaged(path: Path) -> None:
+    """Inside the code of a module that every verb needs: the bundle itself can still be read."""
+    data = bytearray(path.read_bytes())
+    code = content(path)[2]["cnimeta.plugin.dispatch"][4]
+    data[data.index(code) + len(code) // 2] ^= 0xFF
+    path.write_bytes(data)
 
 
 @pytest.mark.parametrize(
@@ -106,21 +165,61 @@ def other_python(path: Path) -> None:
         lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
         lambda path: path.write_bytes(b"not a bundle"),
         lambda path: path.write_bytes(marshal.dumps(5)),
+        lambda path: path.write_bytes(path.read_bytes() + b"more"),
         other_python,
+        code_damaged,
     ],
-    ids=["missing", "empty", "cut", "text", "another value", "another Python"],
+    ids=["missing", "empty", "cut", "text", "another value", "longer", "another Python", "damaged code"],
 )
 def test_everything_is_imported_as_usual_without_a_whole_bundle(copy: Copy, spoil: Callable[[Path], object]) -> None:
     spoil(copy.path)
     answer, loaded = copy.start()
     assert answer["cniVersion"] == "1.1.0"
     assert not any(loaded.values())
-    assert not bundle.is_current(str(copy.path), copy.target)
+    assert not copy.is_current()
+    copy.renew()
+    assert copy.is_current()
+
+
+@pytest.mark.parametrize("at", [0, 3, 4, 11, 12, 13, 40, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, -9, -1])
+@pytest.mark.parametrize("flip", [1, 0x80])
+def test_nothing_is_taken_from_it_when_one_byte_is_damaged(
+    bundled: Copy, monkeypatch: pytest.MonkeyPatch, at: float, flip: int
+) -> None:
+    whole = bundled.path.read_bytes()
+    data = bytearray(whole)
+    data[at if isinstance(at, int) else int(at * len(data))] ^= flip
+    monkeypatch.setattr(sys, "meta_path", [])
+    try:
+        bundled.path.write_bytes(data)
+        exec(bundle.reader(str(bundled.package), bundled.target, "portmap"), {"sys": sys})
+        assert sys.meta_path == []
+    finally:
+        monkeypatch.undo()
+        current = bundled.is_current()
+        bundled.path.write_bytes(whole)
+    assert not current
+    assert bundled.is_current()
+
+
+@pytest.mark.parametrize("spoil", [lambda _: None, Path.unlink, code_damaged], ids=["whole", "missing", "damaged"])
+def test_install_writes_it_anew_when_it_is_not_whole(bundled: Copy, spoil: Callable[[Path], object]) -> None:
+    whole, inode = bundled.path.read_bytes(), bundled.path.stat().st_ino
+    spoil(bundled.path)
+    kept = bundled.path.exists() and bundled.path.read_bytes() == whole
+    lines = f"""import sys
+sys.path.insert(0, {str(bundled.folder)!r})
+from cnimeta.cli.install import bundle_modules
+from cnimeta.plugin.registry import Target
+bundle_modules("portmap", Target{tuple(bundled.target)!r})
+"""
+    subprocess.run([sys.executable, "-I", "-c", lines], check=True, timeout=60)
+    assert bundled.is_current()
+    assert bundled.path.stat().st_ino == inode or not kept  # left alone when it is whole
 
 
 def test_documentation_is_left_out_and_lines_stay(copy: Copy) -> None:
-    _, _, table = marshal.loads(copy.path.read_bytes())
-    code = marshal.loads(table["cnimeta.plugin.dispatch"][4])
+    code = marshal.loads(content(copy.path)[2]["cnimeta.plugin.dispatch"][4])
     run = next(one for one in code.co_consts if getattr(one, "co_name", "") == "run")
     assert "Serve one invocation" not in str(run.co_consts)
     source = (copy.package / "plugin" / "dispatch.py").read_text().splitlines()

@@ -12,7 +12,7 @@ import struct
 from _socket import SO_RCVBUF, SO_SNDBUF, SOL_SOCKET, socket
 
 from cnimeta.host import afterwards
-from cnimeta.host.netlink import ACK, ERROR, NETFILTER, Conversation, messages, request
+from cnimeta.host.netlink import ACK, ERROR, NETFILTER, Conversation, attribute, messages, request
 from cnimeta.host.nftables.wire import BATCH, BATCH_BEGIN, BATCH_END, DELETIONS
 from cnimeta.namedtuple import NamedTuple
 
@@ -28,6 +28,7 @@ _ROOM_BYTES = 100_000
 """What a socket's buffers have room for by default, by any kernel's account."""
 _ANSWER_BYTES = 1024  # what the kernel charges for one
 _BEGIN = 0
+_BATCH_GENERATION = 1  # NFNL_BATCH_GENID
 _AT_ONCE = 0x40  # MSG_DONTWAIT
 
 
@@ -38,13 +39,15 @@ class Verdict(NamedTuple):
     place: int = -1
 
 
-def transact(orders: Sequence[Order], *, keep: bool, connect: Connect = socket) -> Verdict:
+def transact(orders: Sequence[Order], *, keep: bool, since: int = 0, connect: Connect = socket) -> Verdict:
     """Make all of the requests, or none. Without `keep` none is, and the kernel judges them all the same.
 
+    With `since`, a generation of the ruleset, none is made when the ruleset is of another: ERESTART.
     OSError when it is unknown what became of them.
     """
     last = len(orders)
-    parts = [request(_BEGIN, BATCH_BEGIN, 0, BATCH)]
+    named = attribute(_BATCH_GENERATION, struct.pack(">I", since)) if since else b""
+    parts = [request(_BEGIN, BATCH_BEGIN, 0, BATCH + named)]
     for at, (kind, flags, body) in enumerate(orders, 1):
         parts.append(request(at, kind, flags | (ACK if at == last else 0), body))
     if keep:

@@ -20,6 +20,7 @@ from cnimeta.host.netlink import (
     attributes,
     nft_chain_exists,
     nft_chain_uses,
+    nft_generation,
     nft_rule_count,
 )
 from cnimeta.host.nftables.batch import transact
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from cnimeta.host.nftables.program import NftProgram
     from cnimeta.host.nftables.values import Change, Element, Rule
 
-_KINDS = {errno.EEXIST: "exists", errno.ENOENT: "missing"}
+_KINDS = {errno.EEXIST: "exists", errno.ENOENT: "missing", errno.ERESTART: "changed"}
 _GONE = (errno.ENOENT,)
 _OTHER_FORM = (errno.EINVAL, errno.EOPNOTSUPP, errno.ERANGE, errno.EPROTO)
 """What a kernel says that knows an object in another form, or not at all."""
@@ -81,35 +82,42 @@ class KernelNft:
             told("the nftables tables", lambda: self._ask(NETFILTER, _GET_GENERATION, 0, _ANY), NFT_ABSENT) is not None
         )
 
-    def apply(self, changes: Sequence[Change]) -> None:
-        """All changes or none. Raises Refusal."""
-        self._make(changes, keep=True)
+    def generation(self) -> int:
+        """The number of the ruleset; 0 where there is no nf_tables."""
+        return nft_generation(self._ask)
+
+    def apply(self, changes: Sequence[Change], since: int = 0) -> None:
+        """All changes or none; none when anything was changed after the generation `since`. Raises Refusal."""
+        self._make(changes, keep=True, since=since)
 
     def dry_run(self, changes: Sequence[Change]) -> None:
         """As `apply`, judged by the kernel but not kept. It costs a grace period, as undoing does."""
         self._make(changes, keep=False)
 
-    def _make(self, changes: Sequence[Change], *, keep: bool) -> None:
+    def _make(self, changes: Sequence[Change], *, keep: bool, since: int = 0) -> None:
         try:
             wanted = orders(self.table, changes)
         except Unwritable:
-            self._by_program(changes, keep=keep)
+            self._by_program(changes, keep=keep, since=since)
             return
         if not wanted:
             return
         try:
-            number, index = self._transact(wanted, keep=keep)
+            number, index = self._transact(wanted, keep=keep, since=since)
         except OSError as error:
             raise IoFailure(f"nftables did not answer: {error.strerror or error}") from None
         if number in _OTHER_FORM and self.program.available():
-            self._by_program(changes, keep=keep)
+            self._by_program(changes, keep=keep, since=since)
         elif number:
             what = f" at: {changes[index].render('TABLE')}" if 0 <= index < len(changes) else ""
             kind = _KINDS.get(number, "other")
             raise Refusal(kind, index, f"nftables refused the rules: {os.strerror(number)}{what}")
 
-    def _by_program(self, changes: Sequence[Change], *, keep: bool) -> None:
-        (self.program.apply if keep else self.program.dry_run)(changes)
+    def _by_program(self, changes: Sequence[Change], *, keep: bool, since: int) -> None:
+        if keep:
+            self.program.apply(changes, since)
+        else:
+            self.program.dry_run(changes)
 
     # --- chains and rules ------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ does not.
 from __future__ import annotations
 
 from cnimeta.errors import IoFailure
-from cnimeta.host.netlink import nft_chain_exists, nft_chain_uses, nft_rule_count
+from cnimeta.host.netlink import nft_chain_exists, nft_chain_uses, nft_generation, nft_rule_count
 from cnimeta.host.nftables.values import Element, Refusal, Rule
 from cnimeta.host.process import find_program, run_program
 from cnimeta.spec.ip import parse_ip
@@ -37,8 +37,17 @@ class NftProgram:
         """Whether the program is there."""
         return self._find() is not None
 
-    def apply(self, changes: Sequence[Change]) -> None:
-        """All changes or none. Raises Refusal."""
+    def generation(self) -> int:
+        """The number of the ruleset; one netlink request, no process."""
+        return nft_generation()
+
+    def apply(self, changes: Sequence[Change], since: int = 0) -> None:
+        """All changes or none. Raises Refusal.
+
+        nft cannot be told `since`: it is looked at before nft is started, so what changes after that goes unnoticed.
+        """
+        if since and self.generation() != since:
+            raise Refusal("changed", -1, "the nftables rules were changed meanwhile")
         self._run(["-f", "-"], changes)
 
     def dry_run(self, changes: Sequence[Change]) -> None:

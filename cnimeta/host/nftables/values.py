@@ -114,7 +114,8 @@ class Change(NamedTuple):
 class Refusal(CniError):
     """The kernel refused one change, and with it the whole transaction.
 
-    kind: "exists" (EEXIST), "missing" (ENOENT) or "other"; `index` of the change, -1 when unknown.
+    kind: "exists" (EEXIST), "missing" (ENOENT), "changed" (ERESTART: since the generation that was named) or "other";
+    `index` of the change, -1 when unknown.
     """
 
     code = IoFailure.code

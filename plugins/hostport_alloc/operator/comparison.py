@@ -47,7 +47,7 @@ class Standing(NamedTuple):
         elif is_gone(wiring, record):
             why_not = "its namespace is gone; DEL or GC has not come"
         elif record.phase != "mapped":
-            why_not = f"ADD was cut short (phase {record.phase})"
+            why_not = f"ADD is under way or was cut short (phase {record.phase})"
         return cls(record, None if why_not else undo, why_not)
 
 

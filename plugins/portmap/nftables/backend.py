@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cnimeta.errors import Failures, HostPortConflict, IoFailure
 from cnimeta.host.nftables.values import Chain, Change, Element, Refusal
+from cnimeta.namedtuple import NamedTuple
 from cnimeta_plugins.portmap.backends import Unusable
 from cnimeta_plugins.portmap.nftables.base import base_changes, healing_changes
 from cnimeta_plugins.portmap.nftables.rules import (
@@ -24,7 +25,6 @@ from cnimeta_plugins.portmap.nftables.rules import (
     shared_keys,
     subnet_chains,
 )
-from cnimeta_plugins.portmap.plan import address_conflict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from cnimeta_plugins.portmap.config import PortMapping
     from cnimeta_plugins.portmap.nftables.rules import Group
     from cnimeta_plugins.portmap.plan import Owner, Plan
-    from cnimeta_plugins.portmap.records import Others, Record
+    from cnimeta_plugins.portmap.records import Others
 
-_ADDRESSES = ("addresses", "snat")
 _PASSING = ("Cannot allocate memory", "No buffer space", "Interrupted", "temporarily unavailable")
+_LOOKS = 100  # other commands may change something between a look at the shared claims and the transaction
 _ATTEMPTS = 4  # another command may build the base, or a tool flush it, between a look and the transaction
 
 
@@ -58,6 +58,20 @@ def on_host(path: str) -> NftBackend:
         return other_holder(family, ports, container_id, path)
 
     return NftBackend(KernelNft(TABLE, path), remove_upstream, held_by_upstream)
+
+
+class _Deserted(NamedTuple):
+    """Changes that remove shared claims which nobody shares, as seen at the generation `since`."""
+
+    changes: tuple[Change, ...] = ()
+    since: int = 0
+
+    def and_also(self, more: _Deserted) -> _Deserted:
+        """Both, as seen when the first was."""
+        return _Deserted((*self.changes, *more.changes), self.since or more.since)
+
+
+_NOTHING = _Deserted()
 
 
 class NftBackend:
@@ -91,23 +105,28 @@ class NftBackend:
     def add(self, plan: Plan, payload: Elements, before: Elements | None, others: Others) -> None:
         """One transaction, so all or nothing."""
         self._require_none_of_upstream(plan)
-        stale, displaced = self._stale(payload, before), Elements()
+        stale, displaced, deserted = self._stale(payload, before), Elements(), _NOTHING
         refusal: Refusal
-        for _ in range(_ATTEMPTS + len(payload.groups)):
-            changes = self._add_script(plan, payload, stale)
+        attempts, looks = _ATTEMPTS + len(payload.groups), _LOOKS
+        while attempts and looks:
+            changes = self._add_script(plan, payload, [*stale, *deserted.changes])
             try:
-                self.nft.apply(changes)
+                self.nft.apply(changes, deserted.since)
                 self._tidy(before, payload, displaced)
                 return
             except Refusal as error:
                 refusal = error
+            if refusal.kind == "changed":  # a claim that was nobody's may be somebody's now
+                looks, attempts, deserted = looks - 1, attempts + 1, _NOTHING
+                continue
+            attempts -= 1
             refused = changes[refusal.index].item if 0 <= refusal.index < len(changes) else None
             if refused is None or refusal.kind == "other":
                 raise refusal
             if refusal.kind == "missing" or not isinstance(refused, Element):
                 continue  # flushed, or built by another command, since we looked
-            removal, held = self._displaced(plan.owner, refused, others)
-            stale, displaced = [*stale, *removal], self.both(displaced, held)
+            removal, held, more = self._displaced(plan.owner, refused, others)
+            stale, displaced, deserted = [*stale, *removal], self.both(displaced, held), deserted.and_also(more)
         raise refusal
 
     def _stale(self, wanted: Elements, before: Elements | None) -> list[Change]:
@@ -125,31 +144,42 @@ class NftBackend:
         missing = [subnet for subnet in subnets if self.nft.rule_count(subnet.chain) != len(subnet.rules)]
         return [*healing_changes(uses), *stale, *add_changes(plan, payload, missing)]
 
-    def _displaced(self, owner: Owner, wanted: Element, others: Others) -> tuple[list[Change], Elements]:
-        """Changes that remove the dead holder of the key that is wanted, and what it has.
+    def _displaced(self, owner: Owner, wanted: Element, others: Others) -> tuple[list[Change], Elements, _Deserted]:
+        """Changes that remove the dead holder of the key that is wanted, what it has, and what nobody shares then.
 
         Raises HostPortConflict for a live one.
         """
-        holder, held = _holder(others, wanted)
+        from cnimeta_plugins.portmap.nftables.shared import conflict, holders, is_renamed, is_shared
+
+        holder, held = next(holders(others, wanted), (None, Elements()))
         if holder is None:
             held = self._held_by(owner)
-            removal = self._removal(held) or self._abandoned(wanted)
-            if removal:
-                return removal, held
-        elif others.is_dead(holder) or _is_renamed(holder.owner, owner, wanted):
-            return self._removal(held), held
-        raise _conflict(wanted, holder, self._comment_of(wanted))
+            removal, deserted = self._removal(held), self._abandoned(wanted, held)
+            if removal or deserted.changes:
+                return removal, held, deserted
+        elif is_shared(held, wanted):
+            for holder, more in holders(others, wanted):
+                if is_shared(more, wanted) and not others.is_dead(holder):
+                    raise conflict(wanted, holder, "")
+                held = self.both(held, more)
+            held = self.both(held, self._held_by(owner))
+            return self._removal(held), held, self._abandoned(wanted, held)
+        elif others.is_dead(holder) or is_renamed(holder.owner, owner, wanted):
+            return self._removal(held), held, _NOTHING
+        comment = next(iter(self.nft.lookup(wanted.map, [wanted.key]).values()), "")
+        raise conflict(wanted, holder, comment)
 
-    def _abandoned(self, wanted: Element) -> list[Change]:
-        """Changes that remove a shared claim which no owner is left to share."""
+    def _abandoned(self, wanted: Element, held: Elements) -> _Deserted:
+        """Changes that remove a shared claim which nobody shares but who has what is `held`, if anybody."""
         if wanted.value == SHARED or not wanted.map.startswith("claims"):
-            return []
-        if any(one.key.endswith(f" . {wanted.key}") for one in self.nft.elements(f"host{wanted.map}")):
-            return []
-        return [Change("delete", one) for one in self.nft.lookup(wanted.map, [wanted.key]) if one.value == SHARED]
-
-    def _comment_of(self, wanted: Element) -> str:
-        return next(iter(self.nft.lookup(wanted.map, [wanted.key]).values()), "")
+            return _NOTHING
+        since = self.nft.generation()
+        own = {one.key for group in held.groups for one in group.all if one.map == f"host{wanted.map}"}
+        others = (one.key for one in self.nft.elements(f"host{wanted.map}") if one.key not in own)
+        if any(key.endswith(f" . {wanted.key}") for key in others):
+            return _NOTHING
+        shared = [one for one in self.nft.lookup(wanted.map, [wanted.key]) if one.value == SHARED]
+        return _Deserted(tuple(Change("delete", one) for one in shared), since) if shared else _NOTHING
 
     # --- DEL and GC ------------------------------------------------------------------------------------------
 
@@ -170,7 +200,7 @@ class NftBackend:
             if refusal.kind == "other":
                 raise
             # Its claim tells whose a group is.
-            lost = [group for group in payload.groups if not self._apply_if_there(remove_changes([group]))]
+            lost = [group for group in payload.groups if self._apply_if_there(remove_changes([group]))]
             for orphan in orphan_changes(payload.groups, lost):
                 self._apply_if_there(orphan)
             self._apply_if_there(self._chains_out(payload.conditions))
@@ -200,7 +230,9 @@ class NftBackend:
         """By upstream's rules on nftables, and by our claims."""
         self._require_none_of_upstream(plan)
         claims = [Change("add", one) for group in plan_elements(plan).groups for one in group.all if is_claim(one)]
-        for _ in claims if self.nft.has_chain(BASE_CHAIN) else ():
+        attempts, looks = len(claims) if self.nft.has_chain(BASE_CHAIN) else 0, _LOOKS
+        while attempts and looks:
+            attempts -= 1
             try:
                 self.nft.dry_run(claims)
                 return
@@ -208,8 +240,10 @@ class NftBackend:
                 refused = claims[refusal.index].item if 0 <= refusal.index < len(claims) else None
                 if refusal.kind != "exists" or not isinstance(refused, Element):
                     raise
-            removal, held = self._displaced(plan.owner, refused, others)
-            self._apply_if_there(removal)
+            removal, held, deserted = self._displaced(plan.owner, refused, others)
+            if self._apply_if_there([*removal, *deserted.changes], deserted.since) == "changed":
+                looks, attempts = looks - 1, attempts + 1
+                continue
             self._drop_shared(held.groups)
 
     def _require_none_of_upstream(self, plan: Plan) -> None:
@@ -242,16 +276,16 @@ class NftBackend:
     def _removal(self, held: Elements) -> list[Change]:
         return [*self._chains_out(held.conditions), *remove_changes(held.groups)]
 
-    def _apply_if_there(self, changes: Sequence[Change]) -> bool:
-        """Whether it fitted what is there."""
+    def _apply_if_there(self, changes: Sequence[Change], since: int = 0) -> str:
+        """The kind of the refusal when it did not fit what is there, empty when it did."""
         try:
             if changes:
-                self.nft.apply(changes)
+                self.nft.apply(changes, since)
         except Refusal as refusal:
             if refusal.kind == "other":
                 raise
-            return False
-        return True
+            return refusal.kind
+        return ""
 
     def _chains_out(self, chains: Iterable[str]) -> list[Change]:
         """Changes that remove conditional chains and the rules that lead to them."""
@@ -269,12 +303,11 @@ class NftBackend:
 
     def _drop_shared(self, groups: Iterable[Group]) -> None:
         """Remove shared claims that nobody shares any more (mappings for one host address only)."""
-        wanted = set(shared_keys(groups))
-        for name in {element.map for element in wanted}:
-            held = {element.key.partition(" . ")[2] for element in self.nft.elements(f"host{name}")}
-            for element in wanted:
-                if element.map == name and element.key not in held:
-                    self._apply_if_there([Change("add", element), Change("delete", element)])
+        wanted = shared_keys(groups)
+        if wanted:
+            from cnimeta_plugins.portmap.nftables.shared import drop_unshared
+
+            drop_unshared(self.nft, wanted)
 
     def sweep(self, owner: Owner, mappings: Sequence[PortMapping] | None, _others: Others) -> bool:
         """What the claims tell to be the owner's, and upstream's rules for the container."""
@@ -355,34 +388,6 @@ class NftBackend:
     def payload(self, value: JSON) -> Elements:
         """Read a payload."""
         return read_elements(value)
-
-
-def _holder(others: Others, wanted: Element) -> tuple[Record | None, Elements]:
-    """The record that has an element of the key that is wanted, and all its elements."""
-    for record in others.every():
-        held = record.payload
-        if isinstance(held, Elements) and any(
-            (element.map, element.key) == (wanted.map, wanted.key) for group in held.groups for element in group.all
-        ):
-            return record, held
-    return None, Elements()
-
-
-def _is_renamed(holder: Owner, owner: Owner, wanted: Element) -> bool:
-    """Whether the holder of an address is the same interface under an earlier name of the network."""
-    return wanted.map.startswith(_ADDRESSES) and holder[1:] == owner[1:]
-
-
-def _conflict(wanted: Element, holder: Record | None, comment: str) -> HostPortConflict:
-    whose = holder.owner.text if holder is not None else (comment or "another container")
-    if wanted.map.startswith(_ADDRESSES):
-        return address_conflict(wanted.key, whose)
-    protocol, _, port = wanted.key.rpartition(" . ")
-    where, _, protocol = protocol.rpartition(" . ")
-    place = f"{port}/{protocol}" + (f" on {where}" if where else "")
-    if wanted.value == SHARED:
-        place += " (every address)"
-    return HostPortConflict(f"host port {place} is already mapped for {whose}: choose another hostPort")
 
 
 def _is_stale(comment: str, network: str, valid: Collection[tuple[str, str]]) -> bool:

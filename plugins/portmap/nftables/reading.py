@@ -31,7 +31,11 @@ class Reading:
         """As `Nft`."""
         return self._nft.available()
 
-    def apply(self, _changes: Sequence[Change]) -> None:
+    def generation(self) -> int:
+        """As `Nft`."""
+        return self._nft.generation()
+
+    def apply(self, _changes: Sequence[Change], _since: int = 0) -> None:
         """Never."""
         raise RuntimeError("a reading cannot be changed")
 
