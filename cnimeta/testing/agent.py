@@ -30,7 +30,7 @@ class RunningAgent:
         self.socket = str(folder / "run" / "agent.sock")
         self.environ = {VARIABLE: self.socket}
         self.log = folder / "agent.log"
-        words = ["-m", "cnimeta.cli.main", "agent", "--socket", self.socket, *(options or ("--deliver", "0"))]
+        words = ["-P", "-m", "cnimeta.cli.main", "agent", "--socket", self.socket, *(options or ("--deliver", "0"))]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen([*under, interpreter, *words], stderr=log)
         eventually(lambda: os.path.exists(self.socket))

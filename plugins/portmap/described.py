@@ -33,7 +33,11 @@ KEYS = (
         ),
         "array of text",
         "none",
-        "what a packet must match besides, per container; in the backend's own language",
+        (
+            "what a packet must match besides, per container; in the backend's own language. In nft's no verdict "
+            "(`accept`, `drop`, `continue`, `return`, `goto`, `jump`, `vmap`): it would be on every container's "
+            "packets; code 7"
+        ),
     ),
     Key(
         ("markMasqBit",),

@@ -133,7 +133,13 @@ def test_it_is_known_to_every_command_when_it_is_installed(clean: Clean, tmp_pat
 
 
 @pytest.fixture
-def agent(clean: Clean, tmp_path: Path) -> Iterator[RunningAgent]:
+def asking(clean: Clean) -> Path:
+    return clean.install("asking", "--agent")
+
+
+@pytest.fixture
+def agent(clean: Clean, asking: Path, tmp_path: Path) -> Iterator[RunningAgent]:
+    """Started after `install`, which writes what it would take for an upgrade."""
     made = RunningAgent(tmp_path, interpreter=clean.python)
     yield made
     made.close()
@@ -141,9 +147,9 @@ def agent(clean: Clean, tmp_path: Path) -> Iterator[RunningAgent]:
 
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_the_agent_serves_it_when_its_launcher_asks(
-    clean: Clean, agent: RunningAgent, plugin: str, tmp_path: Path
+    clean: Clean, asking: Path, agent: RunningAgent, plugin: str, tmp_path: Path
 ) -> None:
-    program = clean.install("asking", "--agent") / plugin
+    program = asking / plugin
     text = program.read_text()
     alone = "from cnimeta.plugin.dispatch import start"
     assert alone in text
