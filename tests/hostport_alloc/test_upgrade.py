@@ -45,7 +45,7 @@ def installation(folder: Path, version: str) -> Path:
 
 def switch(to: Path, node: KernelNode, *more: str) -> None:
     """`cnimeta install`, by the command of that installation."""
-    words = [sys.executable, "-m", "cnimeta.cli.main", "install", "--bin-dir", str(node.bin), *more]
+    words = [sys.executable, "-P", "-m", "cnimeta.cli.main", "install", "--bin-dir", str(node.bin), *more]
     subprocess.run(words, check=True, capture_output=True, env={"PYTHONPATH": str(to), "PATH": os.environ["PATH"]})
 
 
@@ -67,7 +67,7 @@ def test_no_container_fails_when_the_version_goes_up_and_down(node: KernelNode, 
     done, seen = threading.Event(), []
 
     def switching() -> None:
-        while not done.is_set():
+        while not done.is_set() or len(seen) < 2:
             number = len(seen)
             switch(versions[number % 2], node, "--agent" if number % 3 else "--no-agent")
             seen.append((node.bin / "hostport_alloc").read_text().splitlines()[1])
