@@ -74,6 +74,10 @@ class _Held:
                 raise TryAgainLater(
                     f"the lock {self._path} could not be acquired within {self._timeout_s:g} s: another process has it"
                 ) from None
+            except FileNotFoundError:  # removed between filelock's look at it and its opening it
+                if time.monotonic() >= deadline:
+                    raise
+                continue
             if self._is_held_at_path():
                 return lock
             lock.release()
