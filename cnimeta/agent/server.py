@@ -55,7 +55,6 @@ class Agent:
         workers: int = WORKERS,
         manager: Manager | None = None,
     ) -> None:
-        self._listening = listening
         self._listener = listening.socket
         self._service = service
         self._jobs = jobs

@@ -19,6 +19,23 @@ if TYPE_CHECKING:
     from cnimeta.spec.result import Result
 
 
+CNI_PATH = "/opt/cni/bin"
+
+
+def environment(
+    verb: str, container_id: str, ifname: str, netns: str, args: str = "", path: str = CNI_PATH
+) -> dict[str, str]:
+    """What a runtime tells a plugin by the environment."""
+    return {
+        "CNI_COMMAND": verb,
+        "CNI_CONTAINERID": container_id,
+        "CNI_IFNAME": ifname,
+        "CNI_NETNS": netns,
+        "CNI_ARGS": args,
+        "CNI_PATH": path,
+    }
+
+
 def call(
     plugin: Plugin,
     verb: str,
@@ -28,7 +45,7 @@ def call(
     ifname: str = "eth0",
     netns: str = "/run/netns/c1",
     args: str = "",
-    path: str = "/opt/cni/bin",
+    path: str = CNI_PATH,
     log: list[str] | None = None,
     host: Host | None = None,
 ) -> Result | None:
@@ -38,14 +55,7 @@ def call(
     OSError, InternalError for a defect), with the exception as its cause. `host` is the node that the verb is given
     (`cnimeta.testing.host.FakeHost`); the real one when there is none.
     """
-    environ = {
-        "CNI_COMMAND": verb,
-        "CNI_CONTAINERID": container_id,
-        "CNI_IFNAME": ifname,
-        "CNI_NETNS": netns,
-        "CNI_ARGS": args,
-        "CNI_PATH": path,
-    }
+    environ = environment(verb, container_id, ifname, netns, args, path)
     lines = log if log is not None else []
     outcome, error = serve(plugin, environ, dumps(conf).encode(), lines.append, host)
     if error is not None:

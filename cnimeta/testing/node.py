@@ -21,6 +21,7 @@ from cnimeta.spec.jsonio import dumps, loads_object
 from cnimeta.spec.result import Result
 from cnimeta.spec.version import IMPLIED
 from cnimeta.testing.host import FakeHost
+from cnimeta.testing.memory import environment
 from cnimeta.testing.network import HOST, LOOPBACK, LinkState
 from cnimeta.testing.possible import require_possible
 
@@ -188,14 +189,7 @@ def attempt(
     if possible:
         require_possible(node.links, plugin.name, verb, written, (container_id, ifname, netns), node.pods, args)
     host = host or node.host(*delegates)
-    environ = {
-        "CNI_COMMAND": verb,
-        "CNI_CONTAINERID": container_id,
-        "CNI_IFNAME": ifname,
-        "CNI_NETNS": netns,
-        "CNI_ARGS": args,
-        "CNI_PATH": "/opt/cni/bin",
-    }
+    environ = environment(verb, container_id, ifname, netns, args)
     log: list[str] = []
     outcome, error = serve(plugin, environ, dumps(written).encode(), log.append, host)
     result = None

@@ -175,8 +175,8 @@ def command(plugin: Callable[[], Plugin], verb: str, name: str, conf: dict[str, 
     return serve
 
 
-def plain(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A command in a fork of its own, with nothing in its way."""
+def forked(work: Callable[[], dict[str, Any]]) -> tuple[int, int]:
+    """A command in a fork of its own: its process ID, and the descriptor to read its answer from, as JSON."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -188,6 +188,12 @@ def plain(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             stream.write(text.encode())
         os._exit(0)
     os.close(writer)
+    return pid, reader
+
+
+def plain(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The answer of a command in a fork of its own, with nothing in its way."""
+    pid, reader = forked(work)
     with open(reader, "rb") as stream:
         text = stream.read().decode()
     os.waitpid(pid, 0)

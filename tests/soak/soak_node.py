@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from look import look, run
 from sandbox import bind, fresh_network, unmount
 from soak_model import Attachment, Model, Seen
-from stage import BIN, DATA, Stage, command, reap, strays
+from stage import BIN, DATA, Stage, command, forked, reap, strays
 from steps import EXPOSED, Step
 
 from cnimeta.plugin.registry import installed
@@ -303,18 +303,7 @@ class Running:
     ) -> None:
         self.verb, self.attachment = verb, attachment
         self.kill_at = time.monotonic() + 0.002 + step.at * 0.12 if step.kind.startswith("killed") else None
-        reader, writer = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                text = json.dumps(work())
-            except BaseException as error:  # noqa: BLE001 - told to the test
-                text = json.dumps({"status": -1, "stdout": repr(error), "log": []})
-            with contextlib.suppress(OSError), open(writer, "wb", closefd=False) as stream:
-                stream.write(text.encode())
-            os._exit(0)
-        os.close(writer)
-        self.reader = reader
+        self.pid, self.reader = forked(work)
 
     def ended(self) -> dict[str, Any] | None:
         """The answer; None when it was killed before it gave one."""

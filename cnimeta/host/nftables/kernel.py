@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 
 from cnimeta.errors import IoFailure
 from cnimeta.host import netlink
@@ -78,9 +77,7 @@ class KernelNft:
 
     def available(self) -> bool:
         """Whether this kernel has nf_tables."""
-        return (
-            told("the nftables tables", lambda: self._ask(NETFILTER, _GET_GENERATION, 0, _ANY), NFT_ABSENT) is not None
-        )
+        return self.generation() != 0
 
     def generation(self) -> int:
         """The number of the ruleset; 0 where there is no nf_tables."""
@@ -204,7 +201,3 @@ class KernelNft:
         self, what: str, kind: int, flags: int, body: bytes, absent: tuple[int, ...] = NFT_ABSENT
     ) -> list[Message] | None:
         return told(what, lambda: self._ask(NETFILTER, kind, flags, body), absent)
-
-
-_GET_GENERATION = (10 << 8) | 16
-_ANY = struct.pack("=BBH", 0, 0, 0)

@@ -58,7 +58,7 @@ def add_wrap(subparsers: Commands, guarded: Guarded) -> None:
 
 def _wrap(args: argparse.Namespace, wiring: Wiring) -> int:
     if args.keep:
-        own.Keeper(os.path.dirname(os.path.abspath(args.file)), wiring.clock, log).keep()
+        own.Keeper(_folder(args), wiring.clock, log).keep()
     if args.own:
         return _give_back(args, wiring) if args.unwrap else _own(args, wiring)
     return _unwrap(args, wiring) if args.unwrap else _in_place(args, wiring)
@@ -96,11 +96,11 @@ def _in_place(args: argparse.Namespace, wiring: Wiring) -> int:
 def _own(args: argparse.Namespace, wiring: Wiring) -> int:
     options = _options(args)
     if not _is_given(args):  # derived anew: what it was made with stays
-        before = own.ownership(os.path.dirname(os.path.abspath(args.file)))
+        before = own.ownership(_folder(args))
         options = options if before is None else before.options
     document = own.derived(wrapfile.read_document(args.file), options)
     _refuse_what_add_would(document, wiring)
-    path = os.path.join(os.path.dirname(os.path.abspath(args.file)), own.NAME)
+    path = os.path.join(_folder(args), own.NAME)
     if _only_shown(args, path, wrapfile.render(document)):
         return 0
     _tell_of_live(document, wiring)
@@ -111,7 +111,7 @@ def _own(args: argparse.Namespace, wiring: Wiring) -> int:
 
 
 def _give_back(args: argparse.Namespace, wiring: Wiring) -> int:
-    folder = os.path.dirname(os.path.abspath(args.file))
+    folder = _folder(args)
     path = os.path.join(folder, own.NAME)
     if _only_shown(args, path, ""):
         return 0
@@ -172,6 +172,12 @@ def _warn_of_live(path: str, wiring: Wiring) -> None:
             f"cnimeta: warning: {counted(count, 'container')} on record: their DEL does not reach hostport_alloc any"
             " more, and their ports stay taken until `cnimeta ports release CONTAINER`, or a reboot"
         )
+
+
+def _folder(args: argparse.Namespace) -> str:
+    """Where the network's file lies, and ours."""
+    path: str = args.file
+    return os.path.dirname(os.path.abspath(path))
 
 
 def _is_given(args: argparse.Namespace) -> bool:
