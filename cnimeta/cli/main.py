@@ -27,6 +27,9 @@ OWN = (
         "version",
         "install",
         "uninstall",
+        "upgrade",
+        "rollback",
+        "deploy",
         "run",
         "agent",
         "doctor",
@@ -59,11 +62,39 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
 
 
 def _add_own(commands: Commands) -> None:
-    from cnimeta.cli import agent, conformance, doctor, explain, install, manual, metrics, new, run, sysdump, validate
+    from cnimeta.cli import (
+        agent,
+        conformance,
+        deploy,
+        doctor,
+        explain,
+        install,
+        manual,
+        metrics,
+        new,
+        run,
+        sysdump,
+        upgrade,
+        validate,
+    )
 
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
-    for module in (install, run, agent, doctor, metrics, sysdump, validate, explain, conformance, new, manual):
+    for module in (
+        install,
+        upgrade,
+        deploy,
+        run,
+        agent,
+        doctor,
+        metrics,
+        sysdump,
+        validate,
+        explain,
+        conformance,
+        new,
+        manual,
+    ):
         module.add_commands(commands)
 
 

@@ -193,7 +193,7 @@ def test_static_pods_come_and_go_without_the_api_server(node: Cluster) -> None:
 
 
 def test_service_account_needs_its_role_and_nothing_else(node: Cluster) -> None:
-    node.kubectl("apply", "-f", str(DEPLOY / "rbac.yaml"))
+    node.kubectl("apply", "-f", str(DEPLOY / "base" / "rbac.yaml"))
     request = '{"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}'
     path = "/api/v1/namespaces/kube-system/serviceaccounts/cnimeta/token"
     token = json.loads(node.kubectl("create", "--raw", path, "-f", "-", stdin=request))["status"]["token"]
@@ -205,9 +205,9 @@ def test_service_account_needs_its_role_and_nothing_else(node: Cluster) -> None:
         assert patches(node)[-1]["user"]["username"] == "system:serviceaccount:kube-system:cnimeta"
         node.kubectl("delete", "clusterrolebinding", "cnimeta")
         node.kubectl("apply", "-f", "-", stdin=json.dumps(pod("refused", "80/tcp")))
-        assert "deploy/rbac.yaml" in refusal(node, "refused")
+        assert "deploy/base/rbac.yaml" in refusal(node, "refused")
         assert {one["pod"] for one in node.allocated() if one["state"] == "mapped"} == {"default/allowed"}
-        node.kubectl("apply", "-f", str(DEPLOY / "rbac.yaml"))
+        node.kubectl("apply", "-f", str(DEPLOY / "base" / "rbac.yaml"))
         running(node, "refused")
         assert node.fetch(port(node, "refused")) == "refused"
     finally:

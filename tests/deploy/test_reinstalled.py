@@ -43,13 +43,16 @@ def test_no_start_fails_when_pip_replaces_the_installation_in_place(tmp_path: Pa
     seen, failed = Counter[str](), []
     over = threading.Event()
 
+    def at_work() -> bool:
+        return not list(place.site.glob("cnimeta-*.dist-info/RECORD"))
+
     def start_again() -> None:
         """hostport_alloc asks portmap, which runs in its process."""
         while not over.is_set():
+            began = at_work()
             words = {"input": json.dumps(conf).encode(), "env": {**ENVIRON, "CNI_PATH": str(folder)}}
             done = subprocess.run([folder / "hostport_alloc"], check=False, capture_output=True, timeout=60, **words)
-            state = "pip at work" if not list(place.site.glob("cnimeta-*.dist-info/RECORD")) else "between"
-            seen[state] += 1
+            seen["pip at work" if began or at_work() else "between"] += 1
             if done.returncode:
                 failed.append((done.stdout, done.stderr))
 
@@ -63,10 +66,10 @@ def test_no_start_fails_when_pip_replaces_the_installation_in_place(tmp_path: Pa
             place.replace(str(wheels[upgrades % 2 if upgrades % 3 else (upgrades - 1) % 2]))  # the same one, too
             place.launchers()
             time.sleep(0.2)
+            print(f"{sum(seen.values())} starts, {upgrades} times pip: {dict(seen)}, {len(failed)} failed", flush=True)
     finally:
         over.set()
         for thread in threads:
             thread.join()
-    print(f"{sum(seen.values())} starts, {upgrades} times pip: {dict(seen)}")
     assert failed == []
     assert seen["pip at work"] > 0
