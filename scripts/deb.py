@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("standalone", type=Path, help="a standalone folder")
     parser.add_argument("folder", type=Path, help="where to put the package")
     args = parser.parse_args()
+    os.umask(0o022)  # archives keep the modes of files
     print(package(args.standalone.resolve(), args.folder.resolve()))
 
 

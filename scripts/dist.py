@@ -33,6 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where to put it")
     args = parser.parse_args()
+    os.umask(0o022)  # archives keep the modes of files
     args.folder.mkdir(parents=True, exist_ok=True)
     for path in build(args.folder.resolve()):
         print(path)

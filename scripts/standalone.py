@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where to put the folder and its archive")
     parser.add_argument("--source", type=Path, default=ROOT, help="the checkout whose code goes in (%(default)s)")
     args = parser.parse_args()
+    os.umask(0o022)
     args.folder.mkdir(parents=True, exist_ok=True)
     made = build(args.folder.resolve(), args.source.resolve())
     print(made)

@@ -47,7 +47,18 @@ def package(standalone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def clean_root(folder: Path) -> Path:
     """A root file system without Python."""
-    for name in ("bin", "proc", "dev", "tmp", "etc", "opt", "var/lib/dpkg/info", "var/lib/dpkg/updates", "var/lib/cni"):
+    for name in (
+        "bin",
+        "proc",
+        "dev",
+        "sys",
+        "tmp",
+        "etc",
+        "opt",
+        "var/lib/dpkg/info",
+        "var/lib/dpkg/updates",
+        "var/lib/cni",
+    ):
         (folder / name).mkdir(parents=True)
     shutil.copy(shutil.which("busybox") or "", folder / "bin" / "busybox")
     for applet in APPLETS:
@@ -80,39 +91,31 @@ class Rooted:
     def run(
         self, *words: str, check: bool = True, prefix: tuple[str, ...] = (), stdin: str = "", **environ: str
     ) -> subprocess.CompletedProcess[str]:
-        mounts = (
-            f'mount --bind /proc {self.root}/proc && mount --bind /dev {self.root}/dev && exec chroot {self.root} "$@"'
-        )
-        command = [*prefix, "unshare", "--mount", "sh", "-c", mounts, "sh", *words]
-        done = subprocess.run(
-            command,
-            check=False,
-            capture_output=True,
-            text=True,
-            input=stdin,
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **environ},
-            timeout=600,
-        )
-        assert not check or done.returncode == 0, (words, done.stdout, done.stderr)
-        return done
+        """A program in there."""
+        return self._mounted(["chroot", str(self.root), *words], check, prefix, stdin, environ)
 
     def dpkg(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """This machine's dpkg, on its files and with its scripts."""
+        return self._mounted(["dpkg", f"--root={self.root}", *words], check, (), "", {})
+
+    def _mounted(
+        self, words: list[str], check: bool, prefix: tuple[str, ...], stdin: str, environ: dict[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        mounts = "".join(f"mount --rbind /{name} {self.root}/{name} && " for name in ("proc", "dev", "sys"))
+        command = [*prefix, "unshare", "--mount", "sh", "-c", f'{mounts}exec "$@"', "sh", *words]
+        environ = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **environ}
         done = subprocess.run(
-            ["dpkg", f"--root={self.root}", "--no-triggers", *words],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=600,
+            command, check=False, capture_output=True, text=True, input=stdin, env=environ, timeout=600
         )
-        assert not check or done.returncode == 0, done.stdout + done.stderr
+        assert not check or done.returncode == 0, (words, done.stdout, done.stderr)
         return done
 
 
 @pytest.fixture(scope="module")
 def installed(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Rooted:
     rooted = Rooted(clean_root(tmp_path_factory.mktemp("root")))
-    (rooted.root / "dev" / "null").touch()
-    rooted.dpkg("-i", str(package))
+    told = rooted.dpkg("-i", str(package))
+    assert "not switched" not in told.stderr, told.stderr
     return rooted
 
 
@@ -136,7 +139,7 @@ def test_a_package_brings_working_plugins_to_a_node_without_python(
     found = json.loads(installed.run("/usr/bin/cnimeta", "doctor", "--json", prefix=inside, check=False).stdout)
     states = {one["what"]: one["state"] for one in found}
     assert {states[f"launcher {name}"] for name in ("portmap", "bandwidth", "hostport_alloc")} == {"ok"}
-    assert states["nftables"] == "ok", found
+    assert "fail" not in {states["nftables"], states["python"]}, found  # the nft program is missing: a warning
     conf = {
         "cniVersion": "1.0.0", "name": "net", "type": "hostport_alloc", "expose": ["80/tcp"],
         "ranges": {"default": "20000-20009"}, "portmap": {"type": "portmap", "snat": False, "backend": "nftables"},
@@ -180,3 +183,38 @@ def test_a_package_is_not_removed_while_a_network_needs_it_and_leaves_nothing(in
     installed.dpkg("-r", "cnimeta")
     assert list((installed.root / "opt/cni/bin").iterdir()) == []
     assert not (installed.root / "opt/cnimeta").exists()
+
+
+def test_the_image_has_the_command_on_a_base_with_a_shell_and_a_c_library(standalone: Path, tmp_path: Path) -> None:
+    """The last stage of the Containerfile, as it is. The first needs an image of Debian and an index: its steps are those
+    of scripts/standalone.py, which the other tests run.
+    """
+    text = (ROOT / "deploy" / "Containerfile").read_text()
+    first, last = text.index("FROM ${BUILD}"), text.index("FROM ${BASE}")
+    file = tmp_path / "Containerfile"
+    file.write_text(f"{text[:first]}FROM scratch AS build\nCOPY . /cnimeta\n{text[last:]}")
+    base = clean_root(tmp_path / "base")
+    subprocess.run(["tar", "-C", base, "-cf", tmp_path / "base.tar", "."], check=True)
+    podman = [
+        "podman",
+        "--root",
+        str(tmp_path / "images"),
+        "--runroot",
+        str(tmp_path / "run"),
+        "--storage-driver",
+        "vfs",
+    ]
+    try:
+        subprocess.run([*podman, "import", "-q", tmp_path / "base.tar", "localhost/base:1"], check=True)
+        given = ["--build-arg", "BASE=localhost/base:1", "--build-arg", "BUILD=none", "-f", file]
+        subprocess.run(
+            [*podman, "build", "-q", "--isolation", "chroot", *given, "-t", "localhost/cnimeta:1", standalone],
+            check=True,
+        )
+        asked = [*podman, "image", "mount", "localhost/cnimeta:1"]
+        place = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+        assert Rooted(Path(place)).run("/usr/lib/cnimeta/bin/cnimeta", "version").stdout.startswith("cnimeta ")
+        size = sum(path.lstat().st_size for path in Path(place).rglob("*"))
+        print(f"image: {size / 1e6:.0f} MB")
+    finally:
+        subprocess.run([*podman, "system", "reset", "--force"], check=False, capture_output=True)
