@@ -217,4 +217,4 @@ def test_the_image_has_the_command_on_a_base_with_a_shell_and_a_c_library(standa
         size = sum(path.lstat().st_size for path in Path(place).rglob("*"))
         print(f"image: {size / 1e6:.0f} MB")
     finally:
-        subprocess.run([*podman, "system", "reset", "--force"], check=False, capture_output=True)
+        subprocess.run([*podman, "image", "unmount", "--all"], check=False, capture_output=True)
