@@ -1,15 +1,16 @@
 """What a container wants reachable: the three sources of exposures, read and merged. Pure.
 
-An exposure is written `[RANGE:]PORT[-PORT][/PROTOCOL[+PROTOCOL]]`:
+An exposure is written `[RANGE:]PORT[-PORT][/PROTOCOL[+PROTOCOL]]`, or with `same` for PORT:
 
     80/tcp              one random host port for TCP 80, from the range `default`
     games:9000/udp      one from the range `games`
     80/tcp+udp          one number, free for both protocols
     9000-9003/udp       four consecutive numbers
+    games:same/udp      one from the range `games`, with the same number in the container
 
 The union is taken of the Pod's annotation `cnimeta.io/expose`, the runtime's port mappings with hostPort 0, and the
 network configuration's `expose`. Where two of them name the same container port and protocol, the first of that
-order wins, so a Pod can move a port to another range.
+order wins, so a Pod can move a port to another range. Of `same`, a container has one per range and protocol.
 """
 
 from __future__ import annotations
@@ -30,14 +31,21 @@ POD_ANNOTATIONS = "io.kubernetes.cri.pod-annotations"
 
 DEFAULT_RANGE = "default"
 PROTOCOLS = ("tcp", "udp", "sctp")
+SAME = 0
+"""Stands for the container port that is whatever the host port will be."""
 _PORT_MAX = 65535
 _ANNOTATION_MAX = 64 * 1024
-_FORM = "[RANGE:]PORT[-PORT][/tcp|udp|sctp], protocols of one number joined by +, such as 80/tcp or games:9000/udp"
+_SAME = "same"
+_FORM = (
+    "[RANGE:]PORT[-PORT][/tcp|udp|sctp], protocols of one number joined by +, such as 80/tcp or games:9000/udp, or"
+    " same for PORT"
+)
 
 
 class Exposure(NamedTuple):
     """`length` consecutive container ports from `port`, each for every one of `protocols` (in PROTOCOLS' order).
 
+    With `port` SAME it is one, and the container port is the host port that is chosen.
     `host_ip` is where the runtime's mapping with hostPort 0 asked for it; empty for every address of the node.
     """
 
@@ -51,7 +59,7 @@ class Exposure(NamedTuple):
     def text(self) -> str:
         """The exposure as it would be written."""
         last = f"-{self.port + self.length - 1}" if self.length > 1 else ""
-        return f"{self.range}:{self.port}{last}/{'+'.join(self.protocols)}"
+        return f"{self.range}:{self.port or _SAME}{last}/{'+'.join(self.protocols)}"
 
 
 class Explicit(NamedTuple):
@@ -79,8 +87,11 @@ def parse_exposure(text: str, path: str, ranges: Iterable[str]) -> Exposure:
     name = name.strip() if colon else DEFAULT_RANGE
     ports, slash, protocols = rest.partition("/")
     first, dash, last = ports.strip().partition("-")
-    port = _port(first)
-    end = _port(last) if dash else port
+    if ports.strip().lower() == _SAME:
+        port = end = SAME
+    else:
+        port = _port(first)
+        end = _port(last) if dash else port
     if port is None or end is None or end < port or not name:
         raise InvalidNetworkConfig(f"{path} must be {_FORM} with ports from 1 to {_PORT_MAX}, got {shown(text)}")
     names = [protocol.strip().lower() for protocol in protocols.split("+")] if slash else [PROTOCOLS[0]]
@@ -150,21 +161,22 @@ def _host_ip(entry: Fields) -> str:
 
 def union(*sources: Iterable[Exposure]) -> tuple[Exposure, ...]:
     """All exposures, each container port and protocol once: what an earlier source names, a later one cannot."""
-    taken: set[tuple[int, str]] = set()
+    taken: set[tuple[int | str, str]] = set()
     merged: list[Exposure] = []
     for source in sources:
         for exposure in source:
             merged.extend(_remaining(exposure, taken))
             for port in range(exposure.port, exposure.port + exposure.length):
-                taken.update((port, protocol) for protocol in exposure.protocols)
+                taken.update((port or exposure.range, protocol) for protocol in exposure.protocols)
     return tuple(merged)
 
 
-def _remaining(exposure: Exposure, taken: set[tuple[int, str]]) -> list[Exposure]:
+def _remaining(exposure: Exposure, taken: set[tuple[int | str, str]]) -> list[Exposure]:
     """What is left of an exposure: consecutive ports with the same protocols left stay one block."""
     left: list[Exposure] = []
     for port in range(exposure.port, exposure.port + exposure.length):
-        protocols = tuple(protocol for protocol in exposure.protocols if (port, protocol) not in taken)
+        named = port or exposure.range
+        protocols = tuple(protocol for protocol in exposure.protocols if (named, protocol) not in taken)
         if not protocols:
             continue
         before = left[-1] if left else None

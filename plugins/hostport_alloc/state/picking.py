@@ -51,7 +51,7 @@ def kept(before: Record | None, demand: Demand) -> tuple[Port, ...] | None:
         for offset in range(exposure.length)
         for protocol in exposure.protocols
     }
-    have = {(port.container_port, port.protocol, port.range, port.host_ip) for port in before.ports}
+    have = {(port.asked, port.protocol, port.range, port.host_ip) for port in before.ports}
     inside = all(
         port.range in demand.ranges and demand.ranges[port.range].ports >> port.host_port & 1 for port in before.ports
     )

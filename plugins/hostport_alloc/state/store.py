@@ -122,7 +122,7 @@ class Store:
         if demand.sticky:
             preferred = rows.recall(connection, draft.pod, self._boot_id, self._clock.now())
         if before is not None and not before.salvaged:
-            own = {(port.container_port, port.protocol, port.range): port.host_port for port in before.ports}
+            own = {(port.asked, port.protocol, port.range): port.host_port for port in before.ports}
             preferred = {**preferred, **own}
         return View(before, used, rows.quarantined(connection, self._clock.boottime()), preferred)
 

@@ -59,5 +59,5 @@ def asked_by(wanted: Wanted) -> tuple[frozenset[object], frozenset[object]]:
 
 def given_to(record: Record) -> tuple[frozenset[object], frozenset[object]]:
     """What a record has, to be compared with what is asked for."""
-    ports = frozenset((port.container_port, port.protocol, port.range, port.host_ip) for port in record.ports)
+    ports = frozenset((port.asked, port.protocol, port.range, port.host_ip) for port in record.ports)
     return ports, frozenset(record.explicit)
