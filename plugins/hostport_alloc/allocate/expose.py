@@ -87,11 +87,8 @@ def parse_exposure(text: str, path: str, ranges: Iterable[str]) -> Exposure:
     name = name.strip() if colon else DEFAULT_RANGE
     ports, slash, protocols = rest.partition("/")
     first, dash, last = ports.strip().partition("-")
-    if ports.strip().lower() == _SAME:
-        port = end = SAME
-    else:
-        port = _port(first)
-        end = _port(last) if dash else port
+    port = SAME if ports.strip().lower() == _SAME else _port(first)
+    end = _port(last) if dash else port
     if port is None or end is None or end < port or not name:
         raise InvalidNetworkConfig(f"{path} must be {_FORM} with ports from 1 to {_PORT_MAX}, got {shown(text)}")
     names = [protocol.strip().lower() for protocol in protocols.split("+")] if slash else [PROTOCOLS[0]]
