@@ -83,6 +83,8 @@ class FakePods:
         self.user = user
         self.roles = dict(roles) if roles is not None else {user: ANNOTATE}
         self.objects: dict[tuple[str, str], dict[str, Any]] = {}
+        self.nodes: dict[str, dict[str, Any]] = {}
+        """Node objects, by name."""
         self.requests: list[Seen] = []
         self.faults: list[Fault] = []
         """Taken from the front, one for each request."""
@@ -109,6 +111,17 @@ class FakePods:
         self.objects[namespace, name] = pod
         return pod
 
+    def create_node(
+        self, name: str, external: tuple[str, ...] = (), annotations: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Add a Node, with addresses of type ExternalIP beside one that is internal."""
+        addresses = [{"type": "InternalIP", "address": "192.0.2.10"}, {"type": "Hostname", "address": name}]
+        addresses += [{"type": "ExternalIP", "address": address} for address in external]
+        metadata = {"name": name, "uid": secrets.token_hex(8), "annotations": dict(annotations or {})}
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "status": {"addresses": addresses}}
+        self.nodes[name] = node
+        return node
+
     def annotations(self, namespace: str, name: str) -> dict[str, str]:
         """The Pod's annotations as they stand."""
         return dict(self.objects[namespace, name]["metadata"].get("annotations") or {})
@@ -129,6 +142,12 @@ class FakePods:
     def read(self, namespace: str, name: str, timeout_s: float) -> dict[str, JSON]:
         """As `KubernetesPodApi.read`."""
         return self._ask("GET", _path(namespace, name), None, timeout_s)
+
+    def node(self, name: str, timeout_s: float) -> dict[str, JSON]:
+        """As `KubernetesPodApi.node`."""
+        found = self._ask("GET", f"/api/v1/nodes/{quote(name, safe='')}", None, timeout_s)
+        status: Any = found["status"]
+        return {"metadata": found["metadata"], "addresses": status["addresses"]}
 
     def _ask(self, method: str, path: str, body: Any, timeout_s: float) -> dict[str, JSON]:
         self.sign_in(timeout_s)
@@ -159,6 +178,8 @@ class FakePods:
 
     def _serve(self, method: str, path: str, user: str, content_type: str, body: Any) -> Answer:
         parts = [unquote(part) for part in path.partition("?")[0].split("/")[1:]]
+        if parts[:3] == ["api", "v1", "nodes"] and len(parts) == 4 and method == "GET":
+            return self._serve_node(parts[3], user)
         if parts[:3] != ["api", "v1", "namespaces"] or len(parts) not in (6, 7) or parts[4] != "pods":
             return _refuse(404, "NotFound", "the server could not find the requested resource")
         namespace, name = parts[3], parts[5]
@@ -179,6 +200,12 @@ class FakePods:
         if content_type != MERGE_PATCH or not isinstance(body, dict):
             return _refuse(415, "UnsupportedMediaType", f"the test server takes {MERGE_PATCH} objects only")
         return self._patch((namespace, name), pod, body, user)
+
+    def _serve_node(self, name: str, user: str) -> Answer:
+        if user != NODE_USER + name and "get nodes" not in self.roles.get(user, frozenset()):
+            return _refuse(403, "Forbidden", f'nodes "{name}" is forbidden: User "{user}" cannot get resource "nodes"')
+        node = self.nodes.get(name)
+        return Answer(200, copy.deepcopy(node)) if node else _refuse(404, "NotFound", f'nodes "{name}" not found')
 
     def _allowed(self, user: str, verb: str, resource: str, pod: Mapping[str, Any] | None) -> bool:
         if user.startswith(NODE_USER):  # the Node authorizer and NodeRestriction
