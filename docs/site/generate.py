@@ -24,8 +24,7 @@ def errors() -> str:
     """Every error code, as `cnimeta explain` tells of it."""
     rows = [f"| {code.code} | {code.name} | {cell(code.about)} | {cell(code.remedy)} |" for code in codes()]
     head = ["| code | name | meaning | what to do |", "|---|---|---|---|"]
-    text = 'A plugin that fails prints `{"code": …, "msg": …}`; `cnimeta explain CODE` says what this table says.
-'
+    text = 'A plugin that fails prints `{"code": …, "msg": …}`; `cnimeta explain CODE` says what this table says.\n'
     return "\n".join(["# Error codes", "", NOTE, text, *head, *rows, ""])
 
 
