@@ -114,7 +114,7 @@ def test_pod_waits_for_the_address_while_it_is_not_known(node: Node, policy: str
     assert "cnimeta.io/hostports" not in node.pods.annotations("default", "web")
     (pending,) = node.store.pending()
     assert pending.annotation.error == "the node's external address is not known"
-    assert any("cannot be read: 404" in line or "not found" in line for line in node.log)
+    assert any('cannot be read: HTTP 404 NotFound: nodes "node1"' in line for line in node.log)
     node.call("GC", {**wanted, "cniVersion": "1.1.0"})
     assert len(node.store.pending()) == 1
     node.pods.create_node("node1", ("203.0.113.7",))
