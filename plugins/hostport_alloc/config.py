@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.netconf import NetConf
     from cnimeta_plugins.hostport_alloc.allocate.quotas import Quotas
+    from cnimeta_plugins.hostport_alloc.hook.event import Notify
     from cnimeta_plugins.hostport_alloc.pod.external import External
 
 NODE_PORTS = "30000-32767"
@@ -89,6 +90,7 @@ class Settings(NamedTuple):
     quotas: Quotas | None = None
     reserve_ports: bool = False
     external: External | None = None
+    notify: Notify | None = None
 
     @property
     def needs_labels(self) -> bool:
@@ -158,7 +160,17 @@ def read_settings(conf: NetConf) -> Settings:
         quotas=_quotas(fields),
         reserve_ports=fields.boolean("reservePorts"),
         external=_external(fields, ranges),
+        notify=_notify(fields),
     )
+
+
+def _notify(fields: Fields) -> Notify | None:
+    if not fields.has("notify"):
+        return None
+    from cnimeta_plugins.hostport_alloc.hook.event import read_notify
+
+    hook = fields.object("notify")
+    return read_notify(hook, _seconds(hook, "timeout", 5, low=0.1))
 
 
 def _external(fields: Fields, ranges: tuple[PortRange, ...]) -> External | None:

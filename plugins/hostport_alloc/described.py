@@ -194,6 +194,36 @@ KEYS = (
         "in place of `portOffset`, where parts are mapped differently; a port in none of them has no address outside",
     ),
     Key(
+        ("notify",),
+        "object",
+        "none",
+        "who is told of each mapping, when it is there and when it is gone: a load balancer, a DNS server",
+    ),
+    Key(
+        ("notify.program",),
+        "absolute path",
+        "this or `socket`",
+        "a program that gets an event on its stdin, as root, and has taken it when it ends with status 0",
+    ),
+    Key(
+        ("notify.socket",),
+        "absolute path",
+        "this or `program`",
+        "a unix socket whose server gets an event in a line, and answers `ok` in a line when it has taken it",
+    ),
+    Key(
+        ("notify.policy",),
+        "`deferred`, `required`",
+        "`deferred`",
+        "`required`: ADD waits until its event is taken, and fails with code 106 when it is not",
+    ),
+    Key(
+        ("notify.timeout",),
+        "seconds, 0.1 to 86400",
+        "5",
+        "for one event; with `required`, for all that ADD waits",
+    ),
+    Key(
         ("kubernetes",),
         "object",
         "none",

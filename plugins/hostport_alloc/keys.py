@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 KEYS = (
     *("ranges", "expose", "delegates", "delegate", "portmap", "hostIP", "kubernetes", "quarantineSeconds", "sticky"),
     *("stickySeconds", "forceOverlap", "nodePortRange", "maxPortsPerPod", "lockTimeout", "dataDir"),
-    *("defaultRange", "rangesFile", "quotas", "reservePorts", "external"),
+    *("defaultRange", "rangesFile", "quotas", "reservePorts", "external", "notify"),
 )
 EXTERNAL_KEYS = ("address", "nodeAnnotation", "nodeName", "portOffset", "ports")
+NOTIFY_KEYS = ("program", "socket", "policy", "timeout")
 API_KEYS = ("kubeconfig", "policy", "timeout", "readPod")
 NESTED = {
     "kubernetes": API_KEYS,
@@ -25,6 +26,7 @@ NESTED = {
     "defaultRange": RULE_KEYS,
     "quotas": QUOTA_KEYS,
     "external": EXTERNAL_KEYS,
+    "notify": NOTIFY_KEYS,
 }
 """The keys of objects inside, by where they stand."""
 
@@ -64,6 +66,7 @@ def unknown_keys(conf: NetConf) -> list[str]:
     found += strangers(fields.object("kubernetes"), API_KEYS)
     found += strangers(fields.object("quotas"), QUOTA_KEYS)
     found += strangers(fields.object("external"), EXTERNAL_KEYS)
+    found += strangers(fields.object("notify"), NOTIFY_KEYS)
     for entry in inner_objects(fields.object("ranges")):
         found += strangers(entry, RANGE_KEYS)
     if isinstance(fields.get("defaultRange"), list):

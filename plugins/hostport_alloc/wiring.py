@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         Clock,
         Database,
         Files,
+        Hook,
         Lock,
         Locks,
         Namespaces,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from cnimeta.ports.mapper import MappedPort, PortMapper
     from cnimeta_plugins.hostport_alloc.allocate.ranges import PortSet
     from cnimeta_plugins.hostport_alloc.config import Settings
+    from cnimeta_plugins.hostport_alloc.hook.event import Notify
     from cnimeta_plugins.hostport_alloc.state.reservation import Reservation
     from cnimeta_plugins.hostport_alloc.state.store import Store
 
@@ -54,6 +56,8 @@ class Wiring:
         files: Files | None = None,
         sysctl: Sysctl | None = None,
         reserving: Lock | None = None,
+        hook: Hook | None = None,
+        telling: Lock | None = None,
         boot_id: str | None = None,
     ) -> None:
         self._executor = executor
@@ -71,6 +75,8 @@ class Wiring:
         self._files = files
         self._sysctl = sysctl
         self._reserving = reserving
+        self._hook = hook
+        self._telling = telling
         self._boot_id = boot_id
 
     # --- the state -------------------------------------------------------------------------------------
@@ -265,6 +271,23 @@ class Wiring:
         from cnimeta.host.kube.api import KubernetesPodApi
 
         return KubernetesPodApi(kubeconfig)
+
+    def hook(self, notify: Notify) -> Hook:
+        """Who is told of mappings."""
+        if self._hook is not None:
+            return self._hook
+        from cnimeta.host.hook import ProgramHook, SocketHook
+
+        return ProgramHook(notify.program) if notify.program else SocketHook(notify.socket)
+
+    def telling(self, folder: str, timeout_s: float) -> Lock:
+        """Who has it delivers events."""
+        if self._telling is not None:
+            return self._telling
+        from cnimeta.host.lock import NodeLock
+        from cnimeta_plugins.hostport_alloc.hook.delivery import LOCK
+
+        return NodeLock(os.path.join(folder, LOCK), timeout_s)
 
     # --- other plugins ---------------------------------------------------------------------------------
 
