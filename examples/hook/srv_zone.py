@@ -4,7 +4,7 @@
     "notify": {"program": "/usr/local/lib/cnimeta/srv_zone.py"}
 
 It gets one event on stdin and has taken it when it ends with status 0. An event may come twice; those of an attachment
-come in order, and never two at a time. Beside the program is `srv_zone.json`: {"zone": "ports.example.", "folder": DIR}.
+come in order, and never two at a time. Beside it is `srv_zone.json`: {"zone": "ports.example.", "folder": DIR}.
 In the folder it keeps what it was told, and the zone, which any DNS server loads: `_80._tcp.web.default` leads to the
 host ports of port 80 of Pod web in namespace default.
 """

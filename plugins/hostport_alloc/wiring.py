@@ -59,6 +59,7 @@ class Wiring:
         hook: Hook | None = None,
         telling: Lock | None = None,
         boot_id: str | None = None,
+        host_name: str | None = None,
     ) -> None:
         self._executor = executor
         self._locate = locate
@@ -78,6 +79,7 @@ class Wiring:
         self._hook = hook
         self._telling = telling
         self._boot_id = boot_id
+        self._host_name = host_name
 
     # --- the state -------------------------------------------------------------------------------------
 
@@ -242,10 +244,10 @@ class Wiring:
 
     # --- the container, its node and its Pod -------------------------------------------------------------
 
-    @staticmethod
-    def host_name() -> str:
+    @property
+    def host_name(self) -> str:
         """The node's own name, which the kubelet registers it by unless told otherwise."""
-        return os.uname().nodename
+        return os.uname().nodename if self._host_name is None else self._host_name
 
     @property
     def namespaces(self) -> Namespaces:

@@ -114,6 +114,7 @@ class Node:
             sysctl=self.sysctl,
             reserving=FakeLock(),
             boot_id=self.boot,
+            host_name="Node1",
         )
 
     @property
