@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import subprocess
 import sys
-import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from common import PATH, Spent, spent
 
 from cnimeta.cli.install import install
 from cnimeta.host.clock import SystemClock, boot_id
@@ -31,7 +30,7 @@ from cnimeta_plugins.portmap.records import Records
 
 if TYPE_CHECKING:
     import _sqlite3
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from cnimeta.testing.netns import Namespace
 
@@ -41,25 +40,6 @@ _CHUNK = 2000
 _PORT = 5000
 _OWN_RANGE = "2000-4999"
 """Of the container that is measured. The others' ports are from 5000 on."""
-
-
-class Spent(NamedTuple):
-    """One run: on the clock, and of the processors by the process and all it waited for."""
-
-    wall_ms: float
-    cpu_ms: float
-
-
-def spent(argv: Sequence[str], node: Namespace, environ: dict[str, str], stdin: bytes = b"") -> Spent:
-    """One process in a namespace. Raises SystemExit when it fails."""
-    with node.entered():
-        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        done = subprocess.run(argv, env=environ, input=stdin, capture_output=True, check=False)
-        wall_s, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(argv)}: {done.stdout.decode()[-2000:]}{done.stderr.decode()[-2000:]}")
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Spent(wall_s * 1000, cpu_s * 1000)
 
 
 class Populated:
@@ -95,15 +75,15 @@ class Populated:
 
     def call(self, verb: str, container_id: str = "measured", gone: Iterable[int] = ()) -> Spent:
         """One verb of hostport_alloc."""
-        environ = {"CNI_COMMAND": verb, "CNI_PATH": f"{self.folder}/bin", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        environ = {"CNI_COMMAND": verb, "CNI_PATH": f"{self.folder}/bin", "PATH": PATH}
         if verb != "GC":
             environ |= {"CNI_CONTAINERID": container_id, "CNI_NETNS": self.container.path, "CNI_IFNAME": "eth0"}
-        return spent([f"{self.folder}/bin/hostport_alloc"], self.node, environ, self.conf(verb, container_id, gone))
+        return spent([f"{self.folder}/bin/hostport_alloc"], environ, self.conf(verb, container_id, gone), self.node)
 
     def ports(self, *words: str) -> Spent:
         """`cnimeta ports`."""
         program = f"{os.path.dirname(sys.executable)}/cnimeta"
-        return spent([program, "ports", *words, "--data-dir", self.data_dir], self.node, dict(os.environ))
+        return spent([program, "ports", *words, "--data-dir", self.data_dir], os.environ, node=self.node)
 
     # --- the others ------------------------------------------------------------------------------------------
 

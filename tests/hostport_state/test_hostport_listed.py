@@ -147,6 +147,17 @@ def test_check_finds_columns_that_are_not_what_the_document_says(node: Node, cha
     assert sorted(node.again().listed()) == expected(node, records)
 
 
+def test_repair_of_nothing_keeps_nobody_out(node: Node) -> None:
+    populated(node)
+    before = node.sql("SELECT value FROM meta WHERE key='sequence'")
+    node.again().rebuild()
+    assert node.sql("SELECT value FROM meta WHERE key='sequence'") == before
+    node.sql("INSERT INTO meta VALUES ('stale', 1)")
+    node.again().rebuild()
+    assert node.sql("SELECT 1 FROM meta WHERE key='stale'") == []
+    assert node.again().problems() == []
+
+
 def test_list_of_a_later_versions_state_is_read_from_the_documents(node: Node) -> None:
     records = populated(node)
     connection = (

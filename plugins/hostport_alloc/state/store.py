@@ -357,8 +357,13 @@ class Store:
             return [str(error)]
 
     def rebuild(self) -> None:
-        """Make ports and bitmaps anew where anything is wrong with them: from records and rules, as after damage."""
+        """Make ports and bitmaps anew where anything is wrong with them: from records and rules, as after damage.
+
+        While nothing is, nobody waits: it is all read from one snapshot.
+        """
         found = self._database.problems()
+        if not found and not self._database.read(self._looked_through):
+            return
 
         def work(connection: Connection) -> None:
             if rows.bits(connection) is None:
