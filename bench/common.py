@@ -70,7 +70,7 @@ def middle(times: Iterable[Spent]) -> Spent:
 def reference() -> str:
     """Which release the reference is, in its own words."""
     done = subprocess.run([f"{REFERENCE}/portmap"], env={}, capture_output=True, check=False)
-    found = re.search(r"v?(\d+\.\d+\.\d+)", (done.stdout + done.stderr).decode("utf-8", "replace"))
+    found = re.search(r"plugin v(\d+\.\d+\.\d+)", (done.stdout + done.stderr).decode("utf-8", "replace"))
     made = "Debian's" if REFERENCE == "/usr/lib/cni" else "compiled from upstream's source"
     release = found[1] if found else _packaged()
     return f"{release} ({made})"
