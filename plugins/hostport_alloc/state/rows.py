@@ -298,7 +298,7 @@ def remember(connection: Connection, record: Record, until: float, now: float) -
 
     if record.pod is None or not record.ports:
         return
-    ports = dumps([[port.container_port, port.protocol, port.range, port.host_port] for port in record.ports])
+    ports = dumps([[port.asked, port.protocol, port.range, port.host_port] for port in record.ports])
     connection.execute(
         "INSERT OR REPLACE INTO remembered VALUES (?, ?, ?, ?)",
         (*storable(record.pod.namespace, record.pod.name), until, ports),
@@ -328,7 +328,7 @@ def recall(connection: Connection, pod: Pod | None, boot_id: str, now: float) ->
     earlier = select(connection, condition, *names, boot_id)
     for row in earlier:
         ports = record_of(row).ports
-        return {(port.container_port, port.protocol, port.range): port.host_port for port in ports}
+        return {(port.asked, port.protocol, port.range): port.host_port for port in ports}
     return {}
 
 
