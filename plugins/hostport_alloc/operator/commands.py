@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from cnimeta.errors import CniError, InvalidEnvironment, InvalidNetworkConfig, counted, shown
 from cnimeta_plugins.hostport_alloc.config import LOCK_TIMEOUT_S
-from cnimeta_plugins.hostport_alloc.operator import looking, reserving, wrapping
-from cnimeta_plugins.hostport_alloc.operator.conf import CONF_DIR, bin_dirs, data_dir, log, opened, wants_json
+from cnimeta_plugins.hostport_alloc.operator import looking, reserving
+from cnimeta_plugins.hostport_alloc.operator.conf import CONF_DIR, OWN_NAME, bin_dirs, data_dir, log, opened, wants_json
 
 if TYPE_CHECKING:
     import argparse
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], wiring: Wiring | None = None) -> None:
     """Add `ports` and `wrap`. Each parser's `run` default takes the arguments and returns the exit status."""
     _add_ports(subparsers, wiring)
-    wrapping.add_wrap(subparsers, lambda run: _guarded(run, wiring))
+    _add_wrap(subparsers, wiring)
 
 
 def _add_ports(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], wiring: Wiring | None) -> None:
@@ -60,6 +60,38 @@ def _add_ports(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], 
     _add_common(ports)
     looking.add_list_options(ports)
     ports.set_defaults(run=_guarded(looking.list_ports, wiring))
+
+
+def _add_wrap(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], wiring: Wiring | None) -> None:
+    about = "put hostport_alloc around a network configuration, or take it off again"
+    parser = subparsers.add_parser("wrap", help=about, description=about)
+    parser.add_argument("file", metavar="FILE", help="a .conf or .conflist file; it is replaced, unless --own is given")
+    parser.add_argument("--unwrap", action="store_true", help="put the original back, with what was edited since")
+    parser.add_argument(
+        "--own", action="store_true", help=f"leave FILE alone: write {OWN_NAME} beside it, which is first"
+    )
+    parser.add_argument("--force", action="store_true", help="with --unwrap: the original, whatever FILE is now")
+    shown_only = parser.add_mutually_exclusive_group()
+    shown_only.add_argument("--print", action="store_true", dest="only_print", help="print the result, change nothing")
+    shown_only.add_argument("--diff", action="store_true", help="print what would differ, change nothing")
+    shown_only.add_argument("--keep", action="store_true", help=f"go on keeping {OWN_NAME} in step with FILE")
+    parser.add_argument("--range", action="append", default=[], metavar="NAME=FIRST-LAST", help="a range of host ports")
+    parser.add_argument(
+        "--expose", action="append", default=[], metavar="[RANGE:]PORT/PROTO", help="for every container"
+    )
+    parser.add_argument(
+        "--kubeconfig", metavar="FILE", help="annotate Pods with these credentials; `node`: the kubelet's"
+    )
+    parser.add_argument("--policy", choices=("deferred", "required"), default="", help="when a Pod cannot be annotated")
+    parser.add_argument("--data-dir", metavar="DIR", default="", help="where records are kept")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_guarded(_wrap, wiring))
+
+
+def _wrap(args: argparse.Namespace, wiring: Wiring) -> int:
+    from cnimeta_plugins.hostport_alloc.operator.wrapping import wrap
+
+    return wrap(args, wiring)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
