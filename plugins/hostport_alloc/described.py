@@ -7,9 +7,112 @@ from cnimeta.plugin.described import Key
 KEYS = (
     Key(
         ("ranges",),
-        'object: name → `"FIRST-LAST"`, more parts after commas',
+        'object: name → `"FIRST-LAST"`, more parts after commas, or an object',
         '`{"default": "20000-24999"}`',
         "where host ports are taken from; ranges may not overlap each other",
+    ),
+    Key(
+        ("ranges.NAME.ports",),
+        '`"FIRST-LAST"`, more parts after commas',
+        "needed",
+        "the ports of a range that is an object",
+    ),
+    Key(
+        ("ranges.NAME.namespaces",),
+        'array of namespaces, or how they begin: `"games-*"`',
+        "everybody",
+        (
+            "only Pods of these namespaces get ports of this range, whether a Pod, `expose` or `defaultRange` names "
+            "it; for others that is error 7"
+        ),
+    ),
+    Key(
+        ("ranges.NAME.by",),
+        "`random`, `ordinal`",
+        "`random`",
+        (
+            "`ordinal`: Pod `db-3` of a StatefulSet, asking for n ports of this range, has those from the 3·n-th on, "
+            "counted from 0"
+        ),
+    ),
+    Key(
+        ("ranges.NAME.otherwise",),
+        "`refuse`, `random`",
+        "`refuse`",
+        (
+            "with `by: ordinal`, what a Pod gets whose port is taken (`refuse`: error 11), outside the range, or that "
+            "has no ordinal (`refuse`: error 7)"
+        ),
+    ),
+    Key(
+        ("defaultRange",),
+        "name of a range, or array of rules, of which the first that is met counts",
+        "`default`",
+        "the range of exposures that name none",
+    ),
+    Key(
+        ("defaultRange.range",),
+        "name of a range",
+        "needed",
+        "the range, where the rest of the rule is met",
+    ),
+    Key(
+        ("defaultRange.namespaces",),
+        "as `ranges.NAME.namespaces`",
+        "every container",
+        "met by Pods of these namespaces",
+    ),
+    Key(
+        ("defaultRange.labels",),
+        "object: label → value",
+        "every container",
+        "met by Pods that have all of these labels; needs `kubernetes.readPod`, and each ADD reads the Pod then",
+    ),
+    Key(
+        ("rangesFile",),
+        "absolute path",
+        "none",
+        (
+            'a file of this node, a JSON object such as `{"games": "7100-7199"}`: the ports that ranges of the '
+            "configuration have here. It must be root's alone; while it is not there, a container that wants ports "
+            "gets error 11"
+        ),
+    ),
+    Key(
+        ("quotas",),
+        "object",
+        "none",
+        (
+            "how many host ports of ranges may be held at once on this node. One number for two protocols counts as "
+            "two. Error 11 while there is no room, 7 when there never is"
+        ),
+    ),
+    Key(
+        ("quotas.pod",),
+        "number from 1",
+        "none",
+        "for one Pod, on all of its networks",
+    ),
+    Key(
+        ("quotas.namespace",),
+        "number from 0",
+        "none",
+        "for all Pods of a namespace together",
+    ),
+    Key(
+        ("quotas.namespaces",),
+        "object: namespace, or how it begins → number from 0",
+        "none",
+        "in place of `quotas.namespace`; the first that matches",
+    ),
+    Key(
+        ("reservePorts",),
+        "boolean",
+        "false",
+        (
+            "keep the ports of all ranges in `net.ipv4.ip_local_reserved_ports`, beside what others have there, so "
+            "that the kernel gives none of them to a process by itself"
+        ),
     ),
     Key(
         ("expose",),
@@ -53,6 +156,72 @@ KEYS = (
             "the addresses advertised in the annotation, for nodes behind NAT or with several. `auto`: the source "
             "address of the default route, per family the container has. Mappings listen on every address of the node"
         ),
+    ),
+    Key(
+        ("external",),
+        "object",
+        "none",
+        "the address under which ports are reached through a NAT: `externalIP` and `externalPort` in the annotation",
+    ),
+    Key(
+        ("external.address",),
+        "`node`, an address or an array",
+        "the entry's `hostIP`",
+        "`node`: the Node's addresses of type ExternalIP; of the first of each family, the one of the entry's is taken",
+    ),
+    Key(
+        ("external.nodeAnnotation",),
+        "annotation of the Node: addresses, with commas between",
+        "none",
+        "where the Node has it, it goes before its ExternalIP",
+    ),
+    Key(
+        ("external.nodeName",),
+        "name of the Node",
+        "the host's name",
+        "the Node that is read, for kubelets with `--hostname-override`",
+    ),
+    Key(
+        ("external.portOffset",),
+        "number, -65535 to 65535",
+        "0",
+        "is added to a host port",
+    ),
+    Key(
+        ("external.ports",),
+        'object: `"FIRST-LAST"` → first port outside',
+        "none",
+        "in place of `portOffset`, where parts are mapped differently; a port in none of them has no address outside",
+    ),
+    Key(
+        ("notify",),
+        "object",
+        "none",
+        "who is told of each mapping, when it is there and when it is gone: a load balancer, a DNS server",
+    ),
+    Key(
+        ("notify.program",),
+        "absolute path",
+        "this or `socket`",
+        "a program that gets an event on its stdin, as root, and has taken it when it ends with status 0",
+    ),
+    Key(
+        ("notify.socket",),
+        "absolute path",
+        "this or `program`",
+        "a unix socket whose server gets an event in a line, and answers `ok` in a line when it has taken it",
+    ),
+    Key(
+        ("notify.policy",),
+        "`deferred`, `required`",
+        "`deferred`",
+        "`required`: ADD waits until its event is taken, and fails with code 106 when it is not",
+    ),
+    Key(
+        ("notify.timeout",),
+        "seconds, 0.1 to 86400",
+        "5",
+        "for one event; with `required`, for all that ADD waits",
     ),
     Key(
         ("kubernetes",),
