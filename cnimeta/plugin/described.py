@@ -21,7 +21,7 @@ class Key(NamedTuple):
     default: str
     about: str
     schema: Mapping[str, JSON] = {}
-    """The same for editors, as JSON Schema (2020-12) without `description`; empty for what is no key of a configuration."""
+    """The values as JSON Schema (2020-12), for editors; empty where the key above says them, or in none."""
 
     def is_called(self, word: str) -> bool:
         """Whether the word is one of its names, whole or the last part of one, in any case."""
