@@ -33,6 +33,7 @@ OWN = (
         "sysdump",
         "validate",
         "explain",
+        "schema",
         "conformance",
     ),
     *("new", "man", "completion"),
@@ -58,11 +59,24 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
 
 
 def _add_own(commands: Commands) -> None:
-    from cnimeta.cli import agent, conformance, doctor, explain, install, manual, metrics, new, run, sysdump, validate
+    from cnimeta.cli import (
+        agent,
+        conformance,
+        doctor,
+        explain,
+        install,
+        manual,
+        metrics,
+        new,
+        run,
+        schema,
+        sysdump,
+        validate,
+    )
 
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
-    for module in (install, run, agent, doctor, metrics, sysdump, validate, explain, conformance, new, manual):
+    for module in (install, run, agent, doctor, metrics, sysdump, validate, explain, schema, conformance, new, manual):
         module.add_commands(commands)
 
 
