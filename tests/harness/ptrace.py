@@ -8,18 +8,18 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import signal
 import struct
 
-NUMBERS = {
-    **{"read": 0, "write": 1, "close": 3, "poll": 7, "lseek": 8, "mmap": 9, "ioctl": 16, "pread64": 17},
-    **{"pwrite64": 18, "socket": 41, "connect": 42, "sendto": 44, "recvfrom": 45, "sendmsg": 46, "recvmsg": 47},
-    **{"bind": 49, "listen": 50, "getsockname": 51, "setsockopt": 54, "clone": 56, "vfork": 58, "wait4": 61},
-    **{"fcntl": 72, "flock": 73, "fsync": 74, "fdatasync": 75, "ftruncate": 77, "rename": 82, "mkdir": 83},
-    **{"rmdir": 84, "link": 86, "unlink": 87, "readlink": 89, "fchmod": 91, "statfs": 137, "getdents64": 217},
-    **{"openat": 257, "newfstatat": 262, "fallocate": 285, "pipe2": 293, "setns": 308, "pidfd_open": 434},
-    **{"clone3": 435, "epoll_wait": 232},
-}
+_TABLE = """
+        read=0 write=1 close=3 poll=7 lseek=8 mmap=9 ioctl=16 pread64=17 pwrite64=18 socket=41 connect=42
+        sendto=44 recvfrom=45 sendmsg=46 recvmsg=47 bind=49 listen=50 getsockname=51 setsockopt=54 clone=56
+        vfork=58 wait4=61 fcntl=72 flock=73 fsync=74 fdatasync=75 ftruncate=77 rename=82 mkdir=83 rmdir=84
+        link=86 unlink=87 readlink=89 fchmod=91 statfs=137 getdents64=217 openat=257 newfstatat=262
+        fallocate=285 pipe2=293 setns=308 pidfd_open=434 clone3=435 epoll_wait=232
+"""
+NUMBERS = {name: int(number) for name, number in re.findall(r"(\w+)=(\d+)", _TABLE)}
 """arch/x86/entry/syscalls/syscall_64.tbl"""
 _SYSCALL, _GETREGS, _SETREGS, _DETACH = 24, 12, 13, 17
 _SEIZE, _INTERRUPT, _GET_SYSCALL_INFO = 0x4206, 0x4207, 0x420E
