@@ -79,8 +79,8 @@ def run(
     """Run `argv` until it has ended and whoever inherited its output has closed it.
 
     keep_stderr: else it goes to the descriptor `stderr`, where ours goes as a rule; nobody waits for that to be closed.
-    most_bytes: of output. locks: descriptors that it has, too, until it ends. Raises OSError or ValueError when it cannot be
-    started, TooSlow, TooMuch.
+    most_bytes: of output. locks: descriptors that it has, too, until it ends. Raises OSError or ValueError when it
+    cannot be started, TooSlow, TooMuch.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     lifeline = Lifeline()

@@ -271,8 +271,10 @@ class Attack:
             outcome = tracing.run(
                 self.launcher(verb), tracing.traced({*names, "execve"}), "/run/trace", becomes_program=True
             )
-            own = f"{BIN}/{self.setting.plugin}"  # what an interpreter does before it opens this is not ours
-            found = list(tracing.between("/run/trace", names, lambda line: own in line, lambda _: False))
+            # What an interpreter does before it opens the launcher is not ours.
+            own = "execve(" if self.setting.agent == "native" else "openat("
+            own_line = re.compile(re.escape(own) + f".*{BIN}/{self.setting.plugin}")
+            found = list(tracing.between("/run/trace", names, own_line.search, lambda _: False))
         else:
             outcome, found = tracing.every_call(tracing.bounded(self.command(verb)), names, "/run/trace")
         assert outcome.answer is not None, outcome

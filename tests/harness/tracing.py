@@ -76,7 +76,7 @@ def traced(names: Iterable[str]) -> str:
 
 
 def between(
-    trace: str, names: tuple[str, ...], begins: Callable[[str], bool], ends: Callable[[str], bool]
+    trace: str, names: tuple[str, ...], begins: Callable[[str], object], ends: Callable[[str], object]
 ) -> Iterator[tuple[Call, str]]:
     """The calls of these names in a trace, from the line that `begins` to the one that `ends`, without both."""
     counts: dict[str, int] = {}
@@ -88,7 +88,7 @@ def between(
                 continue
             counts[match[1]] = counts.get(match[1], 0) + 1
             if begins(line) or ends(line):
-                inside = begins(line)
+                inside = bool(begins(line))
             elif inside and match[1] in names:
                 yield Call(match[1], counts[match[1]]), line.rstrip("\n")
 

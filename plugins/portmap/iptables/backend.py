@@ -187,7 +187,7 @@ class IptablesBackend:
         """By name, whoever made it: this attachment's, and the container's on networks that it is not on any more.
 
         Those are the network's earlier names. Upstream's chain name has no interface in it: it stays when it is that of
-        another interface of the container. Where the records do not tell, it is another's if this one has a second name.
+        another interface of the container. Where the records do not tell, that is so if this one has a second name.
         """
         try:
             records = list(others.of_container(owner.container_id))
