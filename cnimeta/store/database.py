@@ -8,8 +8,9 @@ What SQLite does not promise is added here:
 
 - A log file that was lost or cut off is valid to SQLite, and its transactions are silently gone. Each transaction is
   counted in the database and, once committed, in a file beside it: a database behind that file has lost transactions.
-- A damaged or lost database, or one of which the disk does not give a page any more, is moved aside, kept, and a new one filled from what can be read of it and from what the
-  owner of the contents knows from elsewhere (`Contents.gather`). No database ever begins empty without that look.
+- A database that is damaged, lost, or not given by the disk in some part, is moved aside, kept, and a new one filled
+  from what can be read of it and from what the owner of the contents knows from elsewhere (`Contents.gather`). No
+  database ever begins empty without that look.
 - A database that was replaced or migrated is noticed at the next transaction, also by processes that have it open.
 - Contents belong to a boot: the first command after another boot says so to their owner.
 """
@@ -212,7 +213,7 @@ class Database:
             raise self._unusable(failure)
 
     def _is_unreadable(self, failure: Exception) -> bool:
-        """Whether the disk has lost a part of the database for good. Where it gives nothing at all, it may yet come back."""
+        """Whether the disk has lost a part of the database for good. One that gives nothing at all may yet come back."""
         if not is_unread(failure):
             return False
         self._forget()

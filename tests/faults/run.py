@@ -58,7 +58,7 @@ def done(notes: Path) -> list[dict]:
 
 def attack(name: str, verb: str, notes: str, skipped: set[str]) -> int:
     """Strikes on one verb of one setting, noted one by one; how many there are, with those from earlier."""
-    made = Attack(SETTINGS[name], installed(), 0, name)
+    made = Attack(SETTINGS[name], installed(), 0, name)  # no sample
     every = made.strikes(verb)
     own = {"code": code(), "setting": name, "verb": verb}
     with open(notes, "a", encoding="utf-8", buffering=1) as file:
