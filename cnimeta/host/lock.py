@@ -51,7 +51,7 @@ class _Held:
             self._shared = self._descriptor
             if self._descriptor < 0:
                 self._lock = self._wait()
-                self._shared = _descriptor_of(self._path)
+                self._shared = self._of_filelock()
             if self._shared >= 0:
                 locks.append(self._shared)
         except OSError as error:
@@ -90,6 +90,12 @@ class _Held:
                 return lock
             lock.release()
 
+    def _of_filelock(self) -> int:
+        try:
+            return _descriptor_of(self._path)
+        except OSError:  # unknown: its programs go without the lock
+            return -1
+
     def _is_held_at_path(self) -> bool:
         """Whether nobody can lock what is at the path now: some releases of filelock remove it when they let go."""
         try:
@@ -122,13 +128,13 @@ def _try_once(path: str) -> int:
 
 def _descriptor_of(path: str) -> int:
     """The descriptor of this process that leads to the file, which filelock does not tell; -1 when it is not found."""
-    try:
-        found = os.stat(path)
-        for name in os.listdir("/proc/self/fd"):
-            if os.path.exists(f"/proc/self/fd/{name}") and os.path.samestat(os.stat(f"/proc/self/fd/{name}"), found):
+    found = os.stat(path)
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.path.samestat(os.fstat(int(name)), found):
                 return int(name)
-    except OSError:  # unknown: its programs go without
-        pass
+        except OSError:  # unknown: the one that lists them is closed by now
+            continue
     return -1
 
 
