@@ -213,7 +213,7 @@ class Database:
             raise self._unusable(failure)
 
     def _is_unreadable(self, failure: Exception) -> bool:
-        """Whether the disk has lost a part of the database for good. One that gives nothing at all may yet come back."""
+        """Whether the disk has lost a part of the database for good. One that gives nothing may yet come back."""
         if not is_unread(failure):
             return False
         self._forget()
