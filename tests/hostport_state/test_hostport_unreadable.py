@@ -19,7 +19,7 @@ from cnimeta.ports.mapper import MappedPort
 if TYPE_CHECKING:
     from cnimeta_plugins.hostport_alloc.state.record import Record
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(3600)]
 
 HERE = Path(__file__).parent
 PAGE = 4096
