@@ -104,6 +104,14 @@ class PodApi(Protocol):
         """The Pod, its `metadata` at least: uid, annotations and labels."""
 
 
+class Hook(Protocol):
+    """Somebody who is told of events."""
+
+    def tell(self, event: bytes, timeout_s: float) -> str:
+        """Hand over one event, a line of JSON; empty when it was taken, else why not, in words."""
+        ...
+
+
 class NodeAddresses(Protocol):
     """The addresses under which the node is reached."""
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from cnimeta_plugins.hostport_alloc.operator.repair import Repair
     from cnimeta_plugins.hostport_alloc.wiring import Wiring
 
-_DELIVER_LIMIT = 10_000
-
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], wiring: Wiring | None = None) -> None:
     """Add `ports` and `wrap`. Each parser's `run` default takes the arguments and returns the exit status."""
@@ -37,7 +35,7 @@ def _add_ports(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], 
         ("show", looking.show_range, "draw a range's occupancy, and say it in words"),
         ("check", _check, "compare rules, records, bits and sockets; status 1 when they disagree"),
         ("repair", _repair, "rebuild bits and rules from the records"),
-        ("deliver", _deliver, "write the annotations that are pending"),
+        ("deliver", _deliver, "write the annotations that are pending, tell the hook of what waits"),
         ("reserve", reserving.reserve, "keep the ranges in net.ipv4.ip_local_reserved_ports, as ADD does"),
         ("release", _release, "undo what a container had, when its DEL never comes"),
     ):
@@ -48,6 +46,8 @@ def _add_ports(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], 
             looking.add_top_options(action)
         if name == "check":
             action.add_argument("--deep", action="store_true", help="also ask the delegates that map no ports")
+        if name == "deliver":
+            action.add_argument("--again", action="store_true", help="tell the hook of every mapping anew")
         if name == "reserve":
             reserving.add_reserve_options(action)
         if name == "show":
@@ -192,16 +192,6 @@ def _print_problems(problems: Sequence[Problem]) -> None:
 
 
 def _deliver(args: argparse.Namespace, wiring: Wiring) -> int:
-    from cnimeta_plugins.hostport_alloc.pod.annotation import Deadline
-    from cnimeta_plugins.hostport_alloc.pod.publish import deliver_amended
+    from cnimeta_plugins.hostport_alloc.operator.delivering import deliver
 
-    settings, store = opened(args, wiring)
-    if settings is None or settings.api is None:
-        raise InvalidNetworkConfig('no configuration with "kubernetes" was found: use --conf')
-    api = wiring.pods(settings.api.kubeconfig)
-    deadline = Deadline(wiring.clock, 60)
-    done = deliver_amended(wiring, settings, store, api, deadline, _DELIVER_LIMIT, log, fresh_s=0)
-    left = len(store.pending(_DELIVER_LIMIT))
-    text = f"{counted(done.written, 'annotation')} written, {done.dropped} of Pods that are gone, {left} still pending"
-    print(json.dumps({**done._asdict(), "pending": left}) if wants_json(args) else text)
-    return 1 if left else 0
+    return deliver(args, wiring)

@@ -90,6 +90,8 @@ def _ports(wiring: Wiring, settings: Sequence[Settings]) -> Iterator[Metric]:
         "cnimeta_hostport_containers", "Containers that have host ports", len({one["containerID"] for one in entries})
     )
     yield from _quotas(settings, entries)
+    if any(one.notify is not None for one in settings):
+        yield gauge("cnimeta_hook_events_waiting", "Events that the hook has not taken yet", store.outbox.count())
     yield from _pending([entry for entry in entries if entry["annotation"] == "pending"])
 
 

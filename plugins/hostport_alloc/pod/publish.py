@@ -39,6 +39,8 @@ class Publisher:
         self._annotations = pod_annotations(request.conf.runtime_config)
         self.labels: Mapping[str, JSON] = {}
         """The Pod's, after `annotations`, where a rule of the configuration is about them."""
+        self.outside: tuple[str, ...] | None = None
+        """The node's external addresses, after `publish`, where they are known."""
         self._api: PodApi | None = None
         self._reachable = False
 
@@ -115,9 +117,9 @@ class Publisher:
         deadline = annotation.Deadline(self.wiring.clock, settings.timeout_s)
         external, unknown = self.settings.external, False
         if external is not None:
-            outside = self._outside(external, deadline)
-            unknown = outside is None
-            entries = external.added(entries, outside or ())
+            self.outside = self._outside(external, deadline)
+            unknown = self.outside is None
+            entries = external.added(entries, self.outside or ())
         patch = annotation.patch_for(record, entries, static=static)
         if unknown:
             state = Annotation("pending", patch, "the node's external address is not known")

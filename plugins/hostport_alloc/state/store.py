@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from cnimeta_plugins.hostport_alloc.allocate.picks import Preferred, QuarantinedPort
     from cnimeta_plugins.hostport_alloc.allocate.ranges import Ports
     from cnimeta_plugins.hostport_alloc.state.listed import Listed
+    from cnimeta_plugins.hostport_alloc.state.outbox import Outbox
     from cnimeta_plugins.hostport_alloc.state.record import Key
 
 _ATTEMPTS = 100  # each that fails means that another command got a port
@@ -184,8 +185,11 @@ class Store:
         """Whether the record is of this boot, so that its ports are held and its rules may exist."""
         return record.boot_id == self._boot_id
 
-    def settle(self, record: Record) -> None:
-        """Replace the record of the same key and token; its ports cannot change. Superseded (11) if it is gone."""
+    def settle(self, record: Record, event: str = "") -> None:
+        """Replace the record of the same key and token; its ports cannot change. Superseded (11) if it is gone.
+
+        `event`: what a hook is told of it, from then on until it ends.
+        """
 
         def work(connection: Connection) -> None:
             row = rows.find(connection, record.key)
@@ -196,6 +200,10 @@ class Store:
                     " this command worked on it; nothing of it was kept"
                 )
             rows.replace_document(connection, record)
+            if event:
+                from cnimeta_plugins.hostport_alloc.state.outbox import tell
+
+                tell(connection, record.key, event, self._clock.now())
 
         self._database.write(work)
 
@@ -239,6 +247,13 @@ class Store:
         if sticky_s > 0:
             now = self._clock.now()
             rows.remember(connection, record, now + sticky_s, now)
+
+    @property
+    def outbox(self) -> Outbox:
+        """What the hook is yet to be told."""
+        from cnimeta_plugins.hostport_alloc.state.outbox import Outbox
+
+        return Outbox(self._database, self._clock)
 
     # --- looking ---------------------------------------------------------------------------------------
 
