@@ -12,6 +12,7 @@ import time
 
 from cnimeta.errors import StateUnusable, TryAgainLater
 from cnimeta.host.waiting import flocked
+from cnimeta.observe import notes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,23 +23,28 @@ _POLL_S = 0.02
 
 
 class NodeLock:
-    """Lock on the file `path` (made 0600, its folder 0700), waiting at most `timeout_s` seconds."""
+    """Lock on the file `path` (made 0600, its folder 0700), waiting at most `timeout_s` seconds.
 
-    def __init__(self, path: str, timeout_s: float = 10) -> None:
+    kind: what metrics call it.
+    """
+
+    def __init__(self, path: str, timeout_s: float = 10, kind: str = "attachment") -> None:
         self.path = path
         self.timeout_s = timeout_s
+        self._kind = kind
 
     def held(self) -> _Held:
         """A `with` block under the lock. TryAgainLater (11) after the deadline, StateUnusable (104) when the file
         cannot be opened.
         """
-        return _Held(self.path, self.timeout_s)
+        return _Held(self.path, self.timeout_s, self._kind)
 
 
 class _Held:
-    def __init__(self, path: str, timeout_s: float) -> None:
+    def __init__(self, path: str, timeout_s: float, kind: str) -> None:
         self._path = path
         self._timeout_s = timeout_s
+        self._kind = kind
         self._descriptor = -1
         self._lock: BaseFileLock | None = None
 
@@ -47,7 +53,11 @@ class _Held:
             os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
             self._descriptor = _try_once(self._path)
             if self._descriptor < 0:
-                self._lock = self._wait()
+                began = notes.moment()
+                try:
+                    self._lock = self._wait()
+                finally:
+                    notes.waited(self._kind, began)
         except OSError as error:
             raise StateUnusable(
                 f"the lock {self._path} cannot be used: {error.strerror or error}; check dataDir and its file system"

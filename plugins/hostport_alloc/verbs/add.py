@@ -7,6 +7,8 @@ to undo) is committed before the first delegate runs; the record goes only after
 from __future__ import annotations
 
 from cnimeta.errors import CniError, HostPortConflict, joined
+from cnimeta.observe import notes
+from cnimeta_plugins.hostport_alloc.allocate.picks import Exhausted
 from cnimeta_plugins.hostport_alloc.allocate.ranges import refuse_reserved
 from cnimeta_plugins.hostport_alloc.config import read_settings
 from cnimeta_plugins.hostport_alloc.keys import remarks
@@ -110,7 +112,11 @@ class Add:
             undo=self._undo(None),
         )
         demand = Demand(wanted.exposures, ranges, blocked, self.wiring.sockets.can_listen, settings.sticky)
-        self.record = self.store.hold(draft, demand).record
+        try:
+            self.record = self.store.hold(draft, demand).record
+        except Exhausted as error:
+            notes.count("cnimeta_hostport_exhausted_total", range=error.range)
+            raise
 
     def _undo(self, result: Result | None) -> JSON:
         called_with = self.request.environ.get("CNI_ARGS", ""), self.request.environ.get("CNI_PATH", "")
@@ -161,6 +167,7 @@ class Add:
             _explain(error, failed)
             return False
         self.avoid |= named
+        notes.count("cnimeta_hostport_conflicts_total")
         self.request.log(f"hostport_alloc: {error.msg}; picking other ports")
         self.store.release(self.record.key, token=self.record.token, quarantine_s=0, sticky_s=0)
         self._hold()
