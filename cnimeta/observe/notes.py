@@ -49,6 +49,7 @@ class Notes:
         self.plugin = ""
         self.network = ""
         self.failure: CniError | None = None
+        self.parent = self.span = ""
         self.called: list[Called] = []
         self.waits: list[tuple[str, float]] = []
         """(lock, seconds) for each lock that was not free at once."""
@@ -80,6 +81,12 @@ def about(plugin: str, network: str = "") -> None:
     if _notes is not None:
         _notes.plugin = _notes.plugin or plugin
         _notes.network = _notes.network or network
+
+
+def within(parent: str, span: str) -> None:
+    """It is a span of its own: the trace parent that the caller gave, and the ID that delegates are given."""
+    if _notes is not None:
+        _notes.parent, _notes.span = parent, span
 
 
 def failed(error: CniError | None) -> None:

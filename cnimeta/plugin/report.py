@@ -17,7 +17,7 @@ from cnimeta.spec.trace import TraceContext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, MutableMapping
 
     from cnimeta.observe.notes import Notes
     from cnimeta.spec.jsonio import JSON
@@ -35,6 +35,15 @@ def leave(noted: Notes, environ: Mapping[str, str], folder: str, way: str) -> No
         from cnimeta.host.spool import Spool
 
         Spool(folder).append(line(body))
+
+
+def enter_span(environ: MutableMapping[str, str]) -> None:
+    """Make this invocation a span of the trace that it is in; from here on the environment says so, to delegates."""
+    context = TraceContext.of(environ)
+    if context is not None:
+        child = context.child()
+        notes.within(context.parent, child.span_id)
+        environ.update(child.environ())
 
 
 def leave_event(name: str, environ: Mapping[str, str], **fields: JSON) -> None:
@@ -79,7 +88,8 @@ def report(noted: Notes, environ: Mapping[str, str], way: str) -> dict[str, JSON
         "began": round(noted.began_s, _DIGITS),
         "seconds": round(noted.elapsed_s(), _DIGITS),
         "way": way,
-        **({"trace": trace.parent, "traceState": trace.state[:512]} if trace is not None else {}),
+        **({"trace": noted.parent or trace.parent, "traceState": trace.state[:512]} if trace is not None else {}),
+        **({"span": noted.span} if noted.span else {}),
         "called": [
             [one.plugin, one.verb, one.code, round(one.after_s, _DIGITS), round(one.seconds, _DIGITS)]
             for one in noted.called
