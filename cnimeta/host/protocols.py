@@ -95,7 +95,7 @@ class PodApi(Protocol):
         """Merge-patch the Pod through its status sub-resource. The Pod after it, its `metadata` at least."""
 
     def read(self, namespace: str, name: str, timeout_s: float) -> dict[str, JSON]:
-        """The Pod, its `metadata` at least: uid and annotations."""
+        """The Pod, its `metadata` at least: uid, annotations and labels."""
 
 
 class NodeAddresses(Protocol):

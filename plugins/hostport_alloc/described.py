@@ -7,9 +7,103 @@ from cnimeta.plugin.described import Key
 KEYS = (
     Key(
         ("ranges",),
-        'object: name → `"FIRST-LAST"`, more parts after commas',
+        'object: name → `"FIRST-LAST"`, more parts after commas, or an object',
         '`{"default": "20000-24999"}`',
         "where host ports are taken from; ranges may not overlap each other",
+    ),
+    Key(
+        ("ranges.NAME.ports",),
+        '`"FIRST-LAST"`, more parts after commas',
+        "needed",
+        "the ports of a range that is an object",
+    ),
+    Key(
+        ("ranges.NAME.namespaces",),
+        'array of namespaces, or how they begin: `"games-*"`',
+        "everybody",
+        (
+            "only Pods of these namespaces get ports of this range, whether a Pod, `expose` or `defaultRange` names "
+            "it; for others that is error 7"
+        ),
+    ),
+    Key(
+        ("ranges.NAME.by",),
+        "`random`, `ordinal`",
+        "`random`",
+        (
+            "`ordinal`: Pod `db-3` of a StatefulSet, asking for n ports of this range, has those from the 3·n-th on, "
+            "counted from 0"
+        ),
+    ),
+    Key(
+        ("ranges.NAME.otherwise",),
+        "`refuse`, `random`",
+        "`refuse`",
+        (
+            "with `by: ordinal`, what a Pod gets whose port is taken (`refuse`: error 11), outside the range, or that "
+            "has no ordinal (`refuse`: error 7)"
+        ),
+    ),
+    Key(
+        ("defaultRange",),
+        "name of a range, or array of rules, of which the first that is met counts",
+        "`default`",
+        "the range of exposures that name none",
+    ),
+    Key(
+        ("defaultRange.range",),
+        "name of a range",
+        "needed",
+        "the range, where the rest of the rule is met",
+    ),
+    Key(
+        ("defaultRange.namespaces",),
+        "as `ranges.NAME.namespaces`",
+        "every container",
+        "met by Pods of these namespaces",
+    ),
+    Key(
+        ("defaultRange.labels",),
+        "object: label → value",
+        "every container",
+        "met by Pods that have all of these labels; needs `kubernetes.readPod`, and each ADD reads the Pod then",
+    ),
+    Key(
+        ("rangesFile",),
+        "absolute path",
+        "none",
+        (
+            'a file of this node, a JSON object such as `{"games": "7100-7199"}`: the ports that ranges of the '
+            "configuration have here. It must be root's alone; while it is not there, a container that wants ports "
+            "gets error 11"
+        ),
+    ),
+    Key(
+        ("quotas",),
+        "object",
+        "none",
+        (
+            "how many host ports of ranges may be held at once on this node. One number for two protocols counts as "
+            "two. Error 11 while there is no room, 7 when there never is"
+        ),
+    ),
+    Key(
+        ("quotas.pod",),
+        "number from 1",
+        "none",
+        "for one Pod, on all of its networks",
+    ),
+    Key(
+        ("quotas.namespace",),
+        "number from 0",
+        "none",
+        "for all Pods of a namespace together",
+    ),
+    Key(
+        ("quotas.namespaces",),
+        "object: namespace, or how it begins → number from 0",
+        "none",
+        "in place of `quotas.namespace`; the first that matches",
     ),
     Key(
         ("expose",),

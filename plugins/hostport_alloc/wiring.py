@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cnimeta.host.protocols import (
         Clock,
         Database,
+        Files,
         Locks,
         Namespaces,
         NodeAddresses,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     )
     from cnimeta.ports.mapper import MappedPort, PortMapper
     from cnimeta_plugins.hostport_alloc.allocate.ranges import PortSet
+    from cnimeta_plugins.hostport_alloc.config import Settings
     from cnimeta_plugins.hostport_alloc.state.store import Store
 
 
@@ -43,6 +45,7 @@ class Wiring:
         mapper: Callable[[str], PortMapper | None] | None = None,
         mapper_here: Callable[[str, Sequence[str]], PortMapper | None] | None = None,
         namespaces: Namespaces | None = None,
+        files: Files | None = None,
         boot_id: str | None = None,
     ) -> None:
         self._executor = executor
@@ -57,6 +60,7 @@ class Wiring:
         self._mapper = mapper
         self._mapper_here = mapper_here
         self._namespaces = namespaces
+        self._files = files
         self._boot_id = boot_id
 
     # --- the state -------------------------------------------------------------------------------------
@@ -122,6 +126,36 @@ class Wiring:
 
             scan = RulesetScan(log)
         return blocked_ports(self.sockets, scan)
+
+    @property
+    def files(self) -> Files:
+        """Files on disk."""
+        if self._files is None:
+            from cnimeta.host.files import PosixFiles
+
+            self._files = PosixFiles()
+        return self._files
+
+    def on_node(self, settings: Settings) -> Settings:
+        """With the numbers of this node's own file, where the configuration names one.
+
+        Raises TryAgainLater (11) when it cannot be read, since what it would say is unknown; NotOurs (104) for one that
+        others may write to; InvalidNetworkConfig (7) for what it says.
+        """
+        path = settings.ranges_file
+        if not path:
+            return settings
+        from cnimeta.errors import TryAgainLater, shown
+        from cnimeta_plugins.hostport_alloc.range_config import on_node
+
+        why = "there is no such file"
+        try:
+            text = self.files.read(path)
+        except OSError as error:
+            text, why = None, str(error.strerror or error)
+        if text is None:
+            raise TryAgainLater(f"the ranges of this node are not known: $.rangesFile {shown(path)}: {why}")
+        return settings._replace(ranges=on_node(settings.ranges, path, text))
 
     def mapper(self, plugin_type: str) -> PortMapper | None:
         """What an installed port mapper offers beside the CNI verbs; None for one that offers nothing."""

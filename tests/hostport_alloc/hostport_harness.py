@@ -10,6 +10,7 @@ from cnimeta.spec.result import Result
 from cnimeta.testing.addresses import FakeAddresses
 from cnimeta.testing.clock import FakeClock
 from cnimeta.testing.delegates import FakeDelegate, FakeExec, address_result
+from cnimeta.testing.files import MemoryFiles
 from cnimeta.testing.kube import FakePods
 from cnimeta.testing.memory import call
 from cnimeta.testing.namespaces import FakeNamespaces
@@ -81,6 +82,7 @@ class Node:
         self.is_ours = False
         """Whether the portmap that is called is of this installation, so that it can be asked for all at once."""
         self.namespaces = FakeNamespaces()
+        self.files = MemoryFiles()
         self.log: list[str] = []
         self.executor.hook = lambda *_: self.unlocked()
 
@@ -99,6 +101,7 @@ class Node:
             mapper=lambda name: self.mapper if name == "portmap" else None,
             mapper_here=lambda name, _: self.mapper if self.is_ours and name == "portmap" else None,
             namespaces=self.namespaces,
+            files=self.files,
             boot_id=self.boot,
         )
 
@@ -145,6 +148,12 @@ def conf(**keys: Any) -> dict[str, Any]:
         "dataDir": DATA_DIR,
         **keys,
     }
+
+
+def pod_args(name: str, namespace: str = "default", uid: str = "") -> str:
+    """CNI_ARGS of a Pod."""
+    given = f"IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name}"
+    return f"{given};K8S_POD_UID={uid}" if uid else given
 
 
 POD_ARGS = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID=0a-1b"

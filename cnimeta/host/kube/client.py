@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MERGE_PATCH = "application/merge-patch+json"
 BODY_MAX_BYTES = 4 << 20
 """Of an answer. The API server itself takes objects up to 3 MiB."""
-_KEPT = ("uid", "annotations")
+_KEPT = ("uid", "annotations", "labels")
 _REASON_MAX, _MESSAGE_MAX = 64, 400
 _SECRET_MIN = 6
 """Shorter ones are ordinary words to a message, and no secret to anybody."""

@@ -33,6 +33,8 @@ DEFAULT_RANGE = "default"
 PROTOCOLS = ("tcp", "udp", "sctp")
 SAME = 0
 """Stands for the container port that is whatever the host port will be."""
+UNNAMED = ""
+"""The range of an exposure that names none, until it is known which range that is for its Pod."""
 _PORT_MAX = 65535
 _ANNOTATION_MAX = 64 * 1024
 _SAME = "same"
@@ -81,21 +83,24 @@ class Wanted(NamedTuple):
         return bool(self.exposures or self.explicit)
 
 
-def parse_exposure(text: str, path: str, ranges: Iterable[str]) -> Exposure:
-    """Read one exposure. Raises InvalidNetworkConfig (code 7) naming `path` and the text."""
+def parse_exposure(text: str, path: str, ranges: Iterable[str], default: str = DEFAULT_RANGE) -> Exposure:
+    """Read one exposure; one that names no range is of `default`.
+
+    Raises InvalidNetworkConfig (code 7) naming `path` and the text.
+    """
     name, colon, rest = text.strip().rpartition(":")
-    name = name.strip() if colon else DEFAULT_RANGE
+    name = name.strip() if colon else default
     ports, slash, protocols = rest.partition("/")
     first, dash, last = ports.strip().partition("-")
     port = SAME if ports.strip().lower() == _SAME else _port(first)
     end = _port(last) if dash else port
-    if port is None or end is None or end < port or not name:
+    if port is None or end is None or end < port or (colon and not name):
         raise InvalidNetworkConfig(f"{path} must be {_FORM} with ports from 1 to {_PORT_MAX}, got {shown(text)}")
     names = [protocol.strip().lower() for protocol in protocols.split("+")] if slash else [PROTOCOLS[0]]
     if not set(names) <= set(PROTOCOLS) or len(set(names)) != len(names):
         raise InvalidNetworkConfig(f"{path} must be {_FORM}, got {shown(text)}")
     known = tuple(ranges)
-    if name not in known:
+    if name not in known and name != UNNAMED:
         raise InvalidNetworkConfig(f"{path} names the range {shown(name)}, $.ranges has {', '.join(known)}")
     return Exposure(name, port, tuple(protocol for protocol in PROTOCOLS if protocol in names), end - port + 1)
 
@@ -106,12 +111,12 @@ def _port(text: str) -> int | None:
     return int(text) if 1 <= int(text) <= _PORT_MAX else None
 
 
-def parse_annotation(text: str, path: str, ranges: Iterable[str]) -> tuple[Exposure, ...]:
+def parse_annotation(text: str, path: str, ranges: Iterable[str], default: str = DEFAULT_RANGE) -> tuple[Exposure, ...]:
     """Read the annotation's comma-separated list; empty text and empty entries say nothing."""
     if len(text) > _ANNOTATION_MAX:
         raise InvalidNetworkConfig(f"{path} has {len(text)} characters, at most {_ANNOTATION_MAX} are read")
     known = tuple(ranges)
-    return tuple(parse_exposure(part, path, known) for part in text.split(",") if part.strip())
+    return tuple(parse_exposure(part, path, known, default) for part in text.split(",") if part.strip())
 
 
 def pod_annotations(runtime_config: Fields) -> Fields:
@@ -119,7 +124,7 @@ def pod_annotations(runtime_config: Fields) -> Fields:
     return runtime_config.object(POD_ANNOTATIONS)
 
 
-def read_mappings(runtime_config: Fields, ranges: Iterable[str]) -> Wanted:
+def read_mappings(runtime_config: Fields, ranges: Iterable[str], default: str = DEFAULT_RANGE) -> Wanted:
     """`runtimeConfig.portMappings`: hostPort 0 asks for a random port, any other is explicit.
 
     Raises InvalidNetworkConfig (code 7) with the JSON path of the value.
@@ -137,11 +142,11 @@ def read_mappings(runtime_config: Fields, ranges: Iterable[str]) -> Wanted:
         host_ip = _host_ip(entry)
         if host_port:
             explicit.append(Explicit(host_port, container_port, protocol, host_ip))
-        elif DEFAULT_RANGE in ranges:
-            random.append(Exposure(DEFAULT_RANGE, container_port, (protocol,), 1, host_ip))
+        elif default in ranges:
+            random.append(Exposure(default, container_port, (protocol,), 1, host_ip))
         else:
             raise InvalidNetworkConfig(
-                f'{entry.at("hostPort")} is 0, which asks for a port of the range "default"; $.ranges has none'
+                f'{entry.at("hostPort")} is 0, which asks for a port of the range "{default}"; $.ranges has none'
             )
     return Wanted(tuple(random), tuple(dict.fromkeys(explicit)))
 

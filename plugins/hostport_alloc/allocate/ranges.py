@@ -23,6 +23,12 @@ class PortRange(NamedTuple):
 
     name: str
     spans: tuple[tuple[int, int], ...]
+    namespaces: tuple[str, ...] = ()
+    """Whose Pods alone may have ports of it, as patterns; none: everybody."""
+    by_ordinal: bool = False
+    """Ports are those of the Pod's ordinal, and"""
+    refuses: bool = False
+    """no others, rather than random ones, where those cannot be had."""
 
     @property
     def ports(self) -> PortSet:

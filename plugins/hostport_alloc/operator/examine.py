@@ -45,7 +45,7 @@ def validate(conf: NetConf) -> list[str]:
 
 def examine(wiring: Wiring, conf: NetConf) -> list[str]:
     """As `Plugin.examine`."""
-    settings = read_settings(conf)
+    settings = wiring.on_node(read_settings(conf))
     refuse_reserved(settings.ranges, settings.reserved(wiring.sockets.ephemeral()))
     refuse_unreadable_credentials(settings.api)
     told = remarks(conf)

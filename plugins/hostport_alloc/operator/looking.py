@@ -121,7 +121,8 @@ def _form(args: argparse.Namespace) -> str:
 def show_range(args: argparse.Namespace, wiring: Wiring) -> int:
     """`ports show`."""
     settings, store = opened(args, wiring)
-    view = RangeView.of(range_named(args.range, settings), _occupancy(store), wiring.blocked(log))
+    known = wiring.on_node(settings) if settings is not None else None
+    view = RangeView.of(range_named(args.range, known), _occupancy(store), wiring.blocked(log))
     if wants_json(args):
         print(json.dumps(view.body))
     else:
@@ -167,5 +168,6 @@ def overview(wiring: Wiring, settings: Settings | None, store: Store) -> Overvie
 
     entries = _entries(store)
     occupancy, blocked = _occupancy(store), wiring.blocked(log)
-    ranges = settings.ranges if settings is not None else ()
-    return Overview([RangeView.of(found, occupancy, blocked) for found in ranges], entries)
+    ranges = wiring.on_node(settings).ranges if settings is not None else ()
+    quotas = settings.quotas if settings is not None else None
+    return Overview([RangeView.of(found, occupancy, blocked) for found in ranges], entries, quotas)

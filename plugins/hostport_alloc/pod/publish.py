@@ -11,6 +11,8 @@ from cnimeta_plugins.hostport_alloc.state.record import Annotation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from cnimeta.host.protocols import PodApi
     from cnimeta.plugin.request import Request
     from cnimeta.spec.jsonio import JSON
@@ -34,6 +36,8 @@ class Publisher:
         self.settings = settings
         self.pod = pod if settings.api is not None else None
         self._annotations = pod_annotations(request.conf.runtime_config)
+        self.labels: Mapping[str, JSON] = {}
+        """The Pod's, after `annotations`, where a rule of the configuration is about them."""
         self._api: PodApi | None = None
         self._reachable = False
 
@@ -61,11 +65,17 @@ class Publisher:
         """The Pod's annotations: the runtime's word, or with `readPod` and none from the runtime, the API server's."""
         settings = self.settings.api
         given = self.request.conf.runtime_config.has(POD_ANNOTATIONS)
-        if not given and settings is not None and settings.read_pod and self.pod is not None:
-            self._annotations = self._read(self.pod, settings.timeout_s)
+        if settings is None or not settings.read_pod or self.pod is None:
+            return self._annotations
+        if not given or self.settings.needs_labels:
+            metadata = self._read(self.pod, settings.timeout_s)
+            self.labels = metadata.object("labels").raw
+            if not given:
+                self._annotations = metadata.object("annotations")
         return self._annotations
 
     def _read(self, pod: Pod, timeout_s: float) -> Fields:
+        """The Pod's metadata."""
         from cnimeta_plugins.hostport_alloc.pod import annotation
 
         found: dict[str, JSON] = {}
@@ -87,7 +97,7 @@ class Publisher:
                 f"Pod {shown(f'{pod.namespace}/{pod.name}')} is not the one of this ADD: its uid is {shown(uid)},"
                 f" K8S_POD_UID is {shown(pod.uid)}"
             )
-        return metadata.object("annotations")
+        return metadata
 
     def publish(self, record: Record, result: Result) -> Annotation:
         """Annotate the Pod. Raises PodMismatch (103), and with policy `required` AnnotationFailed (102)."""

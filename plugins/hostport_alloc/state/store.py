@@ -87,9 +87,9 @@ class Store:
     def hold(self, draft: Record, demand: Demand) -> Reservation:
         """Hold ports for `draft.key` and write its record, with `draft`'s netns, pod, explicit, undo and annotation.
 
-        Repeating it gives the same ports. Exhausted (11): no port free; HostPortConflict (100): an explicit mapping
-        is held by another container; StateUnusable (104) also when a later version wrote the state. Ports are picked
-        and probed from a snapshot, and the transaction tells whether they are still free.
+        Repeating it gives the same ports. Exhausted (11): no port free; QuotaExceeded (11 or 7); HostPortConflict
+        (100): an explicit mapping is held by another container; StateUnusable (104) also when a later version wrote the
+        state. Ports are picked and probed from a snapshot, and the transaction tells whether they are still free.
         """
         draft = draft._replace(
             token=os.urandom(8).hex(),
@@ -104,7 +104,7 @@ class Store:
             if ports is None:
                 ports = choose(view, draft, demand)
             record = draft._replace(ports=ports)
-            if self._database.write(lambda connection: self._commit(connection, record, view)):  # noqa: B023
+            if self._database.write(lambda connection: self._commit(connection, record, view, demand)):  # noqa: B023
                 before = view.before
                 fresh = before is None or (before.ports, before.explicit) != (record.ports, record.explicit)
                 return Reservation(record, fresh)
@@ -113,6 +113,7 @@ class Store:
     def _view(self, connection: Connection, draft: Record, demand: Demand) -> View:
         rows.refuse_conflicts(connection, draft.explicit, draft.container_id, draft.netns_id)
         used: Ports = rows.current_bits(connection)
+        _refuse_over_quota(connection, draft, demand, self._boot_id)
         row = rows.find(connection, draft.key)
         before = None
         if row is not None and row.boot_id == self._boot_id:
@@ -126,7 +127,7 @@ class Store:
             preferred = {**preferred, **own}
         return View(before, used, rows.quarantined(connection, self._clock.boottime()), preferred)
 
-    def _commit(self, connection: Connection, record: Record, view: View) -> bool:
+    def _commit(self, connection: Connection, record: Record, view: View, demand: Demand) -> bool:
         """Write the record; False, and nothing done, when what the pick was made from has changed."""
         rows.refuse_conflicts(connection, record.explicit, record.container_id, record.netns_id)
         row = rows.find(connection, record.key)
@@ -139,6 +140,7 @@ class Store:
             used = rows.without_row(connection, used, here, rows.record_of(here))
         if any(used.get(port.protocol, 0) >> port.host_port & 1 for port in record.ports):
             return False
+        _refuse_over_quota(connection, record, demand, self._boot_id)
         if row is not None:
             rows.delete(connection, row)
         rows.insert(connection, record)
@@ -352,3 +354,10 @@ class Store:
                 raise Damage(wrong[0])
 
         self._database.write(work)
+
+
+def _refuse_over_quota(connection: Connection, record: Record, demand: Demand, boot_id: str) -> None:
+    if demand.quotas is not None and demand.exposures:
+        from cnimeta_plugins.hostport_alloc.state.held import refuse_over_quota
+
+        refuse_over_quota(connection, record, demand.port_count, demand.quotas, boot_id)

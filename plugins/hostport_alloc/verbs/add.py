@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cnimeta.plugin.request import Request
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.result import Result
+    from cnimeta_plugins.hostport_alloc.allocate.picks import Preferred
     from cnimeta_plugins.hostport_alloc.config import Settings
     from cnimeta_plugins.hostport_alloc.state.record import Annotation
     from cnimeta_plugins.hostport_alloc.state.store import Store
@@ -61,7 +62,8 @@ class Add:
         self.publisher = Publisher(wiring, request, settings, self.pod)
         if self.pod is None:
             self.publisher.require_credentials()
-        self.wanted = wanted_by(request, settings, self.publisher.annotations())
+        annotations = self.publisher.annotations()
+        self.wanted = wanted_by(request, settings, annotations, self.publisher.labels)
         steps = plan(conf, settings.chain, settings.portmap, settings.data_dir)
         self.steps = steps if self.wanted else tuple(step for step in steps if not step.own)
         for step in self.steps:  # a plugin that is not installed fails ADD while there is nothing to undo
@@ -97,6 +99,8 @@ class Add:
 
     def _hold(self) -> None:
         settings, wanted = self.settings, self.wanted
+        if wanted.exposures and settings.ranges_file:
+            settings = self.wiring.on_node(settings)
         ranges = {exposure.range: settings.range(exposure.range) for exposure in wanted.exposures}
         refuse_reserved(ranges.values(), settings.reserved(self.wiring.sockets.ephemeral()))
         blocked = self.wiring.blocked(self.request.log) if wanted.exposures else {}
@@ -111,7 +115,13 @@ class Add:
             explicit=wanted.explicit,
             undo=self._undo(None),
         )
-        demand = Demand(wanted.exposures, ranges, blocked, self.wiring.sockets.can_listen, settings.sticky)
+        fixed: Preferred = {}
+        if any(found.by_ordinal for found in ranges.values()):
+            from cnimeta_plugins.hostport_alloc.allocate.ordinal import by_ordinal
+
+            fixed = by_ordinal(wanted.exposures, ranges, self.pod.name if self.pod is not None else "")
+        probe, sticky = self.wiring.sockets.can_listen, settings.sticky
+        demand = Demand(wanted.exposures, ranges, blocked, probe, sticky, fixed, settings.quotas)
         try:
             self.record = self.store.hold(draft, demand).record
         except Exhausted as error:
