@@ -30,6 +30,8 @@ from cnimeta.runtime.conf import DEFAULT_FOLDER
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
+    from typing import Any
 
     from cnimeta.agent.listening import Listening
     from cnimeta.plugin.base import Commands, Plugin
@@ -129,7 +131,7 @@ def _watch(args: argparse.Namespace, plugins: dict[str, Plugin], log: Log) -> No
     """Add up what is reported, serve it, and export it."""
     keepers = [plugin.keeper(args.net_dir, log.info) for plugin in plugins.values()] if args.own else []
     looks = [keeper for keeper in keepers if keeper is not None]
-    watch = Watch(Ledger(observed_folder()), plugins, args.net_dir, log, keepers=looks)
+    watch = Watch(Ledger(observed_folder()), plugins, args.net_dir, log, keepers=looks, export=_export(args, log))
     server = None
     if args.metrics:
         from cnimeta.node.monitor.serving import Server
@@ -137,6 +139,18 @@ def _watch(args: argparse.Namespace, plugins: dict[str, Plugin], log: Log) -> No
         server = Server(place_of(args.metrics), watch.text)
         log.info("metrics are served", address=server.address)
     watch.run(server)
+
+
+def _export(args: argparse.Namespace, log: Log) -> Callable[[list[dict[str, Any]]], None]:
+    """What is done with reports beside adding them up."""
+    if args.traces:
+        from cnimeta.node.monitor.export import Export
+
+        try:
+            return Export()
+        except CniError as error:
+            log.error(str(error))
+    return lambda _: None
 
 
 def _deliver(options: list[str], log: Log) -> None:

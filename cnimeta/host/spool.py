@@ -10,12 +10,11 @@ writer waits for anybody.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 
 from cnimeta.host.owned import own_folder, own_open
-from cnimeta.host.waiting import flocked, had_by
+from cnimeta.host.waiting import flocked, had_by, shared
 
 MAX_BYTES = 4 << 20
 _FILE, _TAKEN = "reports", "reports.taken"
@@ -50,9 +49,7 @@ class Spool:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         descriptor = os.open(path, flags, _MODE, dir_fd=self._at)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:  # it has just been taken away
+            if not shared(descriptor):  # it has just been taken away
                 return False
             found = os.fstat(descriptor)
             if not os.path.samestat(found, os.stat(path, dir_fd=self._at)):
