@@ -150,7 +150,9 @@ class Agent:
                 self._idle.discard(pid)
                 self._may_fork = time.monotonic() + _LOOK_S  # one that cannot even wait is not made again at once
             if status:
-                self._service.log.error(f"process {pid} ({about}) was ended by {_cause(status)}")
+                killed = os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+                log = self._service.log.warning if killed else self._service.log.error
+                log(f"process {pid} ({about}) was ended by {_cause(status)}")
 
     def _fill(self) -> None:
         """Have a worker for each connection that waits, and some that wait themselves."""

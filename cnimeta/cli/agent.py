@@ -105,9 +105,9 @@ def _tell_start(args: argparse.Namespace, served: Served, listening: Listening, 
         plugins=plugins,
         workers=args.workers,
         deliver=args.deliver,
-        own=str(args.own).lower(),
+        own=args.own,
         metrics=args.metrics or "",
-        traces=str(args.traces).lower(),
+        traces=args.traces,
     )
     if spool is not None:
         about: dict[str, JSON] = {"pid": os.getpid(), "ticks": process_ticks(os.getpid()), "version": __version__}

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import TypeAlias
 
-    Value: TypeAlias = str | int | float | None
+    Value: TypeAlias = str | int | float | bool | None
 
 TEXT, JSON_LINES = "text", "json"
 FORMATS = (TEXT, JSON_LINES)
@@ -36,7 +36,8 @@ def body(level: str, message: str, fields: Mapping[str, Value], now_s: float) ->
 
 def _word(value: Value) -> str:
     """In quotes where it would not be one word."""
-    plain = legible(f"{value:g}" if isinstance(value, float) else str(value), _WORD)
+    said = f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+    plain = legible(said, _WORD)
     if plain and not any(char in ' "=\\' for char in plain):
         return plain
     return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -6,7 +6,7 @@ import os
 
 from cnimeta.errors import CniError, counted
 from cnimeta_plugins.hostport_alloc.config import PLUGIN_TYPE
-from cnimeta_plugins.hostport_alloc.operator.own import NAME, configurations, in_step, ownership
+from cnimeta_plugins.hostport_alloc.operator.own import NAME, configurations, in_step, is_kept, ownership
 from cnimeta_plugins.hostport_alloc.operator.wrap import is_wrapped
 from cnimeta_plugins.hostport_alloc.operator.wrapfile import read_document
 
@@ -31,6 +31,8 @@ def unserved(wiring: Wiring, net_dir: str, cache_dir: str = _RESULTS) -> Iterato
             yield f"{message}, and nobody derives it anew: `cnimeta wrap --own --keep {own.source}` does"
         elif state != "ok":
             yield message
+        elif not is_kept(own):
+            yield f"{message}, and nobody keeps it so: `cnimeta agent --own` or cnimeta-own.service does"
     if not ours:
         if own is not None:
             yield f"no configuration in {net_dir} has {PLUGIN_TYPE}: containers get no ports"
