@@ -62,7 +62,7 @@ class Totals:
                 self._add_event(report)
             for name, labels in _items(report.get("counted"), 2):
                 self._count(_name(name), tuple((_name(one), _text(value)) for one, value in _items(labels, 2)))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, KeyError):
             self.drop()
 
     def drop(self) -> None:

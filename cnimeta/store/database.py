@@ -23,7 +23,6 @@ import time
 from cnimeta.errors import CniError, StateUnusable, TryAgainLater, shown
 from cnimeta.host import afterwards
 from cnimeta.host.owned import NotOurs, own_file, own_folder
-from cnimeta.observe import notes
 from cnimeta.store.folder import hindrance, is_full, is_there
 from cnimeta.store.locks import OwnLock
 from cnimeta.store.making import DAMAGED, LOG_SUFFIX, Maker
@@ -35,6 +34,7 @@ from cnimeta.store.sql import (
     IOERR,
     PROTOCOL,
     begin,
+    begin_writing,
     code_of,
     connect,
     enter_boot,
@@ -63,8 +63,6 @@ FILE = "cnimeta.db"
 _ATTEMPTS = 5
 _POLL_S = 0.13
 """So long SQLite waits by itself, asking every 1 to 25 ms. Later it would ask ten times a second only, and starve."""
-_WAIT_S = 0.001
-"""SQLite waits by itself: what took less was no wait."""
 _NOT_FOR_THIS, _UNTOUCHED, _GIVEN_UP = range(3)
 """The room set aside for a full disk: whether this piece of work may have it, and whether it has."""
 
@@ -214,11 +212,7 @@ class Database:
             raise self._unusable(failure)
 
     def _in_transaction(self, connection: Connection, work: Callable[[Connection], T]) -> T:
-        began = notes.moment()
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-        finally:
-            notes.waited("database", began, _WAIT_S)
+        begin_writing(connection)
         try:
             self._refuse_changed(connection)
             result = work(connection)
@@ -329,7 +323,6 @@ class Database:
                 if self._connection is not None:
                     _keep_writers_out(self._connection)
                 self._maker.move_aside()
-                notes.count("cnimeta_repairs_total", what="database")
             self._forget()
             if own_file(self.path) is None:
                 self._maker.make()
@@ -401,7 +394,7 @@ class Database:
 
 def _keep_writers_out(connection: Connection) -> None:
     try:
-        connection.execute("BEGIN IMMEDIATE")
+        begin_writing(connection)
     except _sqlite3.Error as error:
         if code_of(error) == BUSY:
             raise

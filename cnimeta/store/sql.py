@@ -8,6 +8,7 @@ from __future__ import annotations
 import _sqlite3
 from binascii import crc32
 
+from cnimeta.observe import notes
 from cnimeta.store.values import Damage
 
 TYPE_CHECKING = False
@@ -26,6 +27,9 @@ _OPEN = (
 
 
 # --- connections -----------------------------------------------------------------------------------------
+
+_WAIT_S = 0.001
+"""What took less was no wait for another command."""
 
 
 def connect(path: str, timeout_s: float = 10) -> Connection:
@@ -65,6 +69,15 @@ def is_damage(error: BaseException) -> bool:
 
 
 # --- versions, and the table `meta` ------------------------------------------------------------------------
+
+
+def begin_writing(connection: Connection) -> None:
+    """Begin a transaction that writes, when no other command is at one: SQLite waits for that."""
+    began = notes.moment()
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    finally:
+        notes.waited("database", began, _WAIT_S)
 
 
 def begin(connection: Connection, schema: Schema, boot_id: str, sequence: int) -> None:
