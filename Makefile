@@ -36,7 +36,7 @@ STEPS ?=
 soak: setup ## anything in any order on the real kernel for MINUTES=10 minutes, beside a model (as root)
 	$(PY) tests/soak/run.py --minutes $(MINUTES) --steps "$(STEPS)"
 
-bench: setup ## measurements against the reference plugins; writes docs/benchmarks.md
+bench: setup ## measurements against the reference plugins; writes docs/benchmarks.md; QUICK=1: to see that they work
 	$(PY) bench/run.py
 
 cluster: ## Pods on a real kubelet, containerd and API server, which are compiled the first time (as root)

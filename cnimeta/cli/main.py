@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from cnimeta import __version__
 from cnimeta.errors import CniError, InvalidEnvironment
 from cnimeta.plugin import registry
-from cnimeta.plugin.dispatch import trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _trace(error: Exception) -> None:
+    from cnimeta.plugin.dispatch import trace
+
     trace(error, os.environ, lambda text: print(text, file=sys.stderr))
 
 

@@ -57,6 +57,7 @@ _REMEDIES = {
     103: "nothing: the kubelet goes on with the Pod that is there now",
     104: "free space, or make the folder root's alone: the message has owner and mode",
     105: "the plugin that the message names is missing, hangs, or answered with something else than a result",
+    106: "look at what the hook says, start it, or set notify.policy to deferred; `cnimeta ports deliver` tries again",
     999: "a defect of the plugin: please report it, `details` has module and line; `cnimeta sysdump` has the rest",
 }
 

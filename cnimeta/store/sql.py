@@ -26,10 +26,10 @@ _OPEN = (
 )
 
 
-# --- connections -----------------------------------------------------------------------------------------
-
 _WAIT_S = 0.001
 """What took less was no wait for another command."""
+
+# --- connections -----------------------------------------------------------------------------------------
 
 
 def connect(path: str, timeout_s: float = 10) -> Connection:

@@ -80,7 +80,7 @@ def _ports(wiring: Wiring, settings: Sequence[Settings]) -> Iterator[Metric]:
     there = store.exists()  # looking makes none
     entries = entries_of(store) if there else []
     occupancy = store.occupancy() if there else Occupancy({}, ())
-    blocked = wiring.blocked(lambda _: None)
+    blocked = wiring.blocked(lambda _: None, settings[0])
     views = {found.name: RangeView.of(found, occupancy, blocked) for one in settings for found in one.ranges}
     yield Metric(
         "cnimeta_hostports",
@@ -103,6 +103,8 @@ def _ports(wiring: Wiring, settings: Sequence[Settings]) -> Iterator[Metric]:
         "cnimeta_hostport_containers", "Containers that have host ports", len({one["containerID"] for one in entries})
     )
     yield from _quotas(settings, entries)
+    if any(one.notify is not None for one in settings):
+        yield gauge("cnimeta_hook_events_waiting", "Events that the hook has not taken yet", store.outbox.count())
     yield from _pending([entry for entry in entries if entry["annotation"] == "pending"])
 
 
