@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from cnimeta.agent.systemd import Manager
-from cnimeta.agent.wire import REFUSED, Broken
+from cnimeta.agent.wire import REFUSED, Broken, Probed
 from cnimeta.agent.worker import SHORT, Service, accepted, greet, rehearse, serve
 from cnimeta.errors import shown
 
@@ -232,6 +232,8 @@ class Agent:
         self._listener.close()
         try:
             serve(connection, service, self._tell)
+        except Probed:
+            pass
         except (OSError, Broken) as error:
             service.log(f"a launcher was not served: {error}")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cnimeta.agent.client import send
 from cnimeta.agent.peer import Peer
-from cnimeta.agent.wire import ACCEPTED, ANSWER, DESCRIPTORS, HELLO, REFUSED, REQUEST, Broken, receive
+from cnimeta.agent.wire import ACCEPTED, ANSWER, DESCRIPTORS, HELLO, REFUSED, REQUEST, Broken, Probed, receive
 from cnimeta.errors import shown
 from cnimeta.host import afterwards
 from cnimeta.host.lifeline import is_cut, tie
@@ -163,6 +163,8 @@ class _Request:
 
     def __init__(self, connection: socket.socket) -> None:
         head, descriptors, _, _ = socket.recv_fds(connection, REQUEST.size, DESCRIPTORS, _WHOLE)
+        if not head:
+            raise Probed("it said nothing")
         if len(head) != REQUEST.size or len(descriptors) != DESCRIPTORS:
             raise Broken("not a launcher")
         hello, self._umask, named, length = REQUEST.unpack(head)

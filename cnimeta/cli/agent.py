@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,10 @@ from cnimeta.agent.peer import own_capabilities
 from cnimeta.agent.plugins import Served
 from cnimeta.agent.server import ENDING, WORKERS, Agent, Job
 from cnimeta.agent.systemd import Manager
-from cnimeta.agent.wire import SOCKET
+from cnimeta.agent.wire import HELLO, PATIENCE_S, SOCKET, Broken, receive
 from cnimeta.agent.worker import Service
 from cnimeta.cli.metrics import observed_folder
-from cnimeta.errors import CniError
+from cnimeta.errors import CniError, IoFailure
 from cnimeta.host.spool import Spool
 from cnimeta.node.monitor.address import place_of
 from cnimeta.node.monitor.collected import process_ticks
@@ -59,10 +60,13 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("--traces", action="store_true", help="export spans, as OTEL_EXPORTER_OTLP_ENDPOINT says")
     parser.add_argument("--net-dir", metavar="DIR", default=DEFAULT_FOLDER, help="the configurations (%(default)s)")
     parser.add_argument("--log-format", choices=FORMATS, default=TEXT, help="of what it logs (%(default)s)")
+    parser.add_argument("--probe", action="store_true", help="serve nobody: ask the agent whether it answers")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.probe:
+        return _probe(args.socket)
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until it serves: one that comes meanwhile is not lost
     os.umask(0o022)
     if args.metrics:
@@ -91,6 +95,20 @@ def _spool() -> tuple[Spool | None, str]:
         return Spool.made(observed_folder()), ""
     except (CniError, OSError) as error:
         return None, f"nothing is counted: {error}"
+
+
+def _probe(path: str) -> int:
+    """0 when an agent answers on the socket, as it answers a launcher; 1 and why."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE_S)
+        try:
+            connection.connect(path)
+            heard = receive(connection, len(HELLO))
+        except (OSError, Broken) as error:
+            raise IoFailure(f"no agent answers on {path}: {getattr(error, 'strerror', None) or error}") from None
+    if heard != HELLO:
+        raise IoFailure(f"what answers on {path} is an agent of another protocol, or refuses")
+    return 0
 
 
 def _tell_start(args: argparse.Namespace, served: Served, listening: Listening, log: Log, spool: Spool | None) -> None:

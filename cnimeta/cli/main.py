@@ -26,6 +26,9 @@ OWN = (
         "version",
         "install",
         "uninstall",
+        "upgrade",
+        "rollback",
+        "deploy",
         "run",
         "agent",
         "doctor",
@@ -33,6 +36,7 @@ OWN = (
         "sysdump",
         "validate",
         "explain",
+        "schema",
         "conformance",
     ),
     *("new", "man", "completion"),
@@ -58,11 +62,41 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
 
 
 def _add_own(commands: Commands) -> None:
-    from cnimeta.cli import agent, conformance, doctor, explain, install, manual, metrics, new, run, sysdump, validate
+    from cnimeta.cli import (
+        agent,
+        conformance,
+        deploy,
+        doctor,
+        explain,
+        install,
+        manual,
+        metrics,
+        new,
+        run,
+        schema,
+        sysdump,
+        upgrade,
+        validate,
+    )
 
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
-    for module in (install, run, agent, doctor, metrics, sysdump, validate, explain, conformance, new, manual):
+    for module in (
+        install,
+        upgrade,
+        deploy,
+        run,
+        agent,
+        doctor,
+        metrics,
+        sysdump,
+        validate,
+        explain,
+        schema,
+        conformance,
+        new,
+        manual,
+    ):
         module.add_commands(commands)
 
 

@@ -6,7 +6,6 @@ from cnimeta.errors import shown
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.keys import OF_EVERY_PLUGIN, OF_LISTS, strangers, without_effect
 from cnimeta_plugins.hostport_alloc.config import read_chain
-from cnimeta_plugins.hostport_alloc.range_config import QUOTA_KEYS, RANGE_KEYS, RULE_KEYS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +17,9 @@ KEYS = (
     *("defaultRange", "rangesFile", "quotas", "reservePorts", "external", "notify"),
 )
 EXTERNAL_KEYS = ("address", "nodeAnnotation", "nodeName", "portOffset", "ports")
+RANGE_KEYS = ("ports", "namespaces", "by", "otherwise")
+RULE_KEYS = ("range", "namespaces", "labels")
+QUOTA_KEYS = ("pod", "namespace", "namespaces")
 NOTIFY_KEYS = ("program", "socket", "policy", "timeout")
 API_KEYS = ("kubeconfig", "policy", "timeout", "readPod")
 NESTED = {

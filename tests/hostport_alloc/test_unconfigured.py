@@ -31,6 +31,7 @@ OF_KEYS: dict[str, dict[str, Any]] = {
     "quotas": {"quotas": {"pod": 9}},
     "held": {"quotas": {"pod": 9}},
     "ordinal": {"ranges": {"default": {"ports": "20000-20009", "by": "ordinal", "otherwise": "random"}}},
+    "range_config": {"defaultRange": "default"},
     "patterns": {"ranges": {"default": {"ports": "20000-20009", "namespaces": ["default"]}}},
     "reservation": {"reservePorts": True},
     "external": {"external": {"portOffset": 1}},

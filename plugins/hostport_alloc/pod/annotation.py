@@ -146,7 +146,9 @@ def _may_pass(error: PodApiError) -> bool:
 
 def _explained(error: PodApiError) -> str:
     if error.status == 403:
-        return f"{error}; the credentials need the role in deploy/rbac.yaml, patch on pods/status, or the node's own"
+        return (
+            f"{error}; the credentials need the role in deploy/base/rbac.yaml, patch on pods/status, or the node's own"
+        )
     return str(error)
 
 
