@@ -63,7 +63,7 @@ class Log:
             context = TraceContext(trace)
             identity.update(traceID=context.trace_id, spanID=context.span_id)
         said = report.get("message")
-        self._write(ERROR if said else INFO, f"failed: {said}" if said else "served", identity)
+        self._write(ERROR if said else INFO, f"error: {said}" if said else "served", identity)
 
     def _leave(self, name: str, message: str) -> None:
         if self._spool is not None:

@@ -88,7 +88,7 @@ def test_identity_of_the_container_is_in_the_line_of_what_was_served(written: An
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found.pop("time"))
     assert found == {
         "level": "error",
-        "message": "failed: range is exhausted",
+        "message": "error: range is exhausted",
         "plugin": "hostport_alloc",
         "verb": "ADD",
         "containerID": "c1",
