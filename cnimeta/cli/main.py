@@ -26,6 +26,9 @@ OWN = (
         "version",
         "install",
         "uninstall",
+        "upgrade",
+        "rollback",
+        "deploy",
         "run",
         "agent",
         "doctor",
@@ -62,6 +65,7 @@ def _add_own(commands: Commands) -> None:
     from cnimeta.cli import (
         agent,
         conformance,
+        deploy,
         doctor,
         explain,
         install,
@@ -71,12 +75,28 @@ def _add_own(commands: Commands) -> None:
         run,
         schema,
         sysdump,
+        upgrade,
         validate,
     )
 
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
-    for module in (install, run, agent, doctor, metrics, sysdump, validate, explain, schema, conformance, new, manual):
+    for module in (
+        install,
+        upgrade,
+        deploy,
+        run,
+        agent,
+        doctor,
+        metrics,
+        sysdump,
+        validate,
+        explain,
+        schema,
+        conformance,
+        new,
+        manual,
+    ):
         module.add_commands(commands)
 
 

@@ -251,19 +251,25 @@ class Mapper:
         self, owner: Owner, attachment: Attachment, conf: NetConf, records: Records, failures: Failures
     ) -> list[Record]:
         """What was unmapped; every step is tried."""
-        found = records.find(owner)
         asked = _mappings_or_none(conf)
-        recorded = [found.record] if found.record is not None else []
-        if not recorded and not found.problem:
-            recorded = self._renamed(records, attachment, asked)
+        recorded: list[Record] = []
+        problem = "it cannot be read"  # then names and configuration tell what there is, and the record stays
+        is_read = False
+        with failures:
+            found = records.find(owner)
+            problem = found.problem
+            recorded = [found.record] if found.record is not None else []
+            if not recorded and not problem:
+                recorded = self._renamed(records, attachment, asked)
+            is_read = True
         for record in recorded:
             with failures:
                 self._unmap(record, records)
         with failures:
-            suspected = () if recorded else None if found.problem else asked
+            suspected = () if recorded else None if problem else asked
             if self._sweep(owner, suspected, records) and not recorded:
                 self._forget_flows(asked, (4, 6))
-            if not recorded:
+            if is_read and not recorded:
                 records.forget(owner)  # a damaged one, or what a killed ADD had begun to write
         return recorded
 

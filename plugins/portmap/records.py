@@ -229,6 +229,8 @@ class Records:
         try:
             self._files.write(probe, b"")
             self._files.remove(probe)
+        except FileNotFoundError:  # refused: another STATUS removed it meanwhile, so it had been written
+            pass
         except OSError as error:
             raise self._unusable(error) from None
 
