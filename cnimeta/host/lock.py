@@ -13,6 +13,7 @@ import time
 from cnimeta.errors import StateUnusable, TryAgainLater
 from cnimeta.host.lifeline import locks
 from cnimeta.host.waiting import flocked
+from cnimeta.observe import notes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,23 +24,28 @@ _POLL_S = 0.02
 
 
 class NodeLock:
-    """Lock on the file `path` (made 0600, its folder 0700), waiting at most `timeout_s` seconds."""
+    """Lock on the file `path` (made 0600, its folder 0700), waiting at most `timeout_s` seconds.
 
-    def __init__(self, path: str, timeout_s: float = 10) -> None:
+    kind: what metrics call it.
+    """
+
+    def __init__(self, path: str, timeout_s: float = 10, kind: str = "attachment") -> None:
         self.path = path
         self.timeout_s = timeout_s
+        self._kind = kind
 
     def held(self) -> _Held:
         """A `with` block under the lock. TryAgainLater (11) after the deadline, StateUnusable (104) when the file
         cannot be opened.
         """
-        return _Held(self.path, self.timeout_s)
+        return _Held(self.path, self.timeout_s, self._kind)
 
 
 class _Held:
-    def __init__(self, path: str, timeout_s: float) -> None:
+    def __init__(self, path: str, timeout_s: float, kind: str) -> None:
         self._path = path
         self._timeout_s = timeout_s
+        self._kind = kind
         self._descriptor = -1
         self._shared = -1
         self._lock: BaseFileLock | None = None
@@ -50,7 +56,11 @@ class _Held:
             self._descriptor = _try_once(self._path)
             self._shared = self._descriptor
             if self._descriptor < 0:
-                self._lock = self._wait()
+                began = notes.moment()
+                try:
+                    self._lock = self._wait()
+                finally:
+                    notes.waited(self._kind, began)
                 self._shared = self._of_filelock()
             if self._shared >= 0:
                 locks.append(self._shared)

@@ -35,6 +35,7 @@ from cnimeta.store.sql import (
     IOERR,
     PROTOCOL,
     begin,
+    begin_writing,
     code_of,
     connect,
     enter_boot,
@@ -220,7 +221,7 @@ class Database:
         return any(is_partly_unreadable(path) for path in (self.path, self.path + LOG_SUFFIX))
 
     def _in_transaction(self, connection: Connection, work: Callable[[Connection], T]) -> T:
-        connection.execute("BEGIN IMMEDIATE")
+        begin_writing(connection)
         try:
             self._refuse_changed(connection)
             result = work(connection)
@@ -316,7 +317,7 @@ class Database:
 
     def _lock(self) -> OwnLock:
         folder = os.path.join(self.folder, "locks")
-        return OwnLock(folder, os.path.join(folder, "database"), self.timeout_s)
+        return OwnLock(folder, os.path.join(folder, "database"), self.timeout_s, "database")
 
     def _create(self) -> None:
         with self._lock().held():
@@ -402,7 +403,7 @@ class Database:
 
 def _keep_writers_out(connection: Connection) -> None:
     try:
-        connection.execute("BEGIN IMMEDIATE")
+        begin_writing(connection)
     except _sqlite3.Error as error:
         if code_of(error) == BUSY:
             raise

@@ -11,6 +11,7 @@ import _sqlite3
 import os
 
 from cnimeta.host.owned import own_file
+from cnimeta.observe import notes
 from cnimeta.store.folder import is_there, unlink
 from cnimeta.store.rescue import tolerant
 from cnimeta.store.sql import begin, connect, is_unread, meta
@@ -59,6 +60,7 @@ class Maker:
 
         The database goes first: without a log beside it, whoever opens it meanwhile would take it for a whole one.
         """
+        notes.count("cnimeta_repairs_total", what="database")
         damaged = self.path + DAMAGED
         if is_there(self.path):
             self._keep_damaged()  # one that is taken over already: its maker was killed

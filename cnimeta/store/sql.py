@@ -9,6 +9,7 @@ import _sqlite3
 import os
 from binascii import crc32
 
+from cnimeta.observe import notes
 from cnimeta.store.values import Damage
 
 TYPE_CHECKING = False
@@ -27,6 +28,9 @@ _OPEN = (
     "PRAGMA cell_size_check=ON",
 )
 
+
+_WAIT_S = 0.001
+"""What took less was no wait for another command."""
 
 # --- connections -----------------------------------------------------------------------------------------
 
@@ -79,6 +83,15 @@ def is_damage(error: BaseException) -> bool:
 
 
 # --- versions, and the table `meta` ------------------------------------------------------------------------
+
+
+def begin_writing(connection: Connection) -> None:
+    """Begin a transaction that writes, when no other command is at one: SQLite waits for that."""
+    began = notes.moment()
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    finally:
+        notes.waited("database", began, _WAIT_S)
 
 
 def begin(connection: Connection, schema: Schema, boot_id: str, sequence: int) -> None:
