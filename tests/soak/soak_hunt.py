@@ -24,6 +24,9 @@ class Report(NamedTuple):
 
     served: int
     codes: dict[str, int]
+    """By verb and answer."""
+    kinds: dict[str, int]
+    """By kind of step."""
     finding: str
     failed: list[Step]
 
@@ -37,18 +40,19 @@ def soak(steps: Sequence[Step], until: float) -> Report:
         for batch in batches(list(steps)):
             taken += batch
             node.take(batch)
-            if len(taken) - looked >= LOOK_EVERY:
-                looked = len(taken)
+            if node.served - looked >= LOOK_EVERY:
+                looked = node.served
                 node.look()
                 if time.monotonic() > until:
                     break
         node.look()
         node.end()
     except Finding as finding:
-        return Report(node.served, node.codes, str(finding), taken)
+        text = f"{finding}\n{node.told_of(str(finding))}"
+        return Report(node.served, dict(node.codes), dict(node.kinds), text, taken)
     finally:
-        node.pods.close()
-    return Report(node.served, node.codes, "", [])
+        node.close()
+    return Report(node.served, dict(node.codes), dict(node.kinds), "", [])
 
 
 def run(steps: Sequence[Step], seconds: float) -> Report:
@@ -56,7 +60,7 @@ def run(steps: Sequence[Step], seconds: float) -> Report:
     try:
         return inside(functools.partial(soak, steps, time.monotonic() + seconds), seconds + 600)
     except Failed as error:
-        return Report(0, {}, f"the soak itself: {error}", list(steps))
+        return Report(0, {}, {}, f"the soak itself: {error}", list(steps))
 
 
 def seeded(seed: str, count: int) -> list[Step]:
