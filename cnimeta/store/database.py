@@ -250,7 +250,7 @@ class Database:
             self._create()
             self._inode = own_file(self.path)
         self._process = os.getpid()
-        self._connection = connection = connect(self.path, _POLL_S)
+        self._connection = connection = self._connected()
         self._version = judged(connection, self.contents.schema.version)
         if own_file(self.path) != self._inode:
             raise _Changed
@@ -261,6 +261,14 @@ class Database:
                     self._maker.finish()
         self._maker.keep_reserve()
         return connection
+
+    def _connected(self) -> Connection:
+        try:
+            return connect(self.path, _POLL_S)
+        except _sqlite3.Error:
+            if own_file(self.path) is None:  # another command has just moved it aside, and makes a new one
+                raise _Changed from None
+            raise
 
     def _prepare(self, connection: Connection) -> None:
         known = self.contents.schema.version

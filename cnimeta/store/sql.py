@@ -29,8 +29,9 @@ _OPEN = (
 
 
 def connect(path: str, timeout_s: float = 10) -> Connection:
-    """Open a database; nothing is read yet."""
-    connection = _sqlite3.connect(path, timeout=timeout_s, isolation_level=None)
+    """Open a database; nothing is read yet. A missing one is an error: SQLite would make an empty one in its place."""
+    quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    connection = _sqlite3.connect(f"file:{quoted}?mode=rw", timeout=timeout_s, isolation_level=None, uri=True)
     try:
         for statement in _OPEN:
             connection.execute(statement)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 LOOK_EVERY = 100
 """Steps between two looks from outside."""
-_SHORTEN_S = 300
 
 
 class Report(NamedTuple):
@@ -69,7 +68,7 @@ def seeded(seed: str, count: int) -> list[Step]:
     return [drawn(chance) for _ in range(count)]
 
 
-def shortened(steps: list[Step], seconds: float = _SHORTEN_S) -> list[Step]:
+def shortened(steps: list[Step], seconds: float) -> list[Step]:
     """A shorter sequence that fails too, as far as time allows. (Kills come at another moment each time.)"""
     until, size = time.monotonic() + seconds, len(steps) // 2
     while size and time.monotonic() < until:
@@ -84,7 +83,7 @@ def shortened(steps: list[Step], seconds: float = _SHORTEN_S) -> list[Step]:
     return steps
 
 
-def told(seed: str, report: Report, *, shorten: bool = True) -> str:
-    """What is printed of a finding."""
-    shortest = shortened(report.failed) if shorten else report.failed
+def told(seed: str, report: Report, shorten_s: float) -> str:
+    """What is printed of a finding: the shortest sequence that can be had in that time."""
+    shortest = shortened(report.failed, shorten_s)
     return f"seed {seed}, step {len(report.failed)}: {report.finding}\nagain: make soak STEPS='{as_text(shortest)}'"

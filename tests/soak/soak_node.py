@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import re
 import sqlite3
-import subprocess
 import sys
-import time
+import traceback
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from sandbox import bind, fresh_network, unmount
 from soak_commands import NATIVE, Call, Forks, Launched, NodeAgent, Running, descended, ended
 from soak_model import Attachment, Model, Seen
 from soak_pods import Pods
-from stage import BIN, DATA, Stage, reap, strays
+from stage import BIN, DATA, SYSTEM, Stage, reap, strays
 from steps import ALONE, BETWEEN, CONTAINERS, EXPOSED, LAUNCHED, Step
 
 from cnimeta.cli.install import install
@@ -54,6 +54,8 @@ class Soak:
     """One run. Made inside `sandbox.inside`."""
 
     def __init__(self) -> None:
+        importlib.import_module("kubernetes.client")
+        importlib.import_module("cnimeta.cli.main")
         self.pods = Pods("/run")
         self.stage = Stage(installed(), shaped=False)
         install(NATIVE, sorted(self.stage.targets), native=True)
@@ -315,20 +317,37 @@ class Soak:
 
     def _repair(self, _step: Step) -> None:
         """`cnimeta ports repair`: everything that lives and is told of gets its rules back."""
-        done = subprocess.run(
-            [str(Path(sys.executable).with_name("cnimeta")), "ports", "repair", "--data-dir", DATA, "--json"],
-            env={"PATH": f"{BIN}:/usr/sbin:/usr/bin:/sbin:/bin"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        self.codes[f"repair {done.returncode}"] += 1
-        self.story.append(f"   repair: {done.returncode} {done.stdout[-1500:]}")
-        if done.returncode not in (0, 1) or "Traceback" in done.stderr:
-            raise Finding(f"ports repair: {done.returncode} {done.stdout} {done.stderr}")
+        status, said = self.operated("ports", "repair", "--data-dir", DATA, "--json")
+        self.codes[f"repair {status}"] += 1
+        self.story.append(f"   repair: {status} {said[-1500:]}")
+        if status not in (0, 1) or "Traceback" in said:
+            raise Finding(f"ports repair: {status} {said}")
         for one in self.model.attachments.values():
             if one.sure and not (one.damaged or one.old or one.gone):
                 one.flushed = False
+
+    def operated(self, *words: str) -> tuple[int, str]:
+        """The exit status of the `cnimeta` command in a fork, and what it said."""
+        said = os.memfd_create("said")
+        pid = os.fork()
+        if pid == 0:
+            status = 70
+            try:
+                os.dup2(said, 1)
+                os.dup2(said, 2)
+                os.environ.update(PATH=f"{BIN}:{SYSTEM}")
+                from cnimeta.cli.main import main
+
+                status = main(list(words))
+                sys.stdout.flush()
+            except BaseException:  # noqa: BLE001 - told to the test
+                os.write(2, traceback.format_exc().encode())
+            finally:
+                os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        text = os.pread(said, 1 << 20, 0).decode("utf-8", "replace")
+        os.close(said)
+        return status, text
 
     def _damage(self, step: Step, change: Callable[[bytes, int], bytes | None]) -> None:
         """A file of the state: every other time one of the database's."""

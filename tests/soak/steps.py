@@ -27,21 +27,21 @@ WEIGHTS = {
     "gone": 3,
     "config": 0.3,
     "rename": 0.3,
-    "flush": 0.3,
-    "repair": 0.5,
+    "flush": 0.12,
+    "repair": 0.3,
     "flip": 0.6,
     "cut": 0.3,
     "lose": 0.3,
-    "reboot": 0.08,
+    "reboot": 0.04,
     "outage": 0.4,
-    "agent": 0.4,
+    "agent": 0.3,
 }
 """lost: the runtime knows the container no more. gone: its namespace has ended. flip, cut, lose: a file of the state."""
 ALONE = {"config", "rename", "flush", "repair", "flip", "cut", "lose", "reboot"}
 """Steps with no other at the same time: what they change is the whole node's."""
 BETWEEN = {"lost", "gone", "outage", "agent"}
 """Steps that are no commands, and happen while commands run."""
-LAUNCHED = 6
+LAUNCHED = 8
 """One command in so many starts a launcher, which asks the agent; the others are forks."""
 
 
