@@ -214,7 +214,7 @@ class Wiring:
 
 
 def of_hostport_alloc(mappings: Iterable[MappedPort]) -> tuple[MappedPort, ...]:
-    """Those that were made for hostport_alloc, or may have been: on whose behalf is on record only."""
+    """Those that were made for hostport_alloc, or may have been: not every kind of rule tells."""
     from cnimeta_plugins.hostport_alloc.config import PLUGIN_TYPE
 
-    return tuple(one for one in mappings if one.managed_by == PLUGIN_TYPE or not one.recorded)
+    return tuple(one for one in mappings if one.managed_by in (PLUGIN_TYPE, None))

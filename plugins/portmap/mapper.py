@@ -15,14 +15,15 @@ from cnimeta_plugins.portmap.config import DEFAULTS, NodeDefaults, read_data_dir
 from cnimeta_plugins.portmap.localhost import Localhost
 from cnimeta_plugins.portmap.locking import HeldIfPossible
 from cnimeta_plugins.portmap.plan import Owner, plan_mappings
-from cnimeta_plugins.portmap.records import Life, Others, Record, Records
+from cnimeta_plugins.portmap.records import Life, Others, Record, Records, file_name
 from cnimeta_plugins.portmap.sharing import same_container, served, waiting, without
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from cnimeta.host.protocols import Conntrack, Files, Locks, Namespaces, Sysctl
+    from cnimeta.ports.mapper import MappedPort
     from cnimeta.spec.ip import Address, Cidr
     from cnimeta.spec.result import Result
     from cnimeta_plugins.portmap.backends import Backends
@@ -256,7 +257,10 @@ class Mapper:
         asked = _mappings_or_none(conf)
         recorded = [found.record] if found.record is not None else []
         if not recorded and not found.problem:
-            recorded = self._renamed(records, attachment, asked)
+            damaged: list[str] = []
+            recorded = self._renamed(records, attachment, asked, damaged)
+            with failures:
+                self._drop_damaged(records, attachment, damaged)
         for record in recorded:
             with failures:
                 self._unmap(record, records)
@@ -274,17 +278,40 @@ class Mapper:
         self._forget_flows(record.mappings, families, record.addresses)
         records.forget(record.owner, record.addresses)
 
-    def _renamed(self, records: Records, attachment: Attachment, asked: Sequence[PortMapping]) -> list[Record]:
-        """The records of the same interface under an earlier name of the network.
+    def _renamed(
+        self, records: Records, attachment: Attachment, asked: Sequence[PortMapping], damaged: list[str]
+    ) -> list[Record]:
+        """The records of the same interface under an earlier name of the network. Damaged ones' files go to `damaged`.
 
         Told from another network of the container by this: it is dead, or has the very mappings that are asked for.
         """
         return [
             record
-            for record in records.of_container(attachment.container_id)
+            for record in records.of_container(attachment.container_id, damaged)
             if record.owner.ifname == attachment.ifname
             and (self.life.is_dead(record) or (asked and set(asked) == set(record.mappings)))
         ]
+
+    def _drop_damaged(self, records: Records, attachment: Attachment, damaged: Sequence[str]) -> None:
+        """Unmap the same interface under an earlier name of the network, where the record of that is damaged.
+
+        The names on the rules tell the network. A damaged record of a container of which no rule tells is of no use.
+        """
+        if not damaged:
+            return
+        networks = {one.network for one in self._listed() if one.container_id == attachment.container_id}
+        for network in networks:
+            owner = Owner(network, attachment.container_id, attachment.ifname)
+            if file_name(owner) in damaged:
+                self._sweep(owner, None, records)
+                records.forget(owner)
+        if not any(one.container_id == attachment.container_id for one in self._listed()):
+            records.drop(damaged)
+
+    def _listed(self) -> Iterator[MappedPort]:
+        """What the rules of every backend tell."""
+        for backend in self.backends.holding():
+            yield from backend.listed()
 
     def _sweep(self, owner: Owner, mappings: Sequence[PortMapping] | None, records: Records) -> bool:
         """What no record tells of; whether there was any."""
@@ -311,9 +338,10 @@ class Mapper:
         """Unmap the network's attachments that are not in `valid`: the recorded, and those only the kernel knows."""
         records = self.records(self._data_dir(conf))
         failures = Failures()
+        damaged: list[str] = []
         gone = [
             record
-            for record in records.readable(failures)
+            for record in records.readable(failures, damaged)
             if record.owner.network == conf.name and (record.owner.container_id, record.owner.ifname) not in valid
         ]
         for record in gone:
@@ -326,6 +354,10 @@ class Mapper:
         for backend in self.backends.holding():
             with failures:
                 backend.collect(conf.name, valid, self._others(records, None))
+        with failures:
+            if damaged:
+                alive = {container_id for container_id, _ in valid}
+                records.drop(damaged, but=alive | {one.container_id for one in self._listed()})
         self._leave(records, ())
         failures.raise_any()
 

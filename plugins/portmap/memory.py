@@ -136,7 +136,9 @@ class MemoryBackend:
         for owner, ports in self.held.items():
             for port in sorted({port._replace(family=0, container="") for port in ports}):
                 yield MappedPort(
-                    *owner, port.protocol, port.host_port, port.container_port, port.host_ip, recorded=False
+                    *(*owner, port.protocol, port.host_port, port.container_port, port.host_ip),
+                    recorded=False,
+                    managed_by=None,
                 )
 
     def frozen(self) -> MemoryBackend:

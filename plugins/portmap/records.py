@@ -164,14 +164,37 @@ class Records:
         except OSError as error:
             raise self._unusable(error) from None
 
-    def of_container(self, container_id: str) -> Iterator[Record]:
-        """The records of one container, whatever the network; the folder's names are listed, the others not read."""
+    def of_container(self, container_id: str, damaged: list[str] | None = None) -> Iterator[Record]:
+        """The records of one container, whatever the network; the folder's names are listed, the others not read.
+
+        The files of those that are damaged go to `damaged`.
+        """
         prefix = digest(container_id)
         for name in self._names():
             if name.startswith(prefix):
-                record = self._find(name).record
+                record = self._noted(name, damaged)
                 if record is not None and record.owner.container_id == container_id:
                     yield record
+
+    def _noted(self, name: str, damaged: list[str] | None) -> Record | None:
+        found = self._find(name)
+        if damaged is not None and found.problem and not found.newer:
+            damaged.append(name)
+        return found.record
+
+    def drop(self, names: Iterable[str], but: Iterable[str] = ()) -> None:
+        """Remove the files of damaged records, but those of some containers."""
+        kept = {digest(container_id) for container_id in but}
+        for name in names:
+            now: list[str] = []
+            if name.partition("-")[0] not in kept:
+                self._noted(name, now)  # an ADD may have written it anew
+            if now:
+                self._log(f"portmap: the record {os.path.join(self.folder, name)} is damaged, and no rule is left: removed")
+                try:
+                    self._files.remove(os.path.join(self.folder, name))
+                except OSError as error:
+                    raise self._unusable(error) from None
 
     def follow(self, holder: Owner, follower: Owner) -> None:
         """Note that `follower` waits for what `holder` has."""
@@ -221,12 +244,15 @@ class Records:
         yield from self.readable(failures)
         failures.raise_any()
 
-    def readable(self, failures: Failures) -> Iterator[Record]:
-        """All that can be understood; what cannot be read is among the failures, and keeps nobody from the others."""
+    def readable(self, failures: Failures, damaged: list[str] | None = None) -> Iterator[Record]:
+        """All that can be understood; what cannot be read is among the failures, and keeps nobody from the others.
+
+        The files of those that are damaged go to `damaged`.
+        """
         for name in self._names():
             record = None
             with failures:
-                record = self._find(name).record
+                record = self._noted(name, damaged)
             if record is not None:
                 yield record
 

@@ -93,9 +93,10 @@ def test_mappings_are_told_by_the_kernel_when_their_records_are_lost(node: Node,
     node.call("ADD", body)
     node.lose_records()
     node.call("ADD", conf(tcp(8081), backend=backend, ips=("10.88.0.3/16",)), "c2")
+    told = None if backend == "memory" else ""
     assert node.mappings() == {
-        MappedPort("net", "c1", "eth0", "tcp", 8080, 80, recorded=False),
-        MappedPort("net", "c1", "eth0", "tcp", 7070, 70, "192.0.2.1", recorded=False),
+        MappedPort("net", "c1", "eth0", "tcp", 8080, 80, recorded=False, managed_by=told),
+        MappedPort("net", "c1", "eth0", "tcp", 7070, 70, "192.0.2.1", recorded=False, managed_by=told),
         MappedPort("net", "c2", "eth0", "tcp", 8081, 80),
     }
 

@@ -102,7 +102,9 @@ class _Fork:
 
     def heard(self) -> bool:
         """Take what is there. True when that is all."""
-        self.data = self.link.recv(_LARGEST)
+        self.data = b""
+        with contextlib.suppress(ConnectionResetError):  # killed before it had read what it was asked
+            self.data = self.link.recv(_LARGEST)
         return True
 
     def answer(self) -> dict[str, Any] | None:

@@ -126,9 +126,8 @@ class Soak:
                 self.make_namespace(name)
         elif verb == "GC":
             name = "c0"
-            keys[VALID] = [
-                {"containerID": one, "ifname": "eth0"} for one in {*self.model.attachments, *self.busy} - self.lost
-            ]
+            known = {*self.model.attachments} - self.lost | self.busy
+            keys[VALID] = [{"containerID": one, "ifname": "eth0"} for one in sorted(known)]
         call = Call(verb, name, self.conf(verb, network, name) | keys)
         process = Launched(call) if step.choice % LAUNCHED == 0 else self.forks.begin(call)
         if attachment is not None and network == "noted":
@@ -319,7 +318,7 @@ class Soak:
         """`cnimeta ports repair`: everything that lives and is told of gets its rules back."""
         status, said = self.operated("ports", "repair", "--data-dir", DATA, "--json")
         self.codes[f"repair {status}"] += 1
-        self.story.append(f"   repair: {status} {said[-1500:]}")
+        self.story.append(f"   repair: {status} {said.rpartition('"problems": ')[2].strip()}")
         if status not in (0, 1) or "Traceback" in said:
             raise Finding(f"ports repair: {status} {said}")
         for one in self.model.attachments.values():

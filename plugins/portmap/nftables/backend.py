@@ -393,6 +393,6 @@ class NftBackend:
 def _is_stale(comment: str, network: str, valid: Collection[tuple[str, str]]) -> bool:
     """Whether a claim's comment names an attachment of `network` that is not valid; a comment that was cut does not."""
     parts = comment.split("/")
-    if len(parts) != 3 or comment.endswith("...") or parts[2] != network:
+    if len(parts) not in (3, 4) or comment.endswith("...") or parts[2] != network:
         return False
     return (parts[0], parts[1]) not in set(valid)

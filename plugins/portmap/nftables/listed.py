@@ -73,13 +73,16 @@ def mapped_ports(nft: Nft) -> Iterator[MappedPort]:
             ports = {one.key: one.value.rpartition(" . ")[2] for one in nft.elements(f"{targets}{family}")}
             for claim, comment in nft.elements(f"{claims}{family}").items():
                 container_id, _, rest = comment.partition("/")
-                ifname, _, network = rest.partition("/")
+                ifname, _, rest = rest.partition("/")
+                network, marked, managed_by = rest.partition("/")
                 if owner_id(network, container_id, ifname) != claim.value:
                     continue
                 *where, protocol, port = claim.key.split(" . ")
                 target = ports.get(claim.key, port)  # one of an interval keeps its port
                 yield MappedPort(
-                    network, container_id, ifname, protocol, int(port), int(target), "".join(where), recorded=False
+                    *(network, container_id, ifname, protocol, int(port), int(target), "".join(where)),
+                    recorded=False,
+                    managed_by=None if marked and not managed_by else managed_by,
                 )
 
 

@@ -129,15 +129,21 @@ def owner_id(network: str, container_id: str, ifname: str) -> str:
     return Address(6, bytes.fromhex(digest)).text
 
 
-def owner_comment(network: str, container_id: str, ifname: str) -> str:
+def owner_comment(network: str, container_id: str, ifname: str, managed_by: str = "") -> str:
     """The attachment's name for a comment (128 bytes with its end): network and ID are cut when too long.
 
+    The plugin on whose behalf it is mapped, if any, comes last; where it finds no room, nothing comes after the last `/`.
     An interface's name may have characters that would end the comment in nft's language: `_` stands for them.
     """
-    text = "".join(
-        char if " " <= char <= "~" and char not in '"\\' else "_" for char in f"{container_id}/{ifname}/{network}"
-    )
-    return text if len(text) <= _COMMENT_MAX else text[: _COMMENT_MAX - 3] + "..."
+    text = _plain(f"{container_id}/{ifname}/{network}")
+    whole = f"{text}/{_plain(managed_by)}" if managed_by else text
+    if len(whole) > _COMMENT_MAX:
+        whole = f"{text}/"
+    return whole if len(whole) <= _COMMENT_MAX else text[: _COMMENT_MAX - 3] + "..."
+
+
+def _plain(text: str) -> str:
+    return "".join(char if " " <= char <= "~" and char not in '"\\' else "_" for char in text)
 
 
 # --- the attachment's part -------------------------------------------------------------------------------
@@ -308,7 +314,7 @@ def _condition(plan: FamilyPlan, owner: str) -> Condition:
 
 def add_changes(plan: Plan, elements: Elements, subnets: Iterable[Subnet]) -> list[Change]:
     """Put the elements in. `subnets` are its subnet chains that are not there whole. Repeating it changes nothing."""
-    comment = owner_comment(*plan.owner)
+    comment = owner_comment(*plan.owner, plan.settings.managed_by)
     changes = []
     for subnet in subnets:
         changes += [Change("add", Chain(subnet.chain)), Change("flush", Chain(subnet.chain))]
