@@ -318,7 +318,8 @@ class Soak:
         """`cnimeta ports repair`: everything that lives and is told of gets its rules back."""
         status, said = self.operated("ports", "repair", "--data-dir", DATA, "--json")
         self.codes[f"repair {status}"] += 1
-        self.story.append(f"   repair: {status} {said.rpartition('"problems": ')[2].strip()}")
+        problems = said.rpartition('"problems": ')[2]
+        self.story.append(f"   repair: {status} {problems.strip()}")
         if status not in (0, 1) or "Traceback" in said:
             raise Finding(f"ports repair: {status} {said}")
         for one in self.model.attachments.values():
