@@ -192,6 +192,7 @@ class Records:
             if now:
                 self._log(f"portmap: the record {os.path.join(self.folder, name)} is damaged, and no rule is left: removed")
                 try:
+                    self._notes.leave_addresses(name, (), ())
                     self._files.remove(os.path.join(self.folder, name))
                 except OSError as error:
                     raise self._unusable(error) from None

@@ -102,6 +102,31 @@ def test_mappings_are_told_by_the_kernel_when_their_records_are_lost(node: Node,
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize(
+    ("network", "managed_by", "told"),
+    [
+        ("net", "", ""),
+        ("net", "hostport_alloc", "hostport_alloc"),
+        ("n" * 105, "hostport_alloc", "hostport_alloc"),
+        ("n" * 106, "hostport_alloc", None),  # no room in the comment
+        ("n" * 119, "hostport_alloc", None),
+        ("n" * 120, "", ""),
+        ("net", "some/body", ""),
+    ],
+)
+def test_the_kernel_tells_on_whose_behalf_a_port_is_mapped(
+    node: Node, network: str, managed_by: str, told: str | None
+) -> None:
+    node.call("ADD", {**conf(tcp(8080), managedBy=managed_by), "name": network}, "c")
+    node.lose_records()
+    assert node.mappings() == {
+        MappedPort(network, "c", "eth0", "tcp", 8080, 80, recorded=False, managed_by=told),
+    }
+    node.call("GC", {**conf(), "name": network, "cni.dev/valid-attachments": []})
+    assert node.mappings() == set()
+
+
+@pytest.mark.unit
 def test_mappings_are_not_told_when_their_record_is_of_an_earlier_boot(node: Node) -> None:
     node.boot = "before"
     node.call("ADD", conf(tcp(8080)))

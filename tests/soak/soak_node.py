@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import ipaddress
 import json
 import os
 import re
@@ -195,13 +196,14 @@ class Soak:
         """The answer to go by: of a command that is to be tried again, the second one; None of one that was killed."""
         code = "killed" if answer is None else str(code_of(answer))
         self.codes[f"{one.verb}{one.running.process.by} {code}"] += 1
-        self.story.append(f"{self.served}: {one.step.kind}{one.running.process.by} {one.call.name} {code}")
+        about = one.call.name if one.attachment is not None else one.call.conf["name"]
+        self.story.append(f"{self.served}: {one.step.kind}{one.running.process.by} {about} {code}")
         if answer is None:
             if not one.running.killed:
                 raise Finding(f"{one.verb} of {one.call.name} ended without an answer")
             return None
         for line in answer["log"]:
-            self.story.append(f"   {one.call.name}: {line[:300]}")
+            self.story.append(f"   {about}: {line[:300]}")
         if restarted and LOST_AGENT in answer["stdout"]:
             return None
         if one.running.kill_at is None:
@@ -219,8 +221,8 @@ class Soak:
         if one is None:
             if code:
                 raise Finding(f"{verb} {begun.call.conf['name']}: {answer}")
-            if verb == "GC" and answer is not None:
-                self.collected(begun.step)
+            if verb == "GC":
+                self.collected(begun.step, killed=answer is None)
             return
         before = self.model.attachments.get(one.name)
         if answer is None:
@@ -249,11 +251,15 @@ class Soak:
             if code not in ((0,) if whole else (0, 101)):
                 raise Finding(f"CHECK of {one.name}, {before}: {answer}")
 
-    def collected(self, step: Step) -> None:
-        """What GC has taken away."""
+    def collected(self, step: Step, *, killed: bool) -> None:
+        """What GC has taken away; one that was killed has done so with some."""
         for name in sorted(self.lost - self.busy):
             one = self.model.attachments.get(name)
-            if one is not None and one.named == self.names[step.network] and one.network == step.network:
+            if one is None or (one.network, one.named) != (step.network, self.names[step.network]):
+                continue
+            if killed:
+                one.sure = one.told = False
+            else:
                 del self.model.attachments[name]
                 self.lost.discard(name)
                 self.end_namespace(name)
@@ -392,6 +398,8 @@ class Soak:
                 records |= {str(row[0]) for row in base.execute("SELECT container_id FROM attachments")}
         files = {path.name[:_DIGITS] for path in Path(DATA, "portmap").glob("*.json")}
         records |= {name for digits, name in NAMES.items() if digits in files}
+        noted = {ipaddress.ip_address(bytes.fromhex(path.name[:8])) for path in Path(DATA, "portmap-addresses").glob("*-*")}
+        records |= {NAMES_BY_ADDRESS[str(address)] for address in noted}
         kept = self.forks.pids() | {self.agent.pid, self.pods.pid}
         running = tuple(f"still running: {one}" for one in strays(self.known, more=lambda: descended(kept)))
         return Seen(look("/nowhere").ours, frozenset(records), running, self.pods.told())

@@ -16,7 +16,7 @@ from store_kit import ONE, TWO, Place, Things, everything, put
 from cnimeta.errors import CniError, StateUnusable, TryAgainLater
 from cnimeta.host import afterwards
 from cnimeta.store import database as database_module
-from cnimeta.store.database import LaterVersion
+from cnimeta.store.database import LaterVersion, _Changed
 from cnimeta.store.sql import set_seal
 from cnimeta.store.values import Damage
 
@@ -514,3 +514,22 @@ def test_process_that_answers_once_leaves_its_log_to_the_next(real, once):
         os._exit(int(os.path.exists(log) and os.path.getsize(log) > 0))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == int(once)
     assert real.database().read(everything) == {"a": "v", "b": "v"}
+
+
+def test_database_that_was_moved_aside_is_not_begun_empty_by_who_was_about_to_open_it(real):
+    database = real.database()
+    database.write(put("a"))
+    database._forget()
+    met = []
+
+    def gather(_contents):
+        with pytest.raises(_Changed):  # as it does between its look at the file and its opening
+            database._connected()
+        met.append(os.path.exists(real.path))
+        return {"known": "1"}
+
+    os.truncate(real.path, 100)
+    made = real.database(contents=type("Meeting", (Things,), {"gather": gather})())
+    made.write(put("b"))
+    assert met == [False]
+    assert real.database().read(everything) == {"known": "1", "b": "v"}

@@ -23,6 +23,7 @@ from cnimeta_plugins.portmap.nftables.rules import (
     read_elements,
     remove_changes,
     shared_keys,
+    still_held,
     subnet_chains,
 )
 
@@ -105,11 +106,11 @@ class NftBackend:
     def add(self, plan: Plan, payload: Elements, before: Elements | None, others: Others) -> None:
         """One transaction, so all or nothing."""
         self._require_none_of_upstream(plan)
-        stale, displaced, deserted = self._stale(payload, before), Elements(), _NOTHING
+        left, stale, displaced, deserted = before, list[Change](), Elements(), _NOTHING
         refusal: Refusal
-        attempts, looks = _ATTEMPTS + len(payload.groups), _LOOKS
+        attempts, looks = _ATTEMPTS + len(payload.groups) + len(before.groups if before is not None else ()), _LOOKS
         while attempts and looks:
-            changes = self._add_script(plan, payload, [*stale, *deserted.changes])
+            changes = self._add_script(plan, payload, [*self._stale(payload, left), *stale, *deserted.changes])
             try:
                 self.nft.apply(changes, deserted.since)
                 self._tidy(before, payload, displaced)
@@ -125,6 +126,10 @@ class NftBackend:
                 raise refusal
             if refusal.kind == "missing" or not isinstance(refused, Element):
                 continue  # flushed, or built by another command, since we looked
+            rest = still_held(left, refused, payload)
+            if rest != left:  # it was flushed, and is another's now
+                left = rest
+                continue
             removal, held, more = self._displaced(plan.owner, refused, others)
             stale, displaced, deserted = [*stale, *removal], self.both(displaced, held), deserted.and_also(more)
         raise refusal

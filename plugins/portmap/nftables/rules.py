@@ -328,6 +328,13 @@ def add_changes(plan: Plan, elements: Elements, subnets: Iterable[Subnet]) -> li
     return changes
 
 
+def still_held(before: Elements | None, refused: Element, wanted: Elements) -> Elements | None:
+    """What there may be of `before` when an element of it is another's; all of it when the element is a wanted one."""
+    if before is None or any(refused in group.all for group in wanted.groups):
+        return before
+    return before._replace(groups=tuple(group for group in before.groups if refused not in group.all))
+
+
 def remove_changes(groups: Iterable[Group]) -> list[Change]:
     """Take groups out if they are ours, missing ones included.
 
