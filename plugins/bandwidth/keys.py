@@ -26,5 +26,7 @@ def idle_keys(conf: NetConf) -> list[str]:
         for key in others:
             found += without_effect(asked, key, "no rate is set")
             if not fields.object("capabilities").boolean("bandwidth"):
-                found += without_effect(fields, key, "no rate is set, and no Pod can ask for one: capabilities.bandwidth")
+                found += without_effect(
+                    fields, key, "no rate is set, and no Pod can ask for one: capabilities.bandwidth"
+                )
     return found

@@ -190,7 +190,9 @@ class Records:
             if name.partition("-")[0] not in kept:
                 self._noted(name, now)  # an ADD may have written it anew
             if now:
-                self._log(f"portmap: the record {os.path.join(self.folder, name)} is damaged, and no rule is left: removed")
+                self._log(
+                    f"portmap: the record {os.path.join(self.folder, name)} is damaged, and no rule is left: removed"
+                )
                 try:
                     self._notes.leave_addresses(name, (), ())
                     self._files.remove(os.path.join(self.folder, name))

@@ -398,7 +398,9 @@ class Soak:
                 records |= {str(row[0]) for row in base.execute("SELECT container_id FROM attachments")}
         files = {path.name[:_DIGITS] for path in Path(DATA, "portmap").glob("*.json")}
         records |= {name for digits, name in NAMES.items() if digits in files}
-        noted = {ipaddress.ip_address(bytes.fromhex(path.name[:8])) for path in Path(DATA, "portmap-addresses").glob("*-*")}
+        noted = {
+            ipaddress.ip_address(bytes.fromhex(path.name[:8])) for path in Path(DATA, "portmap-addresses").glob("*-*")
+        }
         records |= {NAMES_BY_ADDRESS[str(address)] for address in noted}
         kept = self.forks.pids() | {self.agent.pid, self.pods.pid}
         running = tuple(f"still running: {one}" for one in strays(self.known, more=lambda: descended(kept)))
