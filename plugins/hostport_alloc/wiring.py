@@ -66,7 +66,7 @@ class Wiring:
         from cnimeta_plugins.hostport_alloc.state.contents import PortContents
         from cnimeta_plugins.hostport_alloc.state.store import Store
 
-        contents = PortContents(lambda: self._attached(folder, log), self.clock, self.boot_id, log)
+        contents = PortContents(lambda: self.mappings(folder, log), self.clock, self.boot_id, log)
         if self._open_database is not None:
             database = self._open_database(folder, contents, self.boot_id, log, timeout_s)
         else:
@@ -165,10 +165,6 @@ class Wiring:
 
         mapper = self.registered_mapper(PORTMAP_TYPE, log)
         return of_hostport_alloc(mapper.mappings(folder, log) if mapper is not None else ())
-
-    def _attached(self, folder: str, log: Callable[[str], None]) -> tuple[MappedPort, ...]:
-        """Those that a record can be made of: a foreign plugin would never have it released."""
-        return tuple(one for one in self.mappings(folder, log) if one.ifname)
 
     # --- the container, its node and its Pod -------------------------------------------------------------
 

@@ -55,6 +55,7 @@ class Backend(Protocol[P]):
         """Take out what there is of an attachment without a record, and what other programs' portmap made for it.
 
         `mappings` tell where to look: those of its configuration, none when its record was there, None for everywhere.
+        What the rules of these tell to be the same interface's, under another name of the network, goes too.
         True when there was any.
         """
         ...

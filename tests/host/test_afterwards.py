@@ -8,8 +8,6 @@ import sys
 
 import pytest
 
-from cnimeta.host import afterwards
-
 pytestmark = pytest.mark.unit
 
 HELD = """

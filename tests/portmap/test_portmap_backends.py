@@ -499,6 +499,19 @@ def test_a_damaged_record_is_reported_and_its_mappings_go_when_deleted(
     assert any("damaged" in line and path in line for line in node.lines)
 
 
+def test_mappings_whose_record_is_lost_go_when_their_network_has_another_name(node: Node) -> None:
+    node.add(tcp(8080), tcp(7070, 70, hostIP="192.0.2.1"))
+    node.files.content.clear()
+    node.call("DEL", {**conf(tcp(8080)), "name": "renamed"})
+    assert node.is_clean()
+
+
+def test_mappings_of_another_network_stay_when_their_record_tells_more_than_is_asked_for(node: Node) -> None:
+    node.add(tcp(8080), tcp(8081))
+    node.call("DEL", {**conf(tcp(8080)), "name": "other"})
+    assert node.ports() == {8080: ADDRESS, 8081: ADDRESS}
+
+
 @pytest.mark.parametrize("reboot", [False, True])
 def test_a_port_that_is_anothers_since_is_in_nobodys_way_when_add_is_repeated_without_it(
     node: Node, reboot: bool

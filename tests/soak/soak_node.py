@@ -64,6 +64,8 @@ class Soak:
         self.exposed: dict[str, tuple[str, ...]] = dict.fromkeys(RANGES, EXPOSED[1])
         self.names = {name: name for name in (*RANGES, "plain")}
         self.renames = self.boots = 0
+        self.created: set[str] = set()
+        """The containers that have a Pod."""
         self.lost: set[str] = set()
         """What the runtime knows no more: GC's business."""
         self.codes: Counter[str] = Counter()
@@ -159,6 +161,8 @@ class Soak:
             path.touch()
             with fresh_network(up=False):
                 bind("/proc/thread-self/ns/net", str(path))
+        if name not in self.created:
+            self.created.add(name)
             self.pods.create(name)
 
     def end_namespace(self, name: str) -> None:
@@ -197,12 +201,13 @@ class Soak:
         code = "killed" if answer is None else str(code_of(answer))
         self.codes[f"{one.verb}{one.running.process.by} {code}"] += 1
         about = one.call.name if one.attachment is not None else one.call.conf["name"]
-        self.story.append(f"{self.served}: {one.step.kind}{one.running.process.by} {about} {code}")
+        if one.attachment is not None or one.verb == "GC":
+            self.story.append(f"{self.served}: {one.step.kind}{one.running.process.by} {about} {code}")
         if answer is None:
             if not one.running.killed:
                 raise Finding(f"{one.verb} of {one.call.name} ended without an answer")
             return None
-        for line in answer["log"]:
+        for line in answer["log"] if one.attachment is not None else ():
             self.story.append(f"   {about}: {line[:300]}")
         if restarted and LOST_AGENT in answer["stdout"]:
             return None
@@ -281,7 +286,8 @@ class Soak:
     def befall(self, step: Step) -> None:
         """What is no command, and is the whole node's."""
         self.kinds[step.kind] += 1
-        self.story.append(f"{self.served}: {step.kind} {step.network}")
+        if step.kind in ALONE:
+            self.story.append(f"{self.served}: {step.kind} {step.network}")
         getattr(self, f"_{step.kind}")(step)
 
     def _agent(self, step: Step) -> None:

@@ -314,28 +314,28 @@ class NftBackend:
 
             drop_unshared(self.nft, wanted)
 
-    def sweep(self, owner: Owner, mappings: Sequence[PortMapping] | None, _others: Others) -> bool:
+    def sweep(self, owner: Owner, mappings: Sequence[PortMapping] | None, others: Others) -> bool:
         """What the claims tell to be the owner's, and upstream's rules for the container."""
         found = []
         failures = Failures()
         with failures:
-            found.append(self._sweep_own(owner, mappings))
+            found.append(self._sweep_own(owner, mappings, others))
         with failures:
             found.append(self._remove_upstream(owner.container_id))
         failures.raise_any()
         return any(found)
 
-    def _sweep_own(self, owner: Owner, mappings: Sequence[PortMapping] | None) -> bool:
-        if mappings is not None and not (mappings and self._holds(owner, mappings)):
-            return False
-        held = self._held_by(owner)
-        self.remove(owner, held)
-        return bool(held.groups)
+    def _sweep_own(self, owner: Owner, mappings: Sequence[PortMapping] | None, others: Others) -> bool:
+        from cnimeta_plugins.portmap.nftables.listed import held_by, holders
 
-    def _holds(self, owner: Owner, mappings: Sequence[PortMapping]) -> bool:
-        from cnimeta_plugins.portmap.nftables.listed import holds
-
-        return holds(self.nft, owner_id(*owner), mappings)
+        numbers = [owner_id(*owner)] if mappings is None else holders(self.nft, owner, mappings)
+        if numbers:
+            recorded = {owner_id(*record.owner) for record in others.of_container(owner.container_id)}
+            numbers = [number for number in numbers if number not in recorded]
+        held = [held_by(self.nft, number) for number in numbers]
+        for elements in held:
+            self._remove(elements)
+        return any(elements.groups for elements in held)
 
     def _held_by(self, owner: Owner) -> Elements:
         from cnimeta_plugins.portmap.nftables.listed import held_by
@@ -344,9 +344,9 @@ class NftBackend:
 
     def collect(self, network: str, valid: Collection[tuple[str, str]], others: Others) -> None:
         """By the comments on the claims."""
-        from cnimeta_plugins.portmap.nftables.listed import held_by, owners
+        from cnimeta_plugins.portmap.nftables.listed import held_by, is_stale, owners
 
-        stale = {number for number, comment in owners(self.nft).items() if _is_stale(comment, network, valid)}
+        stale = {number for number, comment in owners(self.nft).items() if is_stale(comment, network, valid)}
         if stale:
             stale -= {owner_id(*record.owner) for record in others.every()}
         failures = Failures()
@@ -393,11 +393,3 @@ class NftBackend:
     def payload(self, value: JSON) -> Elements:
         """Read a payload."""
         return read_elements(value)
-
-
-def _is_stale(comment: str, network: str, valid: Collection[tuple[str, str]]) -> bool:
-    """Whether a claim's comment names an attachment of `network` that is not valid; a comment that was cut does not."""
-    parts = comment.split("/")
-    if len(parts) not in (3, 4) or comment.endswith("...") or parts[2] != network:
-        return False
-    return (parts[0], parts[1]) not in set(valid)

@@ -18,26 +18,32 @@ from cnimeta_plugins.portmap.nftables.rules import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from cnimeta.host.protocols import Nft
     from cnimeta_plugins.portmap.config import PortMapping
+    from cnimeta_plugins.portmap.plan import Owner
 
 _CLAIMS = ("claims4", "claims6", "hostclaims4", "hostclaims6", "addresses4", "addresses6")
 _TARGETS = {"claims": ("any", "range"), "hostclaims": ("host", "hostrange"), "addresses": ("snat",)}
 
 
-def holds(nft: Nft, owner: str, mappings: Iterable[PortMapping]) -> bool:
-    """Whether any of these mappings is there and `owner`'s, whatever else the maps hold."""
+def holders(nft: Nft, owner: Owner, mappings: Iterable[PortMapping]) -> list[str]:
+    """Who has these mappings and is this interface of this container, whatever the network was called."""
+    found: dict[str, None] = {}
+    own = owner_id(*owner)
     for mapping in mappings if nft.has_chain(BASE_CHAIN) else ():
         for family in (4, 6):
             if not mapping.serves(family):
                 continue
             name = f"hostclaims{family}" if mapping.where else f"claims{family}"
             key = f"{mapping.where} . " * bool(mapping.where) + f"{mapping.protocol} . {mapping.first}"
-            if Element(name, key, owner) in nft.lookup(name, [key]):
-                return True
-    return False
+            for claim, comment in nft.lookup(name, [key]).items():
+                *interface, network = (*comment.split("/"), "", "", "")[:3]
+                renamed = interface == [*owner[1:]] and claim.value == owner_id(network, *owner[1:])
+                if claim.value == own or renamed:
+                    found[claim.value] = None
+    return list(found)
 
 
 def held_by(nft: Nft, owner: str) -> Elements:
@@ -62,6 +68,14 @@ def owners(nft: Nft) -> dict[str, str]:
                 if claim.value != SHARED:
                     found.setdefault(claim.value, comment)
     return found
+
+
+def is_stale(comment: str, network: str, valid: Collection[tuple[str, str]]) -> bool:
+    """Whether a claim's comment names an attachment of `network` that is not valid; a comment that was cut does not."""
+    parts = comment.split("/")
+    if len(parts) not in (3, 4) or comment.endswith("...") or parts[2] != network:
+        return False
+    return (parts[0], parts[1]) not in set(valid)
 
 
 def mapped_ports(nft: Nft) -> Iterator[MappedPort]:

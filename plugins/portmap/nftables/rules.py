@@ -132,7 +132,7 @@ def owner_id(network: str, container_id: str, ifname: str) -> str:
 def owner_comment(network: str, container_id: str, ifname: str, managed_by: str = "") -> str:
     """The attachment's name for a comment (128 bytes with its end): network and ID are cut when too long.
 
-    The plugin on whose behalf it is mapped comes last, if any; where it finds no room, nothing comes after the last `/`.
+    The plugin on whose behalf it is mapped comes last; where it finds no room, nothing comes after the last `/`.
     An interface's name may have characters that would end the comment in nft's language: `_` stands for them.
     """
     text = _plain(f"{container_id}/{ifname}/{network}")
