@@ -92,7 +92,9 @@ class _Fork:
                 self.link.close()
                 os.environ.update(PATH=f"{BIN}:{SYSTEM}")
                 while data := theirs.recv(_LARGEST):
-                    theirs.send(_served(plugin, *json.loads(data)))
+                    answer = _served(plugin, *json.loads(data))
+                    gc.collect()  # a process of its own would have ended by now, and have nothing open
+                    theirs.send(answer)
             finally:
                 os._exit(0)
         theirs.close()
@@ -234,8 +236,8 @@ def ended(running: Sequence[Running], between: Callable[[], None]) -> list[dict[
 class NodeAgent:
     """The agent, forked with everything imported."""
 
-    def __init__(self, conf: str) -> None:
-        self._words = ["agent", "--socket", SOCKET, "--deliver", "5", "--conf", conf]
+    def __init__(self) -> None:
+        self._words = ["agent", "--socket", SOCKET, "--deliver", "0"]
         self.pid = 0
         self.start()
 

@@ -74,10 +74,9 @@ class Soak:
         """About how long a command of a verb takes, in seconds."""
         self.story: list[str] = []
         self.boot()
-        Path("/run/deliver.conf").write_text(json.dumps(self.conf("STATUS", "noted", "c0")), encoding="ascii")
         self.known = {int(name) for name in os.listdir("/proc") if name.isdigit()}
         self.forks = Forks(self.stage.plugin)
-        self.agent = NodeAgent("/run/deliver.conf")
+        self.agent = NodeAgent()
 
     @property
     def served(self) -> int:
