@@ -48,6 +48,8 @@ class Seen:
     records: frozenset[str]
     """The containers of which a database or a file tells, one that is damaged too."""
     running: tuple[str, ...] = ()
+    places: dict[str, str] = field(default_factory=dict)
+    """Where else than in the database there is a record, by container."""
     told: dict[str, set[Mapping]] = field(default_factory=dict)
     """What the annotations say, by container."""
 
@@ -80,7 +82,10 @@ class Model:
         found += [f"{place} leads to {sorted(held)}" for place, held in holders.items() if len(held) > 1]
         for one in self.attachments.values():
             found += self._about(one, mapped.get(one.address, set()), seen)
-        found += [f"there is a record of {name}, which is gone" for name in seen.records - set(self.attachments)]
+        found += [
+            f"there is a record of {name}, which is gone, in {seen.places.get(name)}"
+            for name in seen.records - set(self.attachments)
+        ]
         return found
 
     @staticmethod

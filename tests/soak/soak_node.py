@@ -401,15 +401,14 @@ class Soak:
                 contextlib.closing(sqlite3.connect(f"file:{DATA}/cnimeta.db?mode=ro", uri=True)) as base,
             ):
                 records |= {str(row[0]) for row in base.execute("SELECT container_id FROM attachments")}
-        files = {path.name[:_DIGITS] for path in Path(DATA, "portmap").glob("*.json")}
-        records |= {name for digits, name in NAMES.items() if digits in files}
-        noted = {
-            ipaddress.ip_address(bytes.fromhex(path.name[:8])) for path in Path(DATA, "portmap-addresses").glob("*-*")
-        }
-        records |= {NAMES_BY_ADDRESS[str(address)] for address in noted}
+        places = {}
+        for path in Path(DATA, "portmap").glob("*.json"):
+            places[NAMES[path.name[:_DIGITS]]] = path.name
+        for path in Path(DATA, "portmap-addresses").glob("*-*"):
+            places[NAMES_BY_ADDRESS[str(ipaddress.ip_address(bytes.fromhex(path.name[:8])))]] = path.name
         kept = self.forks.pids() | {self.agent.pid, self.pods.pid}
         running = tuple(f"still running: {one}" for one in strays(self.known, more=lambda: descended(kept)))
-        return Seen(look("/nowhere").ours, frozenset(records), running, self.pods.told())
+        return Seen(look("/nowhere").ours, frozenset(records | set(places)), running, places, self.pods.told())
 
     def look(self) -> None:
         """Raise Finding for what the model does not allow."""

@@ -75,7 +75,7 @@ def merged(sources: Sources, boot_id: str, now: float, log: Log) -> list[Record]
 def _was_deleted(record: Record, mapped_for: Collection[str], log: Log) -> bool:
     """Whether its ports were mapped by the port mapper whose mappings are known, and are not any more."""
     steps = record.undo.get("steps") if isinstance(record.undo, dict) else None
-    known = any(
+    known = record.token == SALVAGED or any(
         isinstance(step, dict) and step.get("maps") and Fields(step).object("conf").get("type") == PORTMAP_TYPE
         for step in (steps if isinstance(steps, list) else ())
     )
