@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,9 @@ from cnimeta.agent.peer import own_capabilities
 from cnimeta.agent.plugins import Served
 from cnimeta.agent.server import ENDING, WORKERS, Agent, Job
 from cnimeta.agent.systemd import Manager
-from cnimeta.agent.wire import SOCKET
+from cnimeta.agent.wire import HELLO, PATIENCE_S, SOCKET, Broken, receive
 from cnimeta.agent.worker import Service
+from cnimeta.errors import IoFailure
 
 if TYPE_CHECKING:
     import argparse
@@ -34,10 +36,13 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument(
         "--conf", metavar="FILE", help="hostport_alloc's configuration, for --deliver; default: as `ports`"
     )
+    parser.add_argument("--probe", action="store_true", help="serve nobody: ask the agent whether it answers")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.probe:
+        return _probe(args.socket)
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until it serves: one that comes meanwhile is not lost
     os.umask(0o022)
     manager = Manager()
@@ -52,6 +57,20 @@ def _run(args: argparse.Namespace) -> int:
         os.environ.update({**listening.pass_on(), **manager.environ()})
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - no shell, and no new process: the socket goes along
     listening.close()
+    return 0
+
+
+def _probe(path: str) -> int:
+    """0 when an agent answers on the socket, as it answers a launcher; 1 and why."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE_S)
+        try:
+            connection.connect(path)
+            heard = receive(connection, len(HELLO))
+        except (OSError, Broken) as error:
+            raise IoFailure(f"no agent answers on {path}: {getattr(error, 'strerror', None) or error}") from None
+    if heard != HELLO:
+        raise IoFailure(f"what answers on {path} is an agent of another protocol, or refuses")
     return 0
 
 

@@ -170,12 +170,11 @@ class Mapper:
 
     def _take_over(self, gone: Iterable[Record], records: Records) -> None:
         """Map what waited for attachments that are gone. Only logged when it fails: their own DEL was done."""
-        for container_id in dict.fromkeys(record.owner.container_id for record in gone):
-            for record in records.take_followers(container_id):
-                try:
-                    self.add_again(record.owner, records.data_dir, waiting=True)
-                except CniError as error:
-                    self.log(f"portmap: the ports of {record.owner.text} could not be taken over: {error.msg}")
+        for record in records.take_followers({record.owner.container_id for record in gone}):
+            try:
+                self.add_again(record.owner, records.data_dir, waiting=True)
+            except CniError as error:
+                self.log(f"portmap: the ports of {record.owner.text} could not be taken over: {error.msg}")
 
     def _undo(self, record: Record, before: Record | None, records: Records) -> None:
         """As it was before an ADD that failed with the record's payload in place, None for none.
@@ -339,11 +338,7 @@ class Mapper:
         records = self.records(self._data_dir(conf))
         failures = Failures()
         damaged: list[str] = []
-        gone = [
-            record
-            for record in records.readable(failures, damaged)
-            if record.owner.network == conf.name and (record.owner.container_id, record.owner.ifname) not in valid
-        ]
+        gone = list(records.of_network(conf.name, valid, failures, damaged))
         for record in gone:
             with failures, self._lock(record.owner, records):
                 now = records.find(record.owner).record

@@ -10,6 +10,7 @@ from cnimeta.observe.metrics import Metric, Sample, gauge
 from cnimeta_plugins.hostport_alloc.config import LOCK_TIMEOUT_S, read_settings
 from cnimeta_plugins.hostport_alloc.operator.conf import entry_of
 from cnimeta_plugins.hostport_alloc.operator.listing import RangeView, entries_of
+from cnimeta_plugins.hostport_alloc.operator.overview import counted_by_quota
 from cnimeta_plugins.hostport_alloc.operator.own import configurations, in_step, ownership
 from cnimeta_plugins.hostport_alloc.operator.wrap import is_wrapped
 from cnimeta_plugins.hostport_alloc.operator.wrapfile import read_document
@@ -35,7 +36,7 @@ def metrics(wiring: Wiring, net_dir: str) -> Iterator[Metric]:
     yield from _configuration(net_dir, [is_wrapped(document) for document in documents])
     confs = [conf for document in documents if (conf := entry_of(document)) is not None]
     if confs:
-        yield from _ports(wiring, [read_settings(conf) for conf in confs])
+        yield from _ports(wiring, [wiring.on_node(read_settings(conf)) for conf in confs])
 
 
 def _document(path: str) -> dict[str, JSON]:
@@ -67,7 +68,7 @@ def _ports(wiring: Wiring, settings: Sequence[Settings]) -> Iterator[Metric]:
     there = store.exists()  # looking makes none
     entries = entries_of(store) if there else []
     occupancy = store.occupancy() if there else Occupancy({}, ())
-    blocked = wiring.blocked(lambda _: None)
+    blocked = wiring.blocked(lambda _: None, settings[0])
     views = {found.name: RangeView.of(found, occupancy, blocked) for one in settings for found in one.ranges}
     yield Metric(
         "cnimeta_hostports",
@@ -88,7 +89,31 @@ def _ports(wiring: Wiring, settings: Sequence[Settings]) -> Iterator[Metric]:
     yield gauge(
         "cnimeta_hostport_containers", "Containers that have host ports", len({one["containerID"] for one in entries})
     )
+    yield from _quotas(settings, entries)
+    if any(one.notify is not None for one in settings):
+        yield gauge("cnimeta_hook_events_waiting", "Events that the hook has not taken yet", store.outbox.count())
     yield from _pending([entry for entry in entries if entry["annotation"] == "pending"])
+
+
+def _quotas(settings: Sequence[Settings], entries: Sequence[Entry]) -> Iterator[Metric]:
+    """Of the first configuration that has quotas; of each namespace that has Pods with ports, or is named."""
+    quotas = next((one.quotas for one in settings if one.quotas is not None), None)
+    if quotas is None:
+        return
+    names = {str(entry["pod"]).partition("/")[0] for entry in entries} - {""}
+    names |= {name for name, _ in quotas.namespaces if not name.endswith("*")}
+    limits = {name: quotas.of_namespace(name).limit for name in sorted(names)}
+    limited = {name: limit for name, limit in limits.items() if limit >= 0}
+    yield Metric(
+        "cnimeta_hostport_quota_limit",
+        "Host ports that the Pods of a namespace may hold at once on this node",
+        [Sample(limit, (("namespace", name),)) for name, limit in limited.items()],
+    )
+    yield Metric(
+        "cnimeta_hostport_quota_used",
+        "Host ports that they hold",
+        [Sample(counted_by_quota(entries, name), (("namespace", name),)) for name in limited],
+    )
 
 
 def _pending(entries: Sequence[Entry]) -> Iterator[Metric]:

@@ -15,6 +15,7 @@ from cnimeta.runtime.conf import LIST_SUFFIX, SINGLE_SUFFIXES, config_names
 from cnimeta.spec.fields import Fields, without
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.hostport_alloc.config import read_settings
+from cnimeta_plugins.hostport_alloc.operator.conf import OWN_NAME
 from cnimeta_plugins.hostport_alloc.operator.wrap import Options, wrapped
 from cnimeta_plugins.hostport_alloc.operator.wrapfile import read_document, render, replace
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from cnimeta.host.protocols import Clock
     from cnimeta.spec.jsonio import JSON
 
-NAME = "00-cnimeta.conflist"
+NAME = OWN_NAME
 SUFFIX = ".cnimeta-own"
 """Never change: beside our file, what it is made from. No runtime loads files that end like this."""
 LOOK_S = 0.5

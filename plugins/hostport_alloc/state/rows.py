@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from binascii import crc32
+from itertools import repeat
 
 from cnimeta.errors import HostPortConflict, shown
 from cnimeta.namedtuple import NamedTuple
@@ -76,6 +77,21 @@ def every(connection: Connection) -> Iterator[Row]:
     """All rows, one at a time. Raises Damage."""
     for cells in connection.execute(f"SELECT {_COLUMNS} FROM attachments"):
         yield _row(cells)
+
+
+def names(connection: Connection, network: str) -> Iterable[tuple[str, str]]:
+    """(container ID, ifname) of every attachment of a network.
+
+    Where all interfaces have one name, as is usual, the IDs come as one text: that takes less than so many rows.
+    """
+    condition, values = "FROM attachments WHERE network=?", (network,)
+    count, first, last, text = connection.execute(
+        f"SELECT count(*), min(ifname), max(ifname), group_concat(container_id, char(0)) {condition}", values
+    ).fetchone()
+    ids = text.split("\0") if count and first == last else []
+    if len(ids) == count:
+        return zip(ids, repeat(first))
+    return connection.execute(f"SELECT container_id, ifname {condition}", values)
 
 
 def _row(cells: tuple[object, ...]) -> Row:
@@ -282,7 +298,7 @@ def remember(connection: Connection, record: Record, until: float, now: float) -
 
     if record.pod is None or not record.ports:
         return
-    ports = dumps([[port.container_port, port.protocol, port.range, port.host_port] for port in record.ports])
+    ports = dumps([[port.asked, port.protocol, port.range, port.host_port] for port in record.ports])
     connection.execute(
         "INSERT OR REPLACE INTO remembered VALUES (?, ?, ?, ?)",
         (*storable(record.pod.namespace, record.pod.name), until, ports),
@@ -312,7 +328,7 @@ def recall(connection: Connection, pod: Pod | None, boot_id: str, now: float) ->
     earlier = select(connection, condition, *names, boot_id)
     for row in earlier:
         ports = record_of(row).ports
-        return {(port.container_port, port.protocol, port.range): port.host_port for port in ports}
+        return {(port.asked, port.protocol, port.range): port.host_port for port in ports}
     return {}
 
 

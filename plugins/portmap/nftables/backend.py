@@ -344,15 +344,13 @@ class NftBackend:
 
     def collect(self, network: str, valid: Collection[tuple[str, str]], others: Others) -> None:
         """By the comments on the claims."""
-        from cnimeta_plugins.portmap.nftables.listed import held_by, is_stale, owners
+        from cnimeta_plugins.portmap.nftables.listed import strays
 
-        stale = {number for number, comment in owners(self.nft).items() if is_stale(comment, network, valid)}
-        if stale:
-            stale -= {owner_id(*record.owner) for record in others.every()}
         failures = Failures()
-        for number in sorted(stale):
-            with failures:
-                self._remove(held_by(self.nft, number))
+        with failures:
+            for held in strays(self.nft, network, valid, others):
+                with failures:
+                    self._remove(held)
         with failures:
             self.tidy()
         failures.raise_any()

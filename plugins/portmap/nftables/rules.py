@@ -143,6 +143,8 @@ def owner_comment(network: str, container_id: str, ifname: str, managed_by: str 
 
 
 def _plain(text: str) -> str:
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return text
     return "".join(char if " " <= char <= "~" and char not in '"\\' else "_" for char in text)
 
 
