@@ -102,6 +102,6 @@ class Model:
         one.ports = frozenset(ports)
         if one.name not in seen.records and not one.damaged:
             return [f"there is no record of {one.name}"]
-        if one.told and seen.told.get(one.name) != ports:
+        if one.told and seen.told.get(one.name, ports) != ports:  # none is one that is yet to be written
             return [f"the Pod of {one.name} was told {seen.told.get(one.name)}, and its ports are {sorted(ports)}"]
         return []
