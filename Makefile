@@ -29,8 +29,13 @@ worlds: setup ## generated nodes on the real kernel for MINUTES=10 minutes; prin
 fuzz: setup ## inputs of others, with coverage guidance, for MINUTES=10 minutes; prints what broke a target
 	$(PY) tests/fuzz/fuzzing.py --minutes $(MINUTES)
 
-faults: setup ## every call of every command fails once, every kill, flip and loss of power (as root); hours
-	CNIMETA_EVERY=1 CNIMETA_FLIPS=1000 $(PY) -m pytest -s -m crash --timeout 14400
+SETTING ?=
+JOBS ?= $(shell nproc)
+faults: setup ## every call struck once, every kill, flip and loss of power (as root); hours; SETTING= for the calls of one
+	$(PY) tests/faults/run.py --jobs $(JOBS) $(if $(SETTING),--setting "$(SETTING)")
+ifeq ($(SETTING),)
+	CNIMETA_EVERY=1 CNIMETA_FLIPS=1000 $(PY) -m pytest -s -m crash --timeout 14400 --ignore tests/faults/test_faults.py
+endif
 
 STEPS ?=
 soak: setup ## anything in any order on the real kernel for MINUTES=10 minutes, beside a model (as root)

@@ -68,9 +68,9 @@ for _name in ("__enter__", "__exit__", "send", "receive"):
 _answer = dispatch.run(_plugin, dict(_os.environ), _sys.stdin.buffer.read(), lambda _: None)
 _os.write(1, _answer.stdout.encode() if isinstance(_answer.stdout, str) else _answer.stdout)
 _inside = _time.perf_counter() - _first
-_spent["answer"] = _inside - sum(_spent.values())
+_told = {**_spent, "answer": _inside - sum(_spent.values()), "inside": _inside}
 import json as _json
-_os.write(2, _json.dumps({**_spent, "inside": _inside}).encode())
+_os.write(2, _json.dumps(_told).encode())
 _os._exit(0)
 """
 """What stands in a launcher's file in place of its last line."""

@@ -116,7 +116,7 @@ def copy_python(python: str, made: Path) -> None:
         "import sysconfig, json;"
         "print(json.dumps([sysconfig.get_path('stdlib'), sysconfig.get_config_var('DESTSHARED')]))"
     )
-    stdlib, dynamic = json.loads(subprocess.check_output([python, "-I", "-c", ask]))
+    stdlib, dynamic = json.loads(subprocess.check_output([python, "-IB", "-c", ask]))
     (made / "bin").mkdir(parents=True)
     shutil.copy(os.path.realpath(python), made / "bin" / f"python{SERIES}")
     library = made / "lib" / f"python{SERIES}"
@@ -131,7 +131,7 @@ def site(made: Path) -> Path:
     """Where this interpreter looks for packages: Debian's has another name for the folder."""
     python = made / "bin" / f"python{SERIES}"
     ask = "import site; print(site.getsitepackages()[-1])"
-    return Path(subprocess.check_output([python, "-I", "-c", ask], text=True).strip())
+    return Path(subprocess.check_output([python, "-IB", "-c", ask], text=True).strip())
 
 
 def install_packages(made: Path, source: Path, work: Path) -> None:
@@ -241,11 +241,11 @@ def compile_all(made: Path) -> None:
         shutil.rmtree(cache)
     program = (
         "import compileall, py_compile, sys;"
-        "compileall.compile_dir(sys.argv[1], quiet=2, stripdir=sys.argv[1],"
+        "compileall.compile_dir(sys.argv[1], quiet=2, force=True, stripdir=sys.argv[1],"
         " invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)"
     )
     python = made / "bin" / f"python{SERIES}"
-    subprocess.run([python, "-I", "-c", program, made / "lib"], check=True, env={"PYTHONHASHSEED": "0"})
+    subprocess.run([python, "-IB", "-c", program, made / "lib"], check=True, env={"PYTHONHASHSEED": "0"})
 
 
 def describe(made: Path, version: str) -> None:
@@ -260,7 +260,7 @@ def describe(made: Path, version: str) -> None:
         "version": version,
         "digest": digest.hexdigest(),
         "python": subprocess.check_output(
-            [made / "bin" / f"python{SERIES}", "-I", "-c", "import platform; print(platform.python_version())"],
+            [made / "bin" / f"python{SERIES}", "-IB", "-c", "import platform; print(platform.python_version())"],
             text=True,
         ).strip(),
         "machine": platform.machine(),

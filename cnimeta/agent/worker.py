@@ -15,17 +15,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cnimeta.agent.client import send
 from cnimeta.agent.peer import Peer
-from cnimeta.agent.wire import ACCEPTED, ANSWER, DESCRIPTORS, HELLO, REFUSED, REQUEST, Broken, receive
+from cnimeta.agent.wire import ACCEPTED, ANSWER, DESCRIPTORS, HELLO, REFUSED, REQUEST, Broken, Probed, receive
 from cnimeta.errors import shown
 from cnimeta.host import afterwards
 from cnimeta.host.lifeline import is_cut, tie
 from cnimeta.host.netns import join
+from cnimeta.observe import notes
+from cnimeta.plugin import report as reports
 from cnimeta.plugin.dispatch import answered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from cnimeta.agent.log import Log
     from cnimeta.agent.plugins import Code
+    from cnimeta.host.spool import Spool
     from cnimeta.plugin.base import Plugin
 
 _REQUEST_S = 5.0
@@ -53,7 +57,11 @@ class Service(NamedTuple):
     code: Code
     capabilities: int
     """Those that the agent has: who asks must have them."""
-    log: Callable[[str], None]
+    log: Log
+    spool: Spool | None = None
+    """Where reports are left; None: nobody reads them."""
+    traces: bool = False
+    """Whether reports become spans: delegates then belong to the invocation's own."""
 
 
 def accepted(listener: socket.socket, retired: int) -> socket.socket | None:
@@ -103,6 +111,9 @@ def serve(connection: socket.socket, service: Service, report: Callable[[str], N
         return
     request.take_place()
     afterwards.begin()
+    notes.begin()
+    if service.traces:
+        reports.enter_span(os.environ)
     report(request.told())
     connection.sendall(ACCEPTED)  # after this nobody else does the work
     connection.settimeout(None)
@@ -112,7 +123,17 @@ def serve(connection: socket.socket, service: Service, report: Callable[[str], N
     request.let_go()
     connection.sendall(ANSWER.pack(outcome.status, len(answer)) + answer)
     connection.close()
+    _tell(service)
     afterwards.linger()
+
+
+def _tell(service: Service) -> None:
+    """The launcher has its answer: what was noted on the way goes into the log, and where metrics are made of it."""
+    noted = notes.end()
+    body = reports.report(noted, os.environ, reports.AGENT) if noted is not None and service.spool is not None else None
+    if body is not None and service.spool is not None:
+        service.log.served(body)
+        service.spool.append(reports.line(body))
 
 
 def rehearse(service: Service) -> None:
@@ -121,6 +142,7 @@ def rehearse(service: Service) -> None:
     A fork shares its memory until it writes to it, and each page that it writes to first costs some 8 µs. There are 600
     of them on the way of every request.
     """
+    service = service._replace(spool=None)
     for name in service.plugins:
         reading, writing = os.pipe()
         os.write(writing, _REHEARSED)
@@ -141,6 +163,8 @@ class _Request:
 
     def __init__(self, connection: socket.socket) -> None:
         head, descriptors, _, _ = socket.recv_fds(connection, REQUEST.size, DESCRIPTORS, _WHOLE)
+        if not head:
+            raise Probed("it said nothing")
         if len(head) != REQUEST.size or len(descriptors) != DESCRIPTORS:
             raise Broken("not a launcher")
         hello, self._umask, named, length = REQUEST.unpack(head)

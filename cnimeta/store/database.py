@@ -8,8 +8,9 @@ What SQLite does not promise is added here:
 
 - A log file that was lost or cut off is valid to SQLite, and its transactions are silently gone. Each transaction is
   counted in the database and, once committed, in a file beside it: a database behind that file has lost transactions.
-- A damaged or lost database is moved aside, kept, and a new one filled from what can be read of it and from what the
-  owner of the contents knows from elsewhere (`Contents.gather`). No database ever begins empty without that look.
+- A database that is damaged, lost, or not given by the disk in some part, is moved aside, kept, and a new one filled
+  from what can be read of it and from what the owner of the contents knows from elsewhere (`Contents.gather`). No
+  database ever begins empty without that look.
 - A database that was replaced or migrated is noticed at the next transaction, also by processes that have it open.
 - Contents belong to a boot: the first command after another boot says so to their owner.
 """
@@ -23,7 +24,7 @@ import time
 from cnimeta.errors import CniError, StateUnusable, TryAgainLater, shown
 from cnimeta.host import afterwards
 from cnimeta.host.owned import NotOurs, own_file, own_folder
-from cnimeta.store.folder import hindrance, is_full, is_there
+from cnimeta.store.folder import hindrance, is_full, is_partly_unreadable, is_there
 from cnimeta.store.locks import OwnLock
 from cnimeta.store.making import DAMAGED, LOG_SUFFIX, Maker
 from cnimeta.store.sequence import Sequence
@@ -34,11 +35,14 @@ from cnimeta.store.sql import (
     IOERR,
     PROTOCOL,
     begin,
+    begin_writing,
     code_of,
     connect,
     enter_boot,
     is_damage,
+    is_unread,
     judged,
+    keep_writers_out,
     meta,
     migrate,
     next_sequence,
@@ -199,9 +203,9 @@ class Database:
     def _mend(self, failure: Exception) -> None:
         """Put right what failed, or raise what callers are told."""
         code = code_of(failure)
-        if isinstance(failure, _Changed):
-            self._forget()
-        elif is_damage(failure):
+        if isinstance(failure, _Changed) or (code == CANTOPEN and own_file(self.path) is None):
+            self._forget()  # in the latter case another command has just moved it aside, and makes a new one
+        elif is_damage(failure) or self._is_unreadable(failure):
             if self.later:
                 raise self._unusable(failure)
             self._replace(str(failure))
@@ -210,8 +214,15 @@ class Database:
         else:
             raise self._unusable(failure)
 
+    def _is_unreadable(self, failure: Exception) -> bool:
+        """Whether the disk has lost a part of the database for good. One that gives nothing may yet come back."""
+        if not is_unread(failure):
+            return False
+        self._forget()
+        return any(is_partly_unreadable(path) for path in (self.path, self.path + LOG_SUFFIX))
+
     def _in_transaction(self, connection: Connection, work: Callable[[Connection], T]) -> T:
-        connection.execute("BEGIN IMMEDIATE")
+        begin_writing(connection)
         try:
             self._refuse_changed(connection)
             result = work(connection)
@@ -250,7 +261,7 @@ class Database:
             self._create()
             self._inode = own_file(self.path)
         self._process = os.getpid()
-        self._connection = connection = self._connected()
+        self._connection = connection = connect(self.path, _POLL_S)
         self._version = judged(connection, self.contents.schema.version)
         if own_file(self.path) != self._inode:
             raise _Changed
@@ -261,14 +272,6 @@ class Database:
                     self._maker.finish()
         self._maker.keep_reserve()
         return connection
-
-    def _connected(self) -> Connection:
-        try:
-            return connect(self.path, _POLL_S)
-        except _sqlite3.Error:
-            if own_file(self.path) is None:  # another command has just moved it aside, and makes a new one
-                raise _Changed from None
-            raise
 
     def _prepare(self, connection: Connection) -> None:
         known = self.contents.schema.version
@@ -288,13 +291,12 @@ class Database:
 
     def _forget(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        if self._process != os.getpid():
+        if connection is not None and self._process != os.getpid():
             _of_parents.append(connection)
-            return
+            connection = None
         try:
-            connection.close()
+            if connection is not None:
+                connection.close()
         except (_sqlite3.Error, MemoryError):
             pass  # what was committed stays so; the next command does what a close does
 
@@ -314,8 +316,8 @@ class Database:
     # --- making a database, and another one in place of a damaged one ----------------------------------
 
     def _lock(self) -> OwnLock:
-        folder = os.path.join(self.folder, "locks")
-        return OwnLock(folder, os.path.join(folder, "database"), self.timeout_s)
+        folder = f"{self.folder}/locks"
+        return OwnLock(folder, f"{folder}/database", self.timeout_s, "database")
 
     def _create(self) -> None:
         with self._lock().held():
@@ -328,7 +330,7 @@ class Database:
             if own_file(self.path) == self._inode:
                 self.log(f"state: {self.path} is damaged ({why}): kept as {FILE}{DAMAGED}-…, made anew")
                 if self._connection is not None:
-                    _keep_writers_out(self._connection)
+                    keep_writers_out(self._connection)
                 self._maker.move_aside()
             self._forget()
             if own_file(self.path) is None:
@@ -338,10 +340,9 @@ class Database:
 
     def _give_up_reserve(self) -> bool:
         """Make room on a full disk; False when there is none to be made, or the disk is not full."""
-        if self._reserve == _UNTOUCHED and is_full(self.folder) and self._maker.drop_reserve():
-            self._reserve = _GIVEN_UP
-            return True
-        return False
+        made = self._reserve == _UNTOUCHED and is_full(self.folder) and self._maker.drop_reserve()
+        self._reserve = _GIVEN_UP if made else self._reserve
+        return made
 
     def _set_aside_again(self) -> None:
         """Put the log away, and set aside what that leaves before somebody else takes it."""
@@ -397,11 +398,3 @@ class Database:
             f"state: {where}: {why}; check dataDir {shown(self.folder)}: it must be a folder of root's on a writable"
             " file system with free space"
         )
-
-
-def _keep_writers_out(connection: Connection) -> None:
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-    except _sqlite3.Error as error:
-        if code_of(error) == BUSY:
-            raise

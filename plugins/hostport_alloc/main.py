@@ -100,6 +100,12 @@ class HostportAlloc(Plugin):
 
         return metrics(self.wiring, net_dir)
 
+    def keeper(self, net_dir: str, log: Callable[[str], None]) -> Callable[[], object]:
+        """Our own configuration beside the primary network's, in step with it."""
+        from cnimeta_plugins.hostport_alloc.operator.own import Keeper
+
+        return Keeper(net_dir, self.wiring.clock, log).look
+
     def dump(self, confs: Sequence[NetConf]) -> Iterable[tuple[str, Callable[[], JSON]]]:
         """Records, ports and problems."""
         from cnimeta_plugins.hostport_alloc.operator.dumping import dump

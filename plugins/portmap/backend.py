@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from cnimeta.ports.mapper import MappedPort
     from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.portmap.config import PortMapping
+    from cnimeta_plugins.portmap.others import Others
     from cnimeta_plugins.portmap.plan import Owner, Plan
-    from cnimeta_plugins.portmap.records import Others
 
 P = TypeVar("P")
 

@@ -14,16 +14,16 @@ from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.portmap.config import DEFAULTS, NodeDefaults, read_data_dir, read_mappings, read_settings
 from cnimeta_plugins.portmap.localhost import Localhost
 from cnimeta_plugins.portmap.locking import HeldIfPossible
+from cnimeta_plugins.portmap.others import Others
 from cnimeta_plugins.portmap.plan import Owner, plan_mappings
-from cnimeta_plugins.portmap.records import Life, Others, Record, Records, file_name
+from cnimeta_plugins.portmap.records import Life, Record, Records
 from cnimeta_plugins.portmap.sharing import same_container, served, waiting, without
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from cnimeta.host.protocols import Conntrack, Files, Locks, Namespaces, Sysctl
-    from cnimeta.ports.mapper import MappedPort
     from cnimeta.spec.ip import Address, Cidr
     from cnimeta.spec.result import Result
     from cnimeta_plugins.portmap.backends import Backends
@@ -252,22 +252,28 @@ class Mapper:
         self, owner: Owner, attachment: Attachment, conf: NetConf, records: Records, failures: Failures
     ) -> list[Record]:
         """What was unmapped; every step is tried."""
-        found = records.find(owner)
         asked = _mappings_or_none(conf)
-        recorded = [found.record] if found.record is not None else []
-        if not recorded and not found.problem:
-            damaged: list[str] = []
-            recorded = self._renamed(records, attachment, asked, damaged)
-            with failures:
-                self._drop_damaged(records, attachment, damaged)
+        recorded: list[Record] = []
+        problem = "it cannot be read"  # then names and configuration tell what there is, and the record stays
+        is_read = False
+        with failures:
+            found = records.find(owner)
+            problem = found.problem
+            recorded = [found.record] if found.record is not None else []
+            if not recorded and not problem:
+                damaged: list[str] = []
+                recorded = self._renamed(records, attachment, asked, damaged)
+                with failures:
+                    self._drop_damaged(records, attachment, damaged)
+            is_read = True
         for record in recorded:
             with failures:
                 self._unmap(record, records)
         with failures:
-            suspected = () if recorded else None if found.problem else asked
-            if self._sweep(owner, suspected, records) and not recorded:
+            suspected = () if recorded else None if problem else asked
+            if self.sweep(owner, suspected, records) and not recorded:
                 self._forget_flows(asked, (4, 6))
-            if not recorded:
+            if is_read and not recorded:
                 records.forget(owner)  # a damaged one, or what a killed ADD had begun to write
         return recorded
 
@@ -291,28 +297,16 @@ class Mapper:
             and (self.life.is_dead(record) or (asked and set(asked) == set(record.mappings)))
         ]
 
-    def _drop_damaged(self, records: Records, attachment: Attachment, damaged: Sequence[str]) -> None:
-        """Unmap the same interface under an earlier name of the network, where the record of that is damaged.
+    def _drop_damaged(
+        self, records: Records, of: Attachment | None, files: Sequence[str], valid: Collection[tuple[str, str]] = ()
+    ) -> None:
+        """See cnimeta_plugins.portmap.damaged; nearly always there is none."""
+        if files:
+            from cnimeta_plugins.portmap.damaged import drop
 
-        The names on the rules tell the network. A damaged record of a container of which no rule tells is of no use.
-        """
-        if not damaged:
-            return
-        networks = {one.network for one in self._listed() if one.container_id == attachment.container_id}
-        for network in networks:
-            owner = Owner(network, attachment.container_id, attachment.ifname)
-            if file_name(owner) in damaged:
-                self._sweep(owner, None, records)
-                records.forget(owner)
-        if not any(one.container_id == attachment.container_id for one in self._listed()):
-            records.drop(damaged)
+            drop(self, records, of, files, valid)
 
-    def _listed(self) -> Iterator[MappedPort]:
-        """What the rules of every backend tell."""
-        for backend in self.backends.holding():
-            yield from backend.listed()
-
-    def _sweep(self, owner: Owner, mappings: Sequence[PortMapping] | None, records: Records) -> bool:
+    def sweep(self, owner: Owner, mappings: Sequence[PortMapping] | None, records: Records) -> bool:
         """What no record tells of; whether there was any."""
         found = []
         failures = Failures()
@@ -350,9 +344,7 @@ class Mapper:
             with failures:
                 backend.collect(conf.name, valid, self._others(records, None))
         with failures:
-            if damaged:
-                alive = {container_id for container_id, _ in valid}
-                records.drop(damaged, but=alive | {one.container_id for one in self._listed()})
+            self._drop_damaged(records, None, damaged, valid)
         self._leave(records, ())
         failures.raise_any()
 

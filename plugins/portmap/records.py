@@ -168,22 +168,16 @@ class Records:
             damaged.append(name)
         return found.record
 
-    def drop(self, names: Iterable[str], but: Iterable[str] = ()) -> None:
-        """Remove the files of damaged records, but those of some containers."""
-        kept = {digest(container_id) for container_id in but}
-        for name in names:
-            now: list[str] = []
-            if name.partition("-")[0] not in kept:
-                self._noted(name, now)  # an ADD may have written it anew
+    def drop_damaged(self, name: str) -> None:
+        """Remove a file that is still damaged: an ADD may have written it anew."""
+        now: list[str] = []
+        self._noted(name, now)
+        try:
             if now:
-                self._log(
-                    f"portmap: the record {os.path.join(self.folder, name)} is damaged, and no rule is left: removed"
-                )
-                try:
-                    self._notes.leave_addresses(name, (), ())
-                    self._files.remove(os.path.join(self.folder, name))
-                except OSError as error:
-                    raise self._unusable(error) from None
+                self._notes.leave_addresses(name, (), ())
+                self._files.remove(os.path.join(self.folder, name))
+        except OSError as error:
+            raise self._unusable(error) from None
 
     def of_network(
         self, network: str, but: Collection[tuple[str, str]], failures: Failures, damaged: list[str]
@@ -298,39 +292,6 @@ class Records:
 
     def _unusable(self, error: OSError) -> StateUnusable:
         return StateUnusable(f"$.dataDir: cannot use {error.filename or self.folder}: {error.strerror or error}")
-
-
-class Others(NamedTuple):
-    """The records of every attachment but one, for what must know whom else it meets."""
-
-    records: Records
-    life: Life
-    owner: Owner | None
-
-    def every(self) -> Iterator[Record]:
-        """All that can be understood."""
-        return (record for record in self.records.every() if record.owner != self.owner)
-
-    def of_container(self, container_id: str) -> Iterator[Record]:
-        """Those of one container."""
-        return (record for record in self.records.of_container(container_id) if record.owner != self.owner)
-
-    def has(self, owner: Owner) -> bool:
-        """Whether there is a record of this one."""
-        return owner != self.owner and self.records.find(owner).record is not None
-
-    def at(self, address: Address) -> Iterator[Record]:
-        """Those that have a container address, as far as it is noted."""
-        return (record for record in self.records.at(address) if record.owner != self.owner)
-
-    def take(self, addresses: Iterable[Address]) -> None:
-        """Note that the attachment which these are the others of has these container addresses."""
-        if self.owner is not None:
-            self.records.take(self.owner, addresses)
-
-    def is_dead(self, record: Record) -> bool:
-        """Whether the record's container cannot be alive."""
-        return self.life.is_dead(record)
 
 
 def file_name(owner: Owner) -> str:

@@ -122,6 +122,10 @@ def test_gc_finds_what_the_runtime_does_not_list(node: Node, ifnames: tuple[str,
     assert [record.container_id for record in store.unlisted(network, {("c1", ifnames[0])})] == ["c2"]
     assert [record.container_id for record in store.unlisted(network, {("c1", "none"), ("c2", ifnames[1])})] == ["c1"]
     assert store.unlisted("nowhere", ()) == []
+    assert len(store.unlisted(network, ())) == 2
+    odd = draft("a\x1fb\x1ec")
+    store.hold(odd, demand("80/tcp"))
+    assert {record.container_id for record in store.unlisted(network, {("c2", ifnames[1])})} == {"c1", odd.container_id}
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from store_kit import ONE, TWO, Place, Things, everything, put
 from cnimeta.errors import CniError, StateUnusable, TryAgainLater
 from cnimeta.host import afterwards
 from cnimeta.store import database as database_module
-from cnimeta.store.database import LaterVersion, _Changed
-from cnimeta.store.sql import set_seal
+from cnimeta.store.database import LaterVersion
+from cnimeta.store.sql import connect, set_seal
 from cnimeta.store.values import Damage
 
 pytestmark = pytest.mark.unit
@@ -517,14 +517,12 @@ def test_process_that_answers_once_leaves_its_log_to_the_next(real, once):
 
 
 def test_database_that_was_moved_aside_is_not_begun_empty_by_who_was_about_to_open_it(real):
-    database = real.database()
-    database.write(put("a"))
-    database._forget()
+    real.database().write(put("a"))
     met = []
 
     def gather(_contents):
-        with pytest.raises(_Changed):  # as it does between its look at the file and its opening
-            database._connected()
+        with pytest.raises(_sqlite3.OperationalError, match="unable to open"):
+            connect(real.path)  # as a command does that has looked at the file just before
         met.append(os.path.exists(real.path))
         return {"known": "1"}
 

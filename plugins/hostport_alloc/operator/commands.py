@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING
 
 from cnimeta.errors import CniError, InvalidEnvironment, InvalidNetworkConfig, counted, shown
+from cnimeta.observe import notes
+from cnimeta.plugin.report import leave_event
 from cnimeta_plugins.hostport_alloc.config import LOCK_TIMEOUT_S
 from cnimeta_plugins.hostport_alloc.operator import looking, reserving
 from cnimeta_plugins.hostport_alloc.operator.conf import CONF_DIR, OWN_NAME, bin_dirs, data_dir, log, opened, wants_json
@@ -121,7 +124,11 @@ def _guarded(
         try:
             if getattr(args, "action", None) not in (None, "list"):
                 looking.refuse_listing_options(args)
-            return run(args, Wiring() if wiring is None else wiring)
+            notes.begin()
+            try:
+                return run(args, Wiring() if wiring is None else wiring)
+            finally:
+                leave_event(f"ports {getattr(args, 'action', None) or 'list'}", os.environ)
         except CniError as error:
             print(f"cnimeta: {error}", file=sys.stderr)
             return 2 if isinstance(error, InvalidEnvironment) else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cnimeta.errors import AnnotationFailed, CniError, InvalidNetworkConfig, PodMismatch, TryAgainLater, shown
 from cnimeta.host.values import PodApiError
+from cnimeta.observe import notes
 from cnimeta.spec.fields import Fields
 from cnimeta_plugins.hostport_alloc.allocate.expose import POD_ANNOTATIONS, pod_annotations
 from cnimeta_plugins.hostport_alloc.state.record import Annotation
@@ -126,6 +127,7 @@ class Publisher:
         else:
             pending = record._replace(annotation=Annotation("pending", patch))
             state = annotation.deliver(self.api, pending, deadline, patient=settings.required)
+        notes.count("cnimeta_annotations_total", result="deferred" if state.state == "pending" else "written")
         if state.state == "pending":
             where = shown(f"{self.pod.namespace}/{self.pod.name}")
             if settings.required:

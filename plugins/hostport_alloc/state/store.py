@@ -18,7 +18,6 @@ later   for record in store.pending(limit): deliver record.annotation.patch, the
 from __future__ import annotations
 
 import os
-from itertools import filterfalse
 
 from cnimeta.errors import CniError, TryAgainLater, shown
 from cnimeta.namedtuple import NamedTuple
@@ -330,9 +329,7 @@ class Store:
         """The records of a network whose (container ID, ifname) is not in `keep`. Reads no others."""
 
         def work(connection: Connection) -> list[Record]:
-            gone = list(filterfalse(keep.__contains__, rows.names(connection, network)))
-            chosen = [rows.find(connection, (network, *names)) for names in gone]
-            return [self._record(row) for row in chosen if row is not None]
+            return [self._record(row) for row in rows.unkept(connection, network, keep)]
 
         return self._database.read(work, tolerant=True)
 

@@ -7,6 +7,8 @@ to undo) is committed before the first delegate runs; the record goes only after
 from __future__ import annotations
 
 from cnimeta.errors import CniError, HostPortConflict, IoFailure, TryAgainLater, joined
+from cnimeta.observe import notes
+from cnimeta_plugins.hostport_alloc.allocate.picks import Exhausted
 from cnimeta_plugins.hostport_alloc.allocate.ranges import ports_of_all, refuse_reserved
 from cnimeta_plugins.hostport_alloc.config import read_settings
 from cnimeta_plugins.hostport_alloc.keys import remarks
@@ -126,7 +128,11 @@ class Add:
             fixed = by_ordinal(wanted.exposures, ranges, self.pod.name if self.pod is not None else "")
         probe, sticky = self.wiring.sockets.can_listen, settings.sticky
         demand = Demand(wanted.exposures, ranges, blocked, probe, sticky, fixed, settings.quotas)
-        self.record = self.store.hold(draft, demand).record
+        try:
+            self.record = self.store.hold(draft, demand).record
+        except Exhausted as error:
+            notes.count("cnimeta_hostport_exhausted_total", range=error.range)
+            raise
 
     def _reserve(self, settings: Settings) -> None:
         """A precaution: where the setting cannot be written, ADD goes on as without."""
@@ -184,6 +190,7 @@ class Add:
             _explain(error, failed)
             return False
         self.avoid |= named
+        notes.count("cnimeta_hostport_conflicts_total")
         self.request.log(f"hostport_alloc: {error.msg}; picking other ports")
         self.store.release(self.record.key, token=self.record.token, quarantine_s=0, sticky_s=0)
         self._hold()

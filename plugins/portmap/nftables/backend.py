@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.portmap.config import PortMapping
     from cnimeta_plugins.portmap.nftables.rules import Group
+    from cnimeta_plugins.portmap.others import Others
     from cnimeta_plugins.portmap.plan import Owner, Plan
-    from cnimeta_plugins.portmap.records import Others
 
 _PASSING = ("Cannot allocate memory", "No buffer space", "Interrupted", "temporarily unavailable")
 _LOOKS = 100  # other commands may change something between a look at the shared claims and the transaction

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from cnimeta.host.protocols import Nft
     from cnimeta_plugins.portmap.config import PortMapping
-    from cnimeta_plugins.portmap.records import Others
+    from cnimeta_plugins.portmap.others import Others
 
 _CLAIMS = ("claims4", "claims6", "hostclaims4", "hostclaims6", "addresses4", "addresses6")
 _TARGETS = {"claims": ("any", "range"), "hostclaims": ("host", "hostrange"), "addresses": ("snat",)}

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
     from cnimeta.host.nftables.values import Element
     from cnimeta.host.protocols import Nft
+    from cnimeta_plugins.portmap.others import Others
     from cnimeta_plugins.portmap.plan import Owner
-    from cnimeta_plugins.portmap.records import Others, Record
+    from cnimeta_plugins.portmap.records import Record
 
 _ADDRESSES = ("addresses", "snat")
 _LOOKS = 100  # other commands may change something between a look and the transaction
