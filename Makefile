@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 
-.PHONY: help setup lint test worlds fuzz faults soak bench cluster demo lock clean
+.PHONY: help setup lint test docs worlds fuzz faults soak bench cluster demo lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -18,6 +18,9 @@ lint: setup ## style, format and types
 
 test: setup ## all tests (as root: they use network namespaces of their own)
 	$(PY) -m pytest -m "not bench" -n auto --dist loadfile
+
+docs: setup ## the documentation as a site, in build/site; warnings are errors
+	@scripts/docs
 
 MINUTES ?= 10
 worlds: setup ## generated nodes on the real kernel for MINUTES=10 minutes; prints what broke a law (as root)

@@ -194,6 +194,8 @@ def joined(errors: Iterable[CniError]) -> CniError | None:
 class Failures:
     """The failures of steps that are all tried, whatever became of those before: what DEL and GC are made of.
 
+    ::
+
         failures = Failures()
         for step in steps:
             with failures:

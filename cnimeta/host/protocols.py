@@ -83,7 +83,7 @@ class Database(Protocol):
 
 
 class PodApi(Protocol):
-    """The two requests made of a Kubernetes API server; failures are cnimeta.host.values.PodApiError.
+    """The three requests made of a Kubernetes API server; failures are cnimeta.host.values.PodApiError.
 
     `timeout_s` bounds all of a call, whatever the peers do: credentials, name resolution, sending, reading.
     """
@@ -93,6 +93,9 @@ class PodApi(Protocol):
 
     def patch_status(self, namespace: str, name: str, patch: Mapping[str, JSON], timeout_s: float) -> dict[str, JSON]:
         """Merge-patch the Pod through its status sub-resource. The Pod after it, its `metadata` at least."""
+
+    def node(self, name: str, timeout_s: float) -> dict[str, JSON]:
+        """The Node: its `metadata` (annotations at least), and `addresses`, objects with `type` and `address`."""
 
     def read(self, namespace: str, name: str, timeout_s: float) -> dict[str, JSON]:
         """The Pod, its `metadata` at least: uid, annotations and labels."""
@@ -244,6 +247,9 @@ class Sysctl(Protocol):
 
     def read(self, name: str) -> str:
         """The value of `name`, empty when there is no such setting; IoFailure (code 5)."""
+
+    def configured(self, name: str) -> list[str]:
+        """The values that the node's configuration files have for `name`; IoFailure (code 5)."""
 
 
 class Links(Protocol):

@@ -162,6 +162,13 @@ class Plugin:
         """
         return ()
 
+    def leave(self, confs: Sequence[NetConf]) -> Iterable[str]:  # noqa: ARG002 - as above
+        """For `cnimeta uninstall`: give back what it has changed of the node itself; a line for each thing.
+
+        `confs` as for `in_use`. What is there for containers is not touched: it goes with their DEL.
+        """
+        return ()
+
     def metrics(self, net_dir: str) -> Iterable[Metric]:  # noqa: ARG002 - as above
         """For `cnimeta metrics`: what it knows now. Raises a CniError when that cannot be read: unknown is not zero."""
         return ()

@@ -248,6 +248,8 @@ class FakeSysctl:
         self.values: dict[str, str] = {}
         self.missing = set(missing)
         self.read_only = False
+        self.files: dict[str, list[str]] = {}
+        """What configuration files say, by name."""
 
     def ensure(self, name: str, value: str) -> None:
         """Set a value."""
@@ -261,3 +263,7 @@ class FakeSysctl:
     def read(self, name: str) -> str:
         """The value; 0 when it was never set."""
         return self.values.get(name, "0")
+
+    def configured(self, name: str) -> list[str]:
+        """What files say of it."""
+        return list(self.files.get(name, ()))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.netconf import NetConf
     from cnimeta_plugins.hostport_alloc.allocate.quotas import Quotas
+    from cnimeta_plugins.hostport_alloc.pod.external import External
 
 NODE_PORTS = "30000-32767"
 PLUGIN_TYPE = "hostport_alloc"
@@ -86,6 +87,8 @@ class Settings(NamedTuple):
     range_rules: tuple[RangeRule, ...] = ()
     ranges_file: str = ""
     quotas: Quotas | None = None
+    reserve_ports: bool = False
+    external: External | None = None
 
     @property
     def needs_labels(self) -> bool:
@@ -153,7 +156,17 @@ def read_settings(conf: NetConf) -> Settings:
         range_rules=rules,
         ranges_file=_absolute(fields, "rangesFile"),
         quotas=_quotas(fields),
+        reserve_ports=fields.boolean("reservePorts"),
+        external=_external(fields, ranges),
     )
+
+
+def _external(fields: Fields, ranges: tuple[PortRange, ...]) -> External | None:
+    if not fields.has("external"):
+        return None
+    from cnimeta_plugins.hostport_alloc.pod.external import read_external
+
+    return read_external(fields.object("external"), ranges)
 
 
 def _quotas(fields: Fields) -> Quotas | None:

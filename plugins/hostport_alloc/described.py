@@ -106,6 +106,15 @@ KEYS = (
         "in place of `quotas.namespace`; the first that matches",
     ),
     Key(
+        ("reservePorts",),
+        "boolean",
+        "false",
+        (
+            "keep the ports of all ranges in `net.ipv4.ip_local_reserved_ports`, beside what others have there, so "
+            "that the kernel gives none of them to a process by itself"
+        ),
+    ),
+    Key(
         ("expose",),
         "array of exposures",
         "none",
@@ -147,6 +156,42 @@ KEYS = (
             "the addresses advertised in the annotation, for nodes behind NAT or with several. `auto`: the source "
             "address of the default route, per family the container has. Mappings listen on every address of the node"
         ),
+    ),
+    Key(
+        ("external",),
+        "object",
+        "none",
+        "the address under which ports are reached through a NAT: `externalIP` and `externalPort` in the annotation",
+    ),
+    Key(
+        ("external.address",),
+        "`node`, an address or an array",
+        "the entry's `hostIP`",
+        "`node`: the Node's addresses of type ExternalIP; of the first of each family, the one of the entry's is taken",
+    ),
+    Key(
+        ("external.nodeAnnotation",),
+        "annotation of the Node: addresses, with commas between",
+        "none",
+        "where the Node has it, it goes before its ExternalIP",
+    ),
+    Key(
+        ("external.nodeName",),
+        "name of the Node",
+        "the host's name",
+        "the Node that is read, for kubelets with `--hostname-override`",
+    ),
+    Key(
+        ("external.portOffset",),
+        "number, -65535 to 65535",
+        "0",
+        "is added to a host port",
+    ),
+    Key(
+        ("external.ports",),
+        'object: `"FIRST-LAST"` → first port outside',
+        "none",
+        "in place of `portOffset`, where parts are mapped differently; a port in none of them has no address outside",
     ),
     Key(
         ("kubernetes",),

@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 KEYS = (
     *("ranges", "expose", "delegates", "delegate", "portmap", "hostIP", "kubernetes", "quarantineSeconds", "sticky"),
     *("stickySeconds", "forceOverlap", "nodePortRange", "maxPortsPerPod", "lockTimeout", "dataDir"),
-    *("defaultRange", "rangesFile", "quotas"),
+    *("defaultRange", "rangesFile", "quotas", "reservePorts", "external"),
 )
+EXTERNAL_KEYS = ("address", "nodeAnnotation", "nodeName", "portOffset", "ports")
 API_KEYS = ("kubeconfig", "policy", "timeout", "readPod")
 NESTED = {
     "kubernetes": API_KEYS,
     "ranges.NAME": RANGE_KEYS,
     "defaultRange": RULE_KEYS,
     "quotas": QUOTA_KEYS,
+    "external": EXTERNAL_KEYS,
 }
 """The keys of objects inside, by where they stand."""
 
@@ -36,7 +38,8 @@ def idle_keys(conf: NetConf) -> list[str]:
     """A line for each key that decides nothing beside the others."""
     fields, found = conf.fields, []
     if not fields.has("kubernetes"):
-        found += without_effect(fields, "hostIP", "it is for the annotation, and $.kubernetes is not set")
+        for key in ("hostIP", "external"):
+            found += without_effect(fields, key, "it is for the annotation, and $.kubernetes is not set")
     if not fields.boolean("sticky", True):
         found += without_effect(fields, "stickySeconds", "$.sticky is false")
     if fields.boolean("forceOverlap"):
@@ -60,6 +63,7 @@ def unknown_keys(conf: NetConf) -> list[str]:
     found = strangers(fields, (*OF_EVERY_PLUGIN, *KEYS))
     found += strangers(fields.object("kubernetes"), API_KEYS)
     found += strangers(fields.object("quotas"), QUOTA_KEYS)
+    found += strangers(fields.object("external"), EXTERNAL_KEYS)
     for entry in inner_objects(fields.object("ranges")):
         found += strangers(entry, RANGE_KEYS)
     if isinstance(fields.get("defaultRange"), list):

@@ -89,6 +89,12 @@ class HostportAlloc(Plugin):
 
         return in_use(self.wiring, confs)
 
+    def leave(self, confs: Sequence[NetConf]) -> Iterable[str]:
+        """Ports reserved with the kernel."""
+        from cnimeta_plugins.hostport_alloc.operator.reserving import leave
+
+        return leave(self.wiring, confs)
+
     def metrics(self, net_dir: str) -> Iterable[Metric]:
         """Ranges, annotations, whose configuration is first."""
         from cnimeta_plugins.hostport_alloc.operator.metrics import metrics

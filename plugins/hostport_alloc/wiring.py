@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         Clock,
         Database,
         Files,
+        Lock,
         Locks,
         Namespaces,
         NodeAddresses,
@@ -20,11 +21,16 @@ if TYPE_CHECKING:
         PodApi,
         PortScan,
         Sockets,
+        Sysctl,
     )
     from cnimeta.ports.mapper import MappedPort, PortMapper
     from cnimeta_plugins.hostport_alloc.allocate.ranges import PortSet
     from cnimeta_plugins.hostport_alloc.config import Settings
+    from cnimeta_plugins.hostport_alloc.state.reservation import Reservation
     from cnimeta_plugins.hostport_alloc.state.store import Store
+
+
+_RESERVING_TIMEOUT_S = 5.0
 
 
 class Wiring:
@@ -46,6 +52,8 @@ class Wiring:
         mapper_here: Callable[[str, Sequence[str]], PortMapper | None] | None = None,
         namespaces: Namespaces | None = None,
         files: Files | None = None,
+        sysctl: Sysctl | None = None,
+        reserving: Lock | None = None,
         boot_id: str | None = None,
     ) -> None:
         self._executor = executor
@@ -61,6 +69,8 @@ class Wiring:
         self._mapper_here = mapper_here
         self._namespaces = namespaces
         self._files = files
+        self._sysctl = sysctl
+        self._reserving = reserving
         self._boot_id = boot_id
 
     # --- the state -------------------------------------------------------------------------------------
@@ -116,8 +126,12 @@ class Wiring:
             self._sockets = NodeSockets()
         return self._sockets
 
-    def blocked(self, log: Callable[[str], None]) -> dict[str, PortSet]:
-        """The ports the node itself or somebody's rules use."""
+    def blocked(self, log: Callable[[str], None], settings: Settings | None = None) -> dict[str, PortSet]:
+        """The ports the node itself or somebody's rules use, by the reservations of others among them.
+
+        `settings`: of a configuration that may have reserved ports itself.
+        """
+        ours = self.reservation(settings.data_dir).ours() if settings is not None and settings.reserve_ports else 0
         from cnimeta_plugins.hostport_alloc.allocate.blocked import blocked_ports
 
         scan = self._scan
@@ -125,7 +139,23 @@ class Wiring:
             from cnimeta.host.portscan import RulesetScan
 
             scan = RulesetScan(log)
-        return blocked_ports(self.sockets, scan)
+        return blocked_ports(self.sockets, scan, ours)
+
+    def reservation(self, folder: str) -> Reservation:
+        """The ports that are reserved with the kernel, by us and by others."""
+        from cnimeta_plugins.hostport_alloc.state.reservation import LOCK, Reservation
+
+        sysctl, lock = self._sysctl, self._reserving
+        if sysctl is None:
+            from cnimeta.host.sysctl import ProcSysctl
+
+            sysctl = ProcSysctl()
+        if lock is None:
+            from cnimeta.host.lock import NodeLock
+
+            lock = NodeLock(os.path.join(folder, LOCK), _RESERVING_TIMEOUT_S)
+        netns_id = self.namespaces.identity("/proc/thread-self/ns/net")
+        return Reservation(folder, self.files, sysctl, lock, self.boot_id, netns_id)
 
     @property
     def files(self) -> Files:
@@ -205,6 +235,11 @@ class Wiring:
         return tuple(one for one in self.mappings(folder, log) if one.ifname)
 
     # --- the container, its node and its Pod -------------------------------------------------------------
+
+    @staticmethod
+    def host_name() -> str:
+        """The node's own name, which the kubelet registers it by unless told otherwise."""
+        return os.uname().nodename
 
     @property
     def namespaces(self) -> Namespaces:

@@ -193,6 +193,8 @@ def test_each_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
 
 
 def test_the_page_has_every_metric_and_alert_when_they_are_listed(node: Node) -> None:
+    node.entry["quotas"] = {"namespace": 5}
+    node.write("10.conflist", {"cniVersion": "1.0.0", "name": "pods", "plugins": [node.entry]})
     node.pods.faults += [Fault(drop=True)] * 2
     node.pods.create("default", "web", uid="0a-1b")
     node.add("c1", POD)

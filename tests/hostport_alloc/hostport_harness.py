@@ -12,8 +12,10 @@ from cnimeta.testing.clock import FakeClock
 from cnimeta.testing.delegates import FakeDelegate, FakeExec, address_result
 from cnimeta.testing.files import MemoryFiles
 from cnimeta.testing.kube import FakePods
+from cnimeta.testing.lock import FakeLock
 from cnimeta.testing.memory import call
 from cnimeta.testing.namespaces import FakeNamespaces
+from cnimeta.testing.netfilter import FakeSysctl
 from cnimeta.testing.sockets import FakePortScan, FakeSockets
 from cnimeta.testing.store import FakeLocks, MemoryDatabases
 from cnimeta_plugins.hostport_alloc.main import HostportAlloc
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from cnimeta_plugins.hostport_alloc.state.store import Store
 
 DATA_DIR = "/data"
+RESERVED = "net/ipv4/ip_local_reserved_ports"
 
 
 class FakeMapper:
@@ -83,6 +86,8 @@ class Node:
         """Whether the portmap that is called is of this installation, so that it can be asked for all at once."""
         self.namespaces = FakeNamespaces()
         self.files = MemoryFiles()
+        self.sysctl = FakeSysctl()
+        self.sysctl.values[RESERVED] = ""
         self.log: list[str] = []
         self.executor.hook = lambda *_: self.unlocked()
 
@@ -102,6 +107,8 @@ class Node:
             mapper_here=lambda name, _: self.mapper if self.is_ours and name == "portmap" else None,
             namespaces=self.namespaces,
             files=self.files,
+            sysctl=self.sysctl,
+            reserving=FakeLock(),
             boot_id=self.boot,
         )
 

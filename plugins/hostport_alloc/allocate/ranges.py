@@ -95,3 +95,28 @@ def ports_of(spans: Iterable[tuple[int, int]]) -> PortSet:
     for first, last in spans:
         members |= ((1 << (last - first + 1)) - 1) << first
     return members
+
+
+def ports_of_all(ranges: Iterable[PortRange]) -> PortSet:
+    """The ports of all these ranges."""
+    return ports_of(span for found in ranges for span in found.spans)
+
+
+def ports_in(text: str) -> PortSet:
+    """The ports of a list as the kernel writes it, `8080,20000-24999`; 0 for none. ValueError for anything else."""
+    spans = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if first:
+            spans.append((int(first), int(last if dash else first)))
+    return ports_of(spans)
+
+
+def text_of(ports: PortSet) -> str:
+    """The list of a set, as the kernel writes it."""
+    parts, bits, end = [], bin(ports)[:1:-1], 0
+    while (first := bits.find("1", end)) >= 0:
+        end = bits.find("0", first)
+        end = len(bits) if end < 0 else end
+        parts.append(f"{first}-{end - 1}" if end - first > 1 else str(first))
+    return ",".join(parts)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cnimeta.errors import CniError, InvalidEnvironment, InvalidNetworkConfig, counted, shown
 from cnimeta_plugins.hostport_alloc.config import LOCK_TIMEOUT_S
-from cnimeta_plugins.hostport_alloc.operator import looking, wrapping
+from cnimeta_plugins.hostport_alloc.operator import looking, reserving, wrapping
 from cnimeta_plugins.hostport_alloc.operator.conf import CONF_DIR, bin_dirs, data_dir, log, opened, wants_json
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def _add_ports(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], 
         ("check", _check, "compare rules, records, bits and sockets; status 1 when they disagree"),
         ("repair", _repair, "rebuild bits and rules from the records"),
         ("deliver", _deliver, "write the annotations that are pending"),
+        ("reserve", reserving.reserve, "keep the ranges in net.ipv4.ip_local_reserved_ports, as ADD does"),
         ("release", _release, "undo what a container had, when its DEL never comes"),
     ):
         action = actions.add_parser(name, help=about, description=about)
@@ -47,6 +48,8 @@ def _add_ports(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], 
             looking.add_top_options(action)
         if name == "check":
             action.add_argument("--deep", action="store_true", help="also ask the delegates that map no ports")
+        if name == "reserve":
+            reserving.add_reserve_options(action)
         if name == "show":
             action.add_argument("range", metavar="RANGE", help="a range's name, or ports such as 20000-24999")
         if name == "release":
@@ -157,13 +160,15 @@ def _print_problems(problems: Sequence[Problem]) -> None:
 
 
 def _deliver(args: argparse.Namespace, wiring: Wiring) -> int:
-    from cnimeta_plugins.hostport_alloc.pod.annotation import Deadline, deliver_pending
+    from cnimeta_plugins.hostport_alloc.pod.annotation import Deadline
+    from cnimeta_plugins.hostport_alloc.pod.publish import deliver_amended
 
     settings, store = opened(args, wiring)
     if settings is None or settings.api is None:
         raise InvalidNetworkConfig('no configuration with "kubernetes" was found: use --conf')
     api = wiring.pods(settings.api.kubeconfig)
-    done = deliver_pending(store, api, Deadline(wiring.clock, 60), _DELIVER_LIMIT, log)
+    deadline = Deadline(wiring.clock, 60)
+    done = deliver_amended(wiring, settings, store, api, deadline, _DELIVER_LIMIT, log, fresh_s=0)
     left = len(store.pending(_DELIVER_LIMIT))
     text = f"{counted(done.written, 'annotation')} written, {done.dropped} of Pods that are gone, {left} still pending"
     print(json.dumps({**done._asdict(), "pending": left}) if wants_json(args) else text)

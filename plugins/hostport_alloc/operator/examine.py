@@ -19,6 +19,7 @@ from cnimeta_plugins.hostport_alloc.config import (
     refuse_unreadable_credentials,
 )
 from cnimeta_plugins.hostport_alloc.keys import remarks
+from cnimeta_plugins.hostport_alloc.operator import reserving
 from cnimeta_plugins.hostport_alloc.verbs.steps import plan
 
 TYPE_CHECKING = False
@@ -53,6 +54,7 @@ def examine(wiring: Wiring, conf: NetConf) -> list[str]:
     if complaint and settings.api is not None and settings.api.required:
         raise AnnotationFailed(f'{complaint}, and $.kubernetes.policy is "required"')
     told += _damage(wiring, settings)
+    told += reserving.remarks(wiring, conf, settings)
     return [*told, complaint] if complaint else told
 
 

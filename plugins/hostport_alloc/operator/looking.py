@@ -122,7 +122,7 @@ def show_range(args: argparse.Namespace, wiring: Wiring) -> int:
     """`ports show`."""
     settings, store = opened(args, wiring)
     known = wiring.on_node(settings) if settings is not None else None
-    view = RangeView.of(range_named(args.range, known), _occupancy(store), wiring.blocked(log))
+    view = RangeView.of(range_named(args.range, known), _occupancy(store), wiring.blocked(log, settings))
     if wants_json(args):
         print(json.dumps(view.body))
     else:
@@ -167,7 +167,7 @@ def overview(wiring: Wiring, settings: Settings | None, store: Store) -> Overvie
     from cnimeta_plugins.hostport_alloc.operator.overview import Overview
 
     entries = _entries(store)
-    occupancy, blocked = _occupancy(store), wiring.blocked(log)
+    occupancy, blocked = _occupancy(store), wiring.blocked(log, settings)
     ranges = wiring.on_node(settings).ranges if settings is not None else ()
     quotas = settings.quotas if settings is not None else None
     return Overview([RangeView.of(found, occupancy, blocked) for found in ranges], entries, quotas)

@@ -68,7 +68,7 @@ def _ports(wiring: Wiring, settings: Sequence[Settings]) -> Iterator[Metric]:
     there = store.exists()  # looking makes none
     entries = entries_of(store) if there else []
     occupancy = store.occupancy() if there else Occupancy({}, ())
-    blocked = wiring.blocked(lambda _: None)
+    blocked = wiring.blocked(lambda _: None, settings[0])
     views = {found.name: RangeView.of(found, occupancy, blocked) for one in settings for found in one.ranges}
     yield Metric(
         "cnimeta_hostports",

@@ -45,10 +45,10 @@ def is_static(uid: str, annotations: Fields) -> bool:
     return len(uid) == _STATIC_UID_LENGTH and "-" not in uid
 
 
-def ports_value(record: Record, addresses: Sequence[str], families: Iterable[int]) -> str:
-    """The annotation's text: one object per exposed port and host address of a family the container has."""
+def port_entries(record: Record, addresses: Sequence[str], families: Iterable[int]) -> list[dict[str, JSON]]:
+    """What the annotation says: one object per exposed port and host address of a family the container has."""
     usable = [address for address in addresses if parse_ip(address).family in set(families)]
-    entries: list[JSON] = []
+    entries: list[dict[str, JSON]] = []
     for port in record.ports:
         for address in _advertised(port.host_ip, usable):
             entries.append(
@@ -60,7 +60,7 @@ def ports_value(record: Record, addresses: Sequence[str], families: Iterable[int
                     "range": port.range,
                 }
             )
-    return dumps(entries)
+    return entries
 
 
 def _advertised(host_ip: str, usable: Sequence[str]) -> Sequence[str]:
@@ -72,9 +72,12 @@ def _advertised(host_ip: str, usable: Sequence[str]) -> Sequence[str]:
     return [address for address in usable if parse_ip(address).family == wanted.family] or ("",)
 
 
-def patch_for(record: Record, value: str, *, static: bool) -> dict[str, JSON]:
+def patch_for(record: Record, entries: Sequence[Mapping[str, JSON]], *, static: bool) -> dict[str, JSON]:
     """The merge patch. A static Pod's UID is not its mirror's, so its patch carries none."""
-    annotations: JSON = {PORTS_ANNOTATION: value, CONTAINER_ANNOTATION: record.container_id}
+    annotations: JSON = {
+        PORTS_ANNOTATION: dumps([{**entry} for entry in entries]),
+        CONTAINER_ANNOTATION: record.container_id,
+    }
     uid = record.pod.uid if record.pod is not None and not static else ""
     return {"metadata": {**({"uid": uid} if uid else {}), "annotations": annotations}}
 
@@ -182,12 +185,23 @@ class Delivery(NamedTuple):
     failed: int = 0
 
 
-def deliver_pending(store: Store, api: PodApi, deadline: Deadline, limit: int, log: Callable[[str], None]) -> Delivery:
-    """Deliver what earlier commands could not, oldest first; ends at the deadline or when the server fails again."""
+def deliver_pending(
+    store: Store,
+    api: PodApi,
+    deadline: Deadline,
+    limit: int,
+    log: Callable[[str], None],
+    amended: Callable[[JSON], JSON] = lambda patch: patch,
+) -> Delivery:
+    """Deliver what earlier commands could not, oldest first; ends at the deadline or when the server fails again.
+
+    `amended`: a patch with what is known by now.
+    """
     written = dropped = 0
     for record in store.pending(limit):
         if deadline.left() <= 0:
             break
+        record = record._replace(annotation=record.annotation._replace(patch=amended(record.annotation.patch)))
         try:
             state = deliver(api, record, deadline, patient=False)
         except PodMismatch as error:

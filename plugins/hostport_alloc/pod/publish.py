@@ -10,13 +10,15 @@ from cnimeta_plugins.hostport_alloc.state.record import Annotation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from cnimeta.host.protocols import PodApi
     from cnimeta.plugin.request import Request
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.result import Result
     from cnimeta_plugins.hostport_alloc.config import Settings
+    from cnimeta_plugins.hostport_alloc.pod.annotation import Deadline, Delivery
+    from cnimeta_plugins.hostport_alloc.pod.external import External
     from cnimeta_plugins.hostport_alloc.state.record import Pod, Record
     from cnimeta_plugins.hostport_alloc.state.store import Store
     from cnimeta_plugins.hostport_alloc.wiring import Wiring
@@ -108,11 +110,20 @@ class Publisher:
 
         families = {parse_cidr(ip.address).address.family for ip in result.ips}
         addresses = self.settings.host_ips or self.wiring.primary_addresses()
-        value = annotation.ports_value(record, addresses, families)
+        entries = annotation.port_entries(record, addresses, families)
         static = annotation.is_static(self.pod.uid, self._annotations)
-        pending = record._replace(annotation=Annotation("pending", annotation.patch_for(record, value, static=static)))
         deadline = annotation.Deadline(self.wiring.clock, settings.timeout_s)
-        state = annotation.deliver(self.api, pending, deadline, patient=settings.required)
+        external, unknown = self.settings.external, False
+        if external is not None:
+            outside = self._outside(external, deadline)
+            unknown = outside is None
+            entries = external.added(entries, outside or ())
+        patch = annotation.patch_for(record, entries, static=static)
+        if unknown:
+            state = Annotation("pending", patch, "the node's external address is not known")
+        else:
+            pending = record._replace(annotation=Annotation("pending", patch))
+            state = annotation.deliver(self.api, pending, deadline, patient=settings.required)
         if state.state == "pending":
             where = shown(f"{self.pod.namespace}/{self.pod.name}")
             if settings.required:
@@ -123,6 +134,13 @@ class Publisher:
         self._reachable = state.state == "done"
         return state
 
+    def _outside(self, external: External, deadline: Deadline) -> tuple[str, ...] | None:
+        """The node's external addresses; None when they are not known. The Pod's own request keeps its time."""
+        from cnimeta_plugins.hostport_alloc.pod.outside import Outside
+
+        outside = Outside(self.wiring, self.settings.data_dir, external, self.request.log)
+        return outside.addresses(self.api, deadline)
+
     def deliver_others(self, store: Store) -> None:
         """Deliver a few annotations of earlier ADDs, when the server has just shown that it answers."""
         if not self._reachable:
@@ -130,7 +148,40 @@ class Publisher:
         from cnimeta_plugins.hostport_alloc.pod import annotation
 
         deadline = annotation.Deadline(self.wiring.clock, OTHERS_BUDGET_S)
-        annotation.deliver_pending(store, self.api, deadline, OTHERS_LIMIT, self.request.log)
+        deliver_amended(self.wiring, self.settings, store, self.api, deadline, OTHERS_LIMIT, self.request.log)
+
+
+def deliver_amended(
+    wiring: Wiring,
+    settings: Settings,
+    store: Store,
+    api: PodApi,
+    deadline: Deadline,
+    limit: int,
+    log: Callable[[str], None],
+    *,
+    fresh_s: float | None = None,
+) -> Delivery:
+    """As `deliver_pending`, with the node's external addresses as they are known. `fresh_s`: when not older than that.
+
+    Nothing is sent while they are not known.
+    """
+    from cnimeta_plugins.hostport_alloc.pod import annotation
+
+    external = settings.external
+    if external is None:
+        return annotation.deliver_pending(store, api, deadline, limit, log)
+    from cnimeta_plugins.hostport_alloc.pod.outside import FRESH_S, Outside
+
+    outside = Outside(wiring, settings.data_dir, external, log)
+    found = outside.addresses(api, deadline, fresh_s=FRESH_S if fresh_s is None else fresh_s)
+    if found is None:
+        return annotation.Delivery(failed=len(store.pending(1)))
+
+    def amended(patch: JSON) -> JSON:
+        return external.amended(patch, found) if isinstance(patch, dict) else patch
+
+    return annotation.deliver_pending(store, api, deadline, limit, log, amended)
 
 
 def deliver_earlier(wiring: Wiring, request: Request) -> None:
@@ -141,9 +192,11 @@ def deliver_earlier(wiring: Wiring, request: Request) -> None:
     try:
         settings = read_settings(request.conf)
         store = wiring.store(settings.data_dir, settings.lock_timeout_s, request.log)
-        if settings.api is None or not store.pending(1):
+        refreshes = settings.external is not None and settings.external.needs_node
+        if settings.api is None or not (refreshes or store.pending(1)):
             return
         deadline = annotation.Deadline(wiring.clock, settings.api.timeout_s)
-        annotation.deliver_pending(store, wiring.pods(settings.api.kubeconfig), deadline, OTHERS_LIMIT, request.log)
+        api = wiring.pods(settings.api.kubeconfig)
+        deliver_amended(wiring, settings, store, api, deadline, OTHERS_LIMIT, request.log, fresh_s=0)
     except CniError as error:
         request.log(f"hostport_alloc: annotations of earlier containers stay pending: {error}")

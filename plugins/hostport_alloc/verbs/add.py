@@ -6,8 +6,8 @@ to undo) is committed before the first delegate runs; the record goes only after
 
 from __future__ import annotations
 
-from cnimeta.errors import CniError, HostPortConflict, joined
-from cnimeta_plugins.hostport_alloc.allocate.ranges import refuse_reserved
+from cnimeta.errors import CniError, HostPortConflict, IoFailure, TryAgainLater, joined
+from cnimeta_plugins.hostport_alloc.allocate.ranges import ports_of_all, refuse_reserved
 from cnimeta_plugins.hostport_alloc.config import read_settings
 from cnimeta_plugins.hostport_alloc.keys import remarks
 from cnimeta_plugins.hostport_alloc.pod.publish import Publisher
@@ -101,7 +101,9 @@ class Add:
             settings = self.wiring.on_node(settings)
         ranges = {exposure.range: settings.range(exposure.range) for exposure in wanted.exposures}
         refuse_reserved(ranges.values(), settings.reserved(self.wiring.sockets.ephemeral()))
-        blocked = self.wiring.blocked(self.request.log) if wanted.exposures else {}
+        if wanted.exposures and settings.reserve_ports:
+            self._reserve(settings)
+        blocked = self.wiring.blocked(self.request.log, settings) if wanted.exposures else {}
         for port in self.avoid:
             blocked = {protocol: ports | 1 << port for protocol, ports in blocked.items()}
         netns = self.request.attachment.netns
@@ -121,6 +123,13 @@ class Add:
         probe, sticky = self.wiring.sockets.can_listen, settings.sticky
         demand = Demand(wanted.exposures, ranges, blocked, probe, sticky, fixed, settings.quotas)
         self.record = self.store.hold(draft, demand).record
+
+    def _reserve(self, settings: Settings) -> None:
+        """A precaution: where the setting cannot be written, ADD goes on as without."""
+        try:
+            self.wiring.reservation(settings.data_dir).keep(self.request.conf.name, ports_of_all(settings.ranges))
+        except (IoFailure, TryAgainLater) as error:
+            self.request.log(f"hostport_alloc: ports are not reserved: {error.msg}")
 
     def _undo(self, result: Result | None) -> JSON:
         called_with = self.request.environ.get("CNI_ARGS", ""), self.request.environ.get("CNI_PATH", "")

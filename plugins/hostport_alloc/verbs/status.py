@@ -26,7 +26,7 @@ def status(wiring: Wiring, request: Request) -> None:
         refuse_unreadable_credentials(settings.api)
         store.try_writing()
         used = store.occupancy().used
-        blocked = wiring.blocked(request.log)
+        blocked = wiring.blocked(request.log, settings)
         for step in steps:
             delegates.locate(step.type, delegates.folders)
     except CniError as error:
