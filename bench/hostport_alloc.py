@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from common import REFERENCE, RUNS, Spent
+
 from cnimeta.agent.server import WORKERS
 from cnimeta.cli.install import install
 from cnimeta.testing.agent import RunningAgent, eventually
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from cnimeta.testing.netns import Namespace
 
-TITLE = "hostport_alloc"
+TITLE = "hostport_alloc as a wrapper"
 NOTE = """
 ADD and DEL of containers with one random host port each, wrapped around Debian's bridge and host-local. The reference
 is the same container with a fixed host port by Debian's bridge and portmap (1.1.1, iptables-nft), one process after the
@@ -35,8 +37,6 @@ is what Debian's bridge takes of the reference's by itself, and no wrapper can d
 time of all that was started, and of the agent with its workers, beside the reference's: on a machine with other work,
 read this one.
 """
-REFERENCE = "/usr/lib/cni"
-RUNS = int(os.environ.get("CNIMETA_BENCH_RUNS", "31"))
 ROUNDS = max(1, min(5, RUNS // 3))
 CROWD = 100
 VERBS = ("ADD", "DEL")
@@ -47,15 +47,6 @@ BARS = {
     (CROWD, "DEL"): (0.5, 0.15),
 }
 """By number of containers and verb: alone, agent."""
-INVOCATIONS = 10_000
-MEMORY_BAR_MIB = 60
-
-
-class Spent(NamedTuple):
-    """On the clock, and of the processors."""
-
-    wall_ms: float
-    cpu_ms: float
 
 
 class Call(NamedTuple):

@@ -307,7 +307,7 @@ static int accepted(int link, pid_t agent) {
     free(block);
     int heard = 1;
     for (answer = WAITING; heard == 1 && answer == WAITING;) heard = receive(link, &answer, 1, agent);
-    if (heard < 0) { /* from the shutdown on it cannot accept; it may have done so just before */
+    if (heard != 1) { /* from the shutdown on it cannot accept; it may have done so just before */
         shutdown(link, SHUT_RD);
         do heard = recv(link, &answer, 1, MSG_DONTWAIT) == 1;
         while (heard == 1 && answer == WAITING);

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cnimeta.agent.pool import CONNECTION, DONE, LASTING, LEAVING, LISTENER, TAKEN, Greeted, Pool, Worker, handed, say
 from cnimeta.agent.systemd import Manager
-from cnimeta.agent.wire import REFUSED, Broken
+from cnimeta.agent.wire import REFUSED, Broken, Probed
 from cnimeta.agent.worker import SHORT, Service, accepted, greet, rehearse, serve
 from cnimeta.errors import shown
 
@@ -46,6 +46,8 @@ class Job(NamedTuple):
     name: str
     seconds: float
     run: Callable[[], None]
+    lasting: bool = False
+    """It begins with the agent and ends with it. When it ends by itself, it is started anew after `seconds`."""
 
 
 class Agent:
@@ -65,10 +67,11 @@ class Agent:
         self._jobs = jobs
         self._pool = Pool(workers)
         self._manager = manager or Manager()
-        self._due = {job.name: time.monotonic() + job.seconds for job in jobs}
+        self._due = {job.name: time.monotonic() + (0 if job.lasting else job.seconds) for job in jobs}
         self._children: dict[int, str] = {}
         """What each child is about, by process ID."""
         self._waiting: deque[Greeted] = deque()
+        self._retired, self._keep = os.pipe()
         self._woken, self._wake = os.pipe()
         for descriptor in (self._woken, self._wake):
             os.set_blocking(descriptor, False)
@@ -97,6 +100,8 @@ class Agent:
                 if not self._service.code.is_the_same():
                     self._outlast_change()
         again = self._ended == "SIGHUP"
+        said = "starting again" if again else "ending"
+        self._service.log.info(said, signal=self._ended, children=len(self._children))
         (self._manager.reloading if again else self._manager.stopping)()
         self._retire()
         while again and self._waiting and self._fork(self._waiting[0].connection):
@@ -105,7 +110,10 @@ class Agent:
         return again
 
     def _retire(self) -> None:
-        """Let the workers end: those that wait now, the others when they have answered."""
+        """Let the workers end: those that wait now, the others when they have answered. And lasting jobs."""
+        keep, self._keep = self._keep, -1
+        if keep >= 0:
+            os.close(keep)
         for pid in list(self._pool.workers):
             self._pool.forget(pid)
 
@@ -176,7 +184,9 @@ class Agent:
             if self._pool.forget(pid):
                 self._may_fork = time.monotonic() + _LOOK_S  # one that cannot even wait is not made again at once
             if status:
-                self._service.log(f"process {pid} ({about}) was ended by {_cause(status)}")
+                killed = os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+                log = self._service.log.warning if killed else self._service.log.error
+                log(f"process {pid} ({about}) was ended by {_cause(status)}")
 
     def _fill(self) -> None:
         """Have workers for those who wait, as far as the pool wants more, and some that wait themselves."""
@@ -249,7 +259,7 @@ class Agent:
                 signal.signal(number, signal.SIG_DFL)
             for descriptor in (self._woken, self._wake):
                 os.close(descriptor)
-            self._retire()  # these links are the agent's
+            self._retire()  # the ends of these links and of the pipe are the agent's
             for other in self._waiting:
                 if other.connection is not connection:
                     other.connection.close()
@@ -265,8 +275,8 @@ class Agent:
 
         While it works it has nothing open that listens: should the agent be killed, nobody is to wait for it.
         """
-        log = os.dup(2)
-        service = self._service._replace(log=lambda line: _write(log, f"cnimeta agent: {line}\n"))
+        service = self._service._replace(log=self._service.log.kept())
+        os.close(self._retired)
         if connection is None:
             rehearse(service)
             connection = _taken(self._listener, link)
@@ -284,15 +294,19 @@ class Agent:
         for job in self._jobs:
             if now >= self._due[job.name] and job.name not in self._children.values():
                 self._due[job.name] = now + job.seconds
-                self._forked(job.name, lambda run=job.run: self._do(run))  # type: ignore[misc]
+                self._forked(job.name, lambda job=job: self._do(job))  # type: ignore[misc]
 
-    def _do(self, run: Callable[[], None]) -> None:
+    def _do(self, job: Job) -> None:
         self._listener.close()
-        run()
+        if job.lasting:
+            _end_with(self._retired)
+        else:
+            os.close(self._retired)
+        job.run()
 
     def _outlast_change(self) -> None:
         """Refuse everybody until the installation changes no more, and then ask to be started again."""
-        self._service.log("the installation has changed: starting again")
+        self._service.log.info("the installation has changed: starting again")
         self._retire()
         self._refuse_all()
         since = time.monotonic()
@@ -328,9 +342,22 @@ def _served(connection: socket.socket, service: Service, link: socket.socket) ->
     """Whether this worker may serve another one."""
     try:
         return serve(connection, service, lambda about, lasting: say(link, LASTING if lasting else LEAVING, about))
+    except Probed:
+        return True
     except (OSError, Broken) as error:
         service.log(f"a launcher was not served: {error}")
         return False
+
+
+def _end_with(retired: int) -> None:
+    """End this process when the agent does, or is about to start again. What it does must stand being killed."""
+    from threading import Thread
+
+    def wait() -> None:
+        os.read(retired, 1)  # nothing is ever written to it
+        os._exit(0)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def _refuse(connection: socket.socket) -> None:
@@ -351,11 +378,4 @@ def _drain(descriptor: int) -> None:
     try:
         os.read(descriptor, 1 << 16)
     except BlockingIOError:
-        pass
-
-
-def _write(descriptor: int, line: str) -> None:
-    try:
-        os.write(descriptor, line.encode("utf-8", "backslashreplace"))
-    except OSError:
         pass

@@ -19,17 +19,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cnimeta.agent.client import send
 from cnimeta.agent.peer import Peer
-from cnimeta.agent.wire import ACCEPTED, ANSWER, DESCRIPTORS, HELLO, REFUSED, REQUEST, Broken, receive
+from cnimeta.agent.wire import ACCEPTED, ANSWER, DESCRIPTORS, HELLO, REFUSED, REQUEST, Broken, Probed, receive
 from cnimeta.errors import shown
 from cnimeta.host import afterwards, netlink
 from cnimeta.host.lifeline import is_cut, tie
 from cnimeta.host.netns import join
+from cnimeta.observe import notes
+from cnimeta.plugin import report as reports
 from cnimeta.plugin.dispatch import answered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from cnimeta.agent.log import Log
     from cnimeta.agent.plugins import Code
+    from cnimeta.host.spool import Spool
     from cnimeta.plugin.base import Plugin
 
 _REQUEST_S = 5.0
@@ -59,7 +63,11 @@ class Service(NamedTuple):
     code: Code
     capabilities: int
     """Those that the agent has: who asks must have them."""
-    log: Callable[[str], None]
+    log: Log
+    spool: Spool | None = None
+    """Where reports are left; None: nobody reads them."""
+    traces: bool = False
+    """Whether reports become spans: delegates then belong to the invocation's own."""
 
 
 def accepted(listener: socket.socket, retired: int) -> socket.socket | None:
@@ -111,6 +119,9 @@ def serve(connection: socket.socket, service: Service, report: Callable[[str, bo
         return False
     here = not request.take_place()
     afterwards.begin()
+    notes.begin()
+    if service.traces:
+        reports.enter_span(os.environ)
     report(request.told(), here and plugin.reusable)
     connection.sendall(ACCEPTED)  # after this nobody else does the work
     connection.settimeout(None)
@@ -120,10 +131,20 @@ def serve(connection: socket.socket, service: Service, report: Callable[[str, bo
     request.let_go()
     connection.sendall(ANSWER.pack(outcome.status, len(answer)) + answer)
     connection.close()
+    _tell(service)
     if here and plugin.reusable and request.left_nothing():
         return True
     afterwards.linger()
     return False
+
+
+def _tell(service: Service) -> None:
+    """The launcher has its answer: what was noted on the way goes into the log, and where metrics are made of it."""
+    noted = notes.end()
+    body = reports.report(noted, os.environ, reports.AGENT) if noted is not None and service.spool is not None else None
+    if body is not None and service.spool is not None:
+        service.log.served(body)
+        service.spool.append(reports.line(body))
 
 
 def rehearse(service: Service) -> None:
@@ -132,6 +153,7 @@ def rehearse(service: Service) -> None:
     A fork shares its memory until it writes to it, and each page that it writes to first costs some 8 µs. There are 600
     of them on the way of every request.
     """
+    service = service._replace(spool=None)
     for name in service.plugins:
         reading, writing = os.pipe()
         os.write(writing, _REHEARSED)
@@ -152,6 +174,8 @@ class _Request:
 
     def __init__(self, connection: socket.socket) -> None:
         head, descriptors, _, _ = socket.recv_fds(connection, REQUEST.size, DESCRIPTORS, _WHOLE)
+        if not head:
+            raise Probed("it said nothing")
         if len(head) != REQUEST.size or len(descriptors) != DESCRIPTORS:
             raise Broken("not a launcher")
         hello, self._umask, named, length = REQUEST.unpack(head)

@@ -60,6 +60,9 @@ class Files(Protocol):
     def names(self, folder: str) -> list[str]:
         """The files of a folder, sorted."""
 
+    def any_name(self, folder: str, suffix: str) -> bool:
+        """Whether a folder has a file whose name ends so; looks no further than the first."""
+
 
 class Database(Protocol):
     """The database of a plugin: see cnimeta.store.database, which the errors are of."""
@@ -99,6 +102,14 @@ class PodApi(Protocol):
 
     def read(self, namespace: str, name: str, timeout_s: float) -> dict[str, JSON]:
         """The Pod, its `metadata` at least: uid, annotations and labels."""
+
+
+class Hook(Protocol):
+    """Somebody who is told of events."""
+
+    def tell(self, event: bytes, timeout_s: float) -> str:
+        """Hand over one event, a line of JSON; empty when it was taken, else why not, in words."""
+        ...
 
 
 class NodeAddresses(Protocol):
@@ -217,8 +228,11 @@ class Nft(Protocol):
     def lookup(self, name: str, keys: Iterable[str]) -> Mapping[Element, str]:
         """The elements of a map that have one of these keys, and their comments. IoFailure (code 5)."""
 
-    def elements(self, name: str) -> Mapping[Element, str]:
-        """Every element of a map and its comment, none when there is no such map. IoFailure (code 5)."""
+    def elements(self, name: str, but: Collection[str] = ()) -> Mapping[Element, str]:
+        """Every element of a map and its comment, none when there is no such map. IoFailure (code 5).
+
+        Less those whose comment is in `but`, which cost less than the others.
+        """
 
 
 class Conntrack(Protocol):

@@ -173,6 +173,13 @@ class Plugin:
         """For `cnimeta metrics`: what it knows now. Raises a CniError when that cannot be read: unknown is not zero."""
         return ()
 
+    def keeper(self, net_dir: str, log: Callable[[str], None]) -> Callable[[], object] | None:  # noqa: ARG002 - as above
+        """For `cnimeta agent --own`: what is to be called twice a second, so that configurations stay as they should.
+
+        It raises nothing, and works beside another one. `log`: what it has done.
+        """
+        return None
+
     def dump(self, confs: Sequence[NetConf]) -> Iterable[tuple[str, Callable[[], JSON]]]:  # noqa: ARG002 - as above
         """For `cnimeta sysdump`: documents of what it keeps on this node, each with a name such as `records.json`.
 

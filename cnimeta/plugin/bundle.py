@@ -2,9 +2,13 @@
 
 To import a module, Python lists folders, and opens, reads and checks a file: with sixty modules, half of what a
 launcher does before it acts. `cnimeta install` writes the bundle beside the compiled modules, and a launcher reads it
-first: a table of code, and a finder that answers from it. It is a cache and nothing more: a module whose source has
-another size or time than it had is imported as usual, and so is everything when the bundle is missing, damaged, of
-another Python, or of packages in other folders than the launcher's, as in a copy of an installation.
+first: a table of code, and a finder that answers from it. It is a cache: a module whose source has another size or time
+than it had is imported as usual, and so is everything when the bundle is missing, damaged, of another Python, or of
+packages in other folders than the launcher's, as in a copy of an installation.
+
+And it is whole where the installation is not. pip takes the old files away before it writes the new ones, the list of
+them (RECORD) first and last. While there is no such list, somebody is at work, and every module is taken from the
+bundle, whatever its source is by then; when there is a new one, the sources are whole again, and none is.
 """
 
 from __future__ import annotations
@@ -16,12 +20,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ast import Module
     from collections.abc import Iterator
+    from importlib.machinery import ModuleSpec
     from types import CodeType
 
     from cnimeta.plugin.registry import Target
 
-_ALWAYS = ("cnimeta.plugin.dispatch", "cnimeta.plugin.registry")
+_ALWAYS = ("cnimeta.plugin.dispatch", "cnimeta.plugin.registry", "cnimeta.agent.client")
 """What a launcher imports itself."""
+_INFO = ".dist-info"
+_RECORD = "RECORD"
 
 _HASH_KEY = 1
 _HEAD_BYTES = 12
@@ -39,9 +46,9 @@ _READER = """try:
         data = memoryview(file.read())
     head = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER + source_hash({key}, data[{start}:])
     if data[:{start}] == head:
-        place, finder, table = marshal.loads(data[{start}:])
+        place, finder, table, records = marshal.loads(data[{start}:])
         if place == {place!r}:
-            exec(finder, {{"table": table}})
+            exec(finder, {{"table": table, "records": records}})
 except (OSError, ValueError, EOFError, TypeError):
     pass
 """
@@ -51,7 +58,30 @@ _FINDER = """
 import sys
 from _frozen_importlib import ModuleSpec
 from marshal import loads
-from posix import stat
+from posix import listdir, stat
+
+def judge():
+    unlisted = False
+    for folder, name, size, time in records:
+        try:
+            there = stat(f"{folder}/{name}/RECORD")
+        except OSError:
+            if any(is_complete(folder, other, name) for other in listdir(folder)):
+                return "replaced"
+            unlisted = True
+        else:
+            if there.st_size != size or there.st_mtime_ns != time:
+                return "replaced"
+    return "unlisted" if unlisted else "as it was"
+
+def is_complete(folder, other, name):
+    if not other.startswith(name[:name.index("-") + 1]) or not other.endswith(".dist-info"):
+        return False
+    try:
+        stat(f"{folder}/{other}/RECORD")
+    except OSError:
+        return False
+    return True
 
 class Bundle:
     @staticmethod
@@ -60,12 +90,14 @@ class Bundle:
         if found is None:
             return None
         file, folder, size, time, _ = found
-        try:
-            there = stat(file)
-        except OSError:
-            return None
-        if there.st_size != size or there.st_mtime_ns != time:
-            return None
+        if state == "as it was":
+            try:
+                there = stat(file)
+            except OSError:
+                pass
+            else:
+                if (there.st_size != size or there.st_mtime_ns != time) and judge() == "as it was":
+                    return None
         spec = ModuleSpec(name, Bundle, origin=file, is_package=bool(folder))
         spec.has_location = True
         if folder:
@@ -80,8 +112,11 @@ class Bundle:
     def exec_module(module):
         exec(loads(table[module.__name__][4]), module.__dict__)
 
-sys.meta_path.insert(0, Bundle)
+state = judge()
+if state != "replaced":
+    sys.meta_path.insert(0, Bundle)
 """
+"""Judged at the start and for each module that has changed: a process is served by one version, whole."""
 
 
 def path_of(package: str, name: str) -> str:
@@ -111,8 +146,24 @@ def build(package: str, target: Target) -> bytes:
     for name, file in _modules(package, target).items():
         table[name] = (*_entry(file), marshal.dumps(_compiled(file)))
     finder = compile(_FINDER, "<bundle>", "exec", dont_inherit=True)
-    body = marshal.dumps((_place(package, target), finder, table))
+    body = marshal.dumps((_place(package, target), finder, table, _records(package, target)))
     return _head(body) + body
+
+
+def take(package: str, target: Target, name: str) -> None:
+    """Have this process take modules from the bundle of the launcher `name` too, unless it has the plugin already."""
+    if target.plugin.partition(":")[0] not in sys.modules:
+        exec(reader(package, target, name), {"sys": sys})  # noqa: S102 - as that launcher does
+
+
+def bundled(name: str, file: str) -> ModuleSpec | None:
+    """What a bundle that this process takes modules from has for `name`, which is to be of this file."""
+    for finder in sys.meta_path:
+        if getattr(finder, "__name__", "") == "Bundle":
+            spec = finder.find_spec(name, None)
+            if spec is not None and spec.origin == file:
+                return spec
+    return None
 
 
 def is_current(package: str, target: Target, name: str) -> bool:
@@ -124,8 +175,10 @@ def is_current(package: str, target: Target, name: str) -> bool:
             head, body = bundle.read(_HEAD_BYTES), bundle.read()
         if head != _head(body):
             return False
-        place, _, table = marshal.loads(body)  # noqa: S302 - as trusted as the modules beside it
-        return place == _place(package, target) and all(entry[:4] == _entry(entry[0]) for entry in table.values())
+        place, _, table, records = marshal.loads(body)  # noqa: S302 - as trusted as the modules beside it
+        if (place, records) != (_place(package, target), _records(package, target)):
+            return False
+        return all(entry[:4] == _entry(entry[0]) for entry in table.values())
     except (OSError, ValueError, EOFError, TypeError):  # unknown: the modules are read one by one
         return False
 
@@ -161,7 +214,37 @@ def _modules(package: str, target: Target) -> dict[str, str]:
         if name not in found and name in known:
             found[name] = known[name]
             waiting += [*_imports(known[name]), name.rpartition(".")[0]]
-    return {name: file for name, file in found.items() if name not in ("cnimeta", target.package)}
+    return {name: file for name, file in found.items() if name != "cnimeta"}  # which a launcher makes itself
+
+
+def _records(package: str, target: Target) -> tuple[tuple[str, str, int, int], ...]:
+    """The lists of files that pip keeps of the packages: folder, name, size, time. None for what it did not install."""
+    found = []
+    for file in dict.fromkeys((os.path.join(package, "__init__.py"), target.file)):
+        root, listed = _listed(file)
+        for name in sorted(os.listdir(root)) if root else ():
+            path = os.path.join(root, name, _RECORD)
+            if name.endswith(_INFO) and _is_listed(path, listed):
+                there = os.stat(path)
+                found.append((root, name, there.st_size, there.st_mtime_ns))
+    return tuple(dict.fromkeys(found))
+
+
+def _listed(file: str) -> tuple[str, str]:
+    """The folder of packages that a package or module lies in, and how a list names its file."""
+    folder, name = os.path.split(file)
+    if name != "__init__.py":
+        return folder, name
+    root, package = os.path.split(folder)
+    return root, f"{package}/{name}"
+
+
+def _is_listed(record: str, file: str) -> bool:
+    try:
+        with open(record, encoding="utf-8", errors="replace") as lines:
+            return any(line.startswith(f"{file},") for line in lines)
+    except OSError:  # unknown: then no list says when the files are whole
+        return False
 
 
 def _imports(file: str) -> Iterator[str]:

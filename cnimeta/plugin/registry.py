@@ -18,6 +18,7 @@ import sys
 from cnimeta.errors import IoFailure, shown
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.plugin.base import Plugin
+from cnimeta.plugin.bundle import bundled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _import_file(name: str, file: str) -> None:
         if os.path.realpath(place) != os.path.realpath(file):
             raise ImportError(f"{name} was loaded from {place} already, not from {file}")
         return
-    spec = spec_from_file_location(name, file)
+    spec = bundled(name, file) or spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ImportError(f"{file} is not a Python module")
     outer, _, inner = name.rpartition(".")

@@ -8,8 +8,9 @@ What SQLite does not promise is added here:
 
 - A log file that was lost or cut off is valid to SQLite, and its transactions are silently gone. Each transaction is
   counted in the database and, once committed, in a file beside it: a database behind that file has lost transactions.
-- A damaged or lost database is moved aside, kept, and a new one filled from what can be read of it and from what the
-  owner of the contents knows from elsewhere (`Contents.gather`). No database ever begins empty without that look.
+- A database that is damaged, lost, or not given by the disk in some part, is moved aside, kept, and a new one filled
+  from what can be read of it and from what the owner of the contents knows from elsewhere (`Contents.gather`). No
+  database ever begins empty without that look.
 - A database that was replaced or migrated is noticed at the next transaction, also by processes that have it open.
 - Contents belong to a boot: the first command after another boot says so to their owner.
 """
@@ -23,7 +24,7 @@ import time
 from cnimeta.errors import CniError, StateUnusable, TryAgainLater, shown
 from cnimeta.host import afterwards
 from cnimeta.host.owned import NotOurs, own_file, own_folder
-from cnimeta.store.folder import hindrance, is_full, is_there
+from cnimeta.store.folder import hindrance, is_full, is_partly_unreadable, is_there
 from cnimeta.store.left import Left, leave, of_parents, take
 from cnimeta.store.locks import OwnLock
 from cnimeta.store.making import DAMAGED, LOG_SUFFIX, Maker
@@ -35,10 +36,12 @@ from cnimeta.store.sql import (
     IOERR,
     PROTOCOL,
     begin,
+    begin_writing,
     code_of,
     connect,
     enter_boot,
     is_damage,
+    is_unread,
     judged,
     meta,
     migrate,
@@ -195,7 +198,7 @@ class Database:
         code = code_of(failure)
         if isinstance(failure, _Changed):
             self._forget()
-        elif is_damage(failure):
+        elif is_damage(failure) or self._is_unreadable(failure):
             if self.later:
                 raise self._unusable(failure)
             self._replace(str(failure))
@@ -204,8 +207,15 @@ class Database:
         else:
             raise self._unusable(failure)
 
+    def _is_unreadable(self, failure: Exception) -> bool:
+        """Whether the disk has lost a part of the database for good. One that gives nothing may yet come back."""
+        if not is_unread(failure):
+            return False
+        self._forget()
+        return any(is_partly_unreadable(path) for path in (self.path, self.path + LOG_SUFFIX))
+
     def _in_transaction(self, connection: Connection, work: Callable[[Connection], T]) -> T:
-        connection.execute("BEGIN IMMEDIATE")
+        begin_writing(connection)
         try:
             self._refuse_changed(connection)
             result = work(connection)
@@ -244,14 +254,9 @@ class Database:
             self._create()
             self._inode = own_file(self.path)
         self._process = os.getpid()
-        left = take(self.path, self._inode) if self._inode is not None else None
-        if left is not None:
-            connection, _, _, self._version = left
-        else:
-            connection = connect(self.path, _POLL_S)
-        self._connection = connection
-        if left is None:
-            self._version = judged(connection, self.contents.schema.version)
+        left = take(self.path, self._inode)
+        self._connection = connection = connect(self.path, _POLL_S) if left is None else left.connection
+        self._version = judged(connection, self.contents.schema.version) if left is None else left.version
         if own_file(self.path) != self._inode:
             raise _Changed
         self._prepare(connection)
@@ -291,11 +296,8 @@ class Database:
             pass  # what was committed stays so; the next command does what a close does
 
     def __del__(self) -> None:
-        """Close it, unless it is of the process that this one was forked from.
-
-        A process that answers and ends, or answers again, leaves it open.
-        """
-        if self._connection is not None and self._inode is not None and afterwards.holding():
+        """Close it, unless it is another process's, or this one answers and ends, or answers again."""
+        if self._connection is not None and afterwards.holding():
             leave(self.path, Left(self._connection, self._process, self._inode, self._version))
             self._connection = None
         self._forget()
@@ -306,7 +308,7 @@ class Database:
 
     def _lock(self) -> OwnLock:
         folder = os.path.join(self.folder, "locks")
-        return OwnLock(folder, os.path.join(folder, "database"), self.timeout_s)
+        return OwnLock(folder, os.path.join(folder, "database"), self.timeout_s, "database")
 
     def _create(self) -> None:
         with self._lock().held():
@@ -392,7 +394,7 @@ class Database:
 
 def _keep_writers_out(connection: Connection) -> None:
     try:
-        connection.execute("BEGIN IMMEDIATE")
+        begin_writing(connection)
     except _sqlite3.Error as error:
         if code_of(error) == BUSY:
             raise

@@ -25,16 +25,21 @@ class Left(NamedTuple):
 
     connection: Connection
     process: int
-    inode: tuple[int, int]
+    inode: tuple[int, int] | None
     version: int
 
 
 def leave(path: str, left: Left) -> None:
     """Keep it open."""
-    _open[path] = left
+    before = _open.pop(path, None)
+    for one in (before, left):
+        if one is not None and one.process != os.getpid():
+            of_parents.append(one.connection)
+    if left.process == os.getpid():
+        _open[path] = left
 
 
-def take(path: str, inode: tuple[int, int]) -> Left | None:
+def take(path: str, inode: tuple[int, int] | None) -> Left | None:
     """What this very process has left open to this very file; what it has to another one is closed."""
     left = _open.pop(path, None)
     if left is not None and left.process != os.getpid():

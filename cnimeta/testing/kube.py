@@ -40,7 +40,7 @@ NODE_USER = "system:node:"
 """Users of this prefix are nodes: they reach the Pods bound to them only, and may not patch `pods` itself."""
 
 ANNOTATE = frozenset({"patch pods/status"})
-"""The role of deploy/rbac.yaml; with `readPod` it has "get pods" too."""
+"""The role of deploy/base/rbac.yaml; with `readPod` it has "get pods" too."""
 
 
 class Fault(NamedTuple):

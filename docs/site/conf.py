@@ -29,6 +29,7 @@ myst_heading_anchors = 4
 
 html_theme = "furo"
 html_title = f"cnimeta {release}"
+html_extra_path = ["../reference/schema"]
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False

@@ -5,19 +5,27 @@ python docs/site/generate.py
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from cnimeta.cli.grammar.tree import Option, read
 from cnimeta.cli.main import build_parser
 from cnimeta.node.explained import codes
+from cnimeta.node.networks import loadable
+from cnimeta.node.schema import of_lists, of_plugin
 
 FOLDER = Path(__file__).parents[1] / "reference"
+PLUGINS = ("bandwidth", "hostport_alloc", "portmap")
 NOTE = "<!-- Made from the code by docs/site/generate.py: change it there. -->\n"
 
 
 def pages() -> dict[str, str]:
     """The text of each page by its name."""
-    return {"errors.md": errors(), "command.md": command()}
+    plugins = loadable()
+    schemas = {name: of_plugin(name, plugins[name]) for name in PLUGINS}
+    schemas["conflist"] = of_lists({name: plugins[name] for name in PLUGINS})
+    texts = {f"schema/{name}.json": json.dumps(body, indent=2, ensure_ascii=False) for name, body in schemas.items()}
+    return {"errors.md": errors(), "command.md": command(), **{name: text + "\n" for name, text in texts.items()}}
 
 
 def errors() -> str:
@@ -60,7 +68,7 @@ def sentence(text: str) -> str:
 
 
 if __name__ == "__main__":
-    FOLDER.mkdir(exist_ok=True)
+    (FOLDER / "schema").mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
         (FOLDER / name).write_text(text, "utf-8")
         print(FOLDER / name)

@@ -14,17 +14,24 @@ from cnimeta.ports.mapper import DATA_DIR
 from cnimeta.spec import validate
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.ip import parse_ip
+from cnimeta.spec.jsonio import kind
 from cnimeta_plugins.hostport_alloc.allocate.expose import DEFAULT_RANGE, UNNAMED, Exposure, parse_exposure
-from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange, parse_range
-from cnimeta_plugins.hostport_alloc.range_config import RangeRule, read_ranges, read_rules
+from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange, parse_range, refuse_overlaps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.netconf import NetConf
     from cnimeta_plugins.hostport_alloc.allocate.quotas import Quotas
+    from cnimeta_plugins.hostport_alloc.hook.event import Notify
     from cnimeta_plugins.hostport_alloc.pod.external import External
+    from cnimeta_plugins.hostport_alloc.range_config import RangeRule
+    from cnimeta_plugins.hostport_alloc.state.record import Pod
 
+DEFAULT_PORTS = "20000-24999"
+"""Below the ephemeral range (from 32768) and the NodePorts (30000-32767)."""
 NODE_PORTS = "30000-32767"
 PLUGIN_TYPE = "hostport_alloc"
 PORTMAP_TYPE = "portmap"
@@ -89,6 +96,11 @@ class Settings(NamedTuple):
     quotas: Quotas | None = None
     reserve_ports: bool = False
     external: External | None = None
+    notify: Notify | None = None
+
+    def default_range(self, pod: Pod | None, labels: Mapping[str, JSON]) -> str:
+        """The range of exposures that name none."""
+        return next((rule.range for rule in self.range_rules if rule.is_for(pod, labels)), DEFAULT_RANGE)
 
     @property
     def needs_labels(self) -> bool:
@@ -127,9 +139,9 @@ def refuse_unreadable_credentials(api: ApiSettings | None) -> None:
 def read_settings(conf: NetConf) -> Settings:
     """Read and check every key."""
     fields = conf.fields
-    ranges = read_ranges(fields)
+    ranges = _ranges(fields)
     names = tuple(found.name for found in ranges)
-    api, rules = _api(fields), read_rules(fields, ranges)
+    api, rules = _api(fields), _rules(fields, ranges)
     if any(rule.labels for rule in rules) and not (api is not None and api.read_pod):
         raise InvalidNetworkConfig(
             "$.defaultRange has labels, which are read of the Pod: set kubernetes.readPod to true"
@@ -158,7 +170,17 @@ def read_settings(conf: NetConf) -> Settings:
         quotas=_quotas(fields),
         reserve_ports=fields.boolean("reservePorts"),
         external=_external(fields, ranges),
+        notify=_notify(fields),
     )
+
+
+def _notify(fields: Fields) -> Notify | None:
+    if not fields.has("notify"):
+        return None
+    from cnimeta_plugins.hostport_alloc.hook.event import read_notify
+
+    hook = fields.object("notify")
+    return read_notify(hook, _seconds(hook, "timeout", 5, low=0.1))
 
 
 def _external(fields: Fields, ranges: tuple[PortRange, ...]) -> External | None:
@@ -252,6 +274,40 @@ def read_portmap(fields: Fields) -> dict[str, JSON]:
     if plugin_type == PLUGIN_TYPE:
         raise InvalidNetworkConfig(f"{portmap.at('type')} is {PLUGIN_TYPE}: it cannot map its own ports")
     return {"type": PORTMAP_TYPE, **portmap.raw}
+
+
+def _ranges(fields: Fields) -> tuple[PortRange, ...]:
+    if not fields.has("ranges"):
+        return (parse_range(DEFAULT_RANGE, DEFAULT_PORTS, "$.ranges"),)
+    ranges: list[PortRange] = []
+    for name, value in fields.object("ranges").raw.items():
+        if not validate.is_identifier(name):
+            raise InvalidNetworkConfig(
+                f"$.ranges: {shown(name)} is no name for a range: use letters, digits, '_', '.', '-'"
+            )
+        path = f"$.ranges.{name}"
+        if isinstance(value, str):
+            ranges.append(parse_range(name, value, path))
+        elif isinstance(value, dict):
+            from cnimeta_plugins.hostport_alloc.range_config import read_range
+
+            ranges.append(read_range(name, Fields(value, path)))
+        else:
+            raise InvalidNetworkConfig(
+                f'{path} must be text such as "20000-24999", or an object with ports, got {kind(value)}: {shown(value)}'
+            )
+    if not ranges:
+        raise InvalidNetworkConfig('$.ranges is empty: name at least one range, such as "default": "20000-24999"')
+    refuse_overlaps(ranges)
+    return tuple(ranges)
+
+
+def _rules(fields: Fields, ranges: tuple[PortRange, ...]) -> tuple[RangeRule, ...]:
+    if not fields.has("defaultRange"):
+        return ()
+    from cnimeta_plugins.hostport_alloc.range_config import read_rules
+
+    return read_rules(fields, ranges)
 
 
 def _host_ips(fields: Fields) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ from cnimeta.errors import shown
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.keys import OF_EVERY_PLUGIN, OF_LISTS, strangers, without_effect
 from cnimeta_plugins.hostport_alloc.config import read_chain
-from cnimeta_plugins.hostport_alloc.range_config import QUOTA_KEYS, RANGE_KEYS, RULE_KEYS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,9 +14,13 @@ if TYPE_CHECKING:
 KEYS = (
     *("ranges", "expose", "delegates", "delegate", "portmap", "hostIP", "kubernetes", "quarantineSeconds", "sticky"),
     *("stickySeconds", "forceOverlap", "nodePortRange", "maxPortsPerPod", "lockTimeout", "dataDir"),
-    *("defaultRange", "rangesFile", "quotas", "reservePorts", "external"),
+    *("defaultRange", "rangesFile", "quotas", "reservePorts", "external", "notify"),
 )
 EXTERNAL_KEYS = ("address", "nodeAnnotation", "nodeName", "portOffset", "ports")
+RANGE_KEYS = ("ports", "namespaces", "by", "otherwise")
+RULE_KEYS = ("range", "namespaces", "labels")
+QUOTA_KEYS = ("pod", "namespace", "namespaces")
+NOTIFY_KEYS = ("program", "socket", "policy", "timeout")
 API_KEYS = ("kubeconfig", "policy", "timeout", "readPod")
 NESTED = {
     "kubernetes": API_KEYS,
@@ -25,6 +28,7 @@ NESTED = {
     "defaultRange": RULE_KEYS,
     "quotas": QUOTA_KEYS,
     "external": EXTERNAL_KEYS,
+    "notify": NOTIFY_KEYS,
 }
 """The keys of objects inside, by where they stand."""
 
@@ -64,6 +68,7 @@ def unknown_keys(conf: NetConf) -> list[str]:
     found += strangers(fields.object("kubernetes"), API_KEYS)
     found += strangers(fields.object("quotas"), QUOTA_KEYS)
     found += strangers(fields.object("external"), EXTERNAL_KEYS)
+    found += strangers(fields.object("notify"), NOTIFY_KEYS)
     for entry in inner_objects(fields.object("ranges")):
         found += strangers(entry, RANGE_KEYS)
     if isinstance(fields.get("defaultRange"), list):

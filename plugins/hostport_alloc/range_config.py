@@ -1,4 +1,4 @@
-"""The keys about ranges: `ranges`, `defaultRange`, and what a node's own file says instead. Pure.
+"""Ranges that are more than numbers, `defaultRange`, and what a node's own file says. Pure; loaded where there are any.
 
 Who may have ports of a range, and which range is whose, the configuration alone decides; the file of a node
 (`rangesFile`) only says which numbers a range of the configuration has there.
@@ -9,23 +9,18 @@ from __future__ import annotations
 from cnimeta.errors import CniError, InvalidNetworkConfig, shown
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec import validate
-from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import kind
-from cnimeta_plugins.hostport_alloc.allocate.expose import DEFAULT_RANGE
-from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange, parse_range
+from cnimeta_plugins.hostport_alloc.allocate.ranges import parse_range, refuse_overlaps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cnimeta.spec.fields import Fields
     from cnimeta.spec.jsonio import JSON
+    from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange
     from cnimeta_plugins.hostport_alloc.state.record import Pod
 
-DEFAULT_PORTS = "20000-24999"
-"""Below the ephemeral range (from 32768) and the NodePorts (30000-32767)."""
-RANGE_KEYS = ("ports", "namespaces", "by", "otherwise")
-RULE_KEYS = ("range", "namespaces", "labels")
-QUOTA_KEYS = ("pod", "namespace", "namespaces")
 FILE_MAX_BYTES = 64 * 1024
 
 
@@ -43,32 +38,8 @@ class RangeRule(NamedTuple):
         return all(labels.get(key) == value for key, value in self.labels)
 
 
-def read_ranges(fields: Fields) -> tuple[PortRange, ...]:
-    """`ranges`."""
-    if not fields.has("ranges"):
-        return (parse_range(DEFAULT_RANGE, DEFAULT_PORTS, "$.ranges"),)
-    ranges: list[PortRange] = []
-    for name, value in fields.object("ranges").raw.items():
-        if not validate.is_identifier(name):
-            raise InvalidNetworkConfig(
-                f"$.ranges: {shown(name)} is no name for a range: use letters, digits, '_', '.', '-'"
-            )
-        path = f"$.ranges.{name}"
-        if isinstance(value, dict):
-            ranges.append(_range(name, Fields(value, path)))
-        elif isinstance(value, str):
-            ranges.append(parse_range(name, value, path))
-        else:
-            raise InvalidNetworkConfig(
-                f'{path} must be text such as "20000-24999", or an object with ports, got {kind(value)}: {shown(value)}'
-            )
-    if not ranges:
-        raise InvalidNetworkConfig('$.ranges is empty: name at least one range, such as "default": "20000-24999"')
-    refuse_overlaps(ranges, "$.ranges.")
-    return tuple(ranges)
-
-
-def _range(name: str, fields: Fields) -> PortRange:
+def read_range(name: str, fields: Fields) -> PortRange:
+    """A range of `ranges` that is an object."""
     if not fields.has("ports"):
         raise InvalidNetworkConfig(f'{fields.at("ports")} is missing: write the range\'s ports, such as "7000-7999"')
     found = parse_range(name, fields.text("ports"), fields.at("ports"))
@@ -77,16 +48,6 @@ def _range(name: str, fields: Fields) -> PortRange:
     if fields.has("namespaces") and not fields.items("namespaces"):
         raise fields.wrong("namespaces", "an array with at least one namespace")
     return found._replace(namespaces=_namespaces(fields), by_ordinal=by_ordinal, refuses=by_ordinal and refuses)
-
-
-def refuse_overlaps(ranges: list[PortRange], where: str) -> None:
-    """Raise InvalidNetworkConfig (code 7) when two ranges share a port."""
-    for index, one in enumerate(ranges):
-        for other in ranges[:index]:
-            if one.ports & other.ports:
-                raise InvalidNetworkConfig(
-                    f"{where}{one.name} ({one.text}) overlaps {where}{other.name} ({other.text}): keep them apart"
-                )
 
 
 def read_rules(fields: Fields, ranges: tuple[PortRange, ...]) -> tuple[RangeRule, ...]:
@@ -112,11 +73,6 @@ def _labels(fields: Fields) -> tuple[tuple[str, str], ...]:
             raise InvalidNetworkConfig(f"{fields.path}: label {shown(key)} must be a string, got {kind(value)}")
         found.append((key, value))
     return tuple(found)
-
-
-def default_range(rules: tuple[RangeRule, ...], pod: Pod | None, labels: Mapping[str, JSON]) -> str:
-    """The range of exposures that name none."""
-    return next((rule.range for rule in rules if rule.is_for(pod, labels)), DEFAULT_RANGE)
 
 
 def _known(name: str, path: str, ranges: tuple[PortRange, ...]) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         Clock,
         Database,
         Files,
+        Hook,
         Lock,
         Locks,
         Namespaces,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from cnimeta_plugins.hostport_alloc.allocate.blocked import Probe
     from cnimeta_plugins.hostport_alloc.allocate.ranges import PortSet
     from cnimeta_plugins.hostport_alloc.config import Settings
+    from cnimeta_plugins.hostport_alloc.hook.event import Notify
     from cnimeta_plugins.hostport_alloc.state.reservation import Reservation
     from cnimeta_plugins.hostport_alloc.state.store import Store
 
@@ -55,7 +57,10 @@ class Wiring:
         files: Files | None = None,
         sysctl: Sysctl | None = None,
         reserving: Lock | None = None,
+        hook: Hook | None = None,
+        telling: Lock | None = None,
         boot_id: str | None = None,
+        host_name: str | None = None,
     ) -> None:
         self._executor = executor
         self._locate = locate
@@ -72,7 +77,10 @@ class Wiring:
         self._files = files
         self._sysctl = sysctl
         self._reserving = reserving
+        self._hook = hook
+        self._telling = telling
         self._boot_id = boot_id
+        self._host_name = host_name
 
     # --- the state -------------------------------------------------------------------------------------
 
@@ -253,10 +261,10 @@ class Wiring:
 
     # --- the container, its node and its Pod -------------------------------------------------------------
 
-    @staticmethod
-    def host_name() -> str:
+    @property
+    def host_name(self) -> str:
         """The node's own name, which the kubelet registers it by unless told otherwise."""
-        return os.uname().nodename
+        return os.uname().nodename if self._host_name is None else self._host_name
 
     @property
     def namespaces(self) -> Namespaces:
@@ -282,6 +290,23 @@ class Wiring:
         from cnimeta.host.kube.api import KubernetesPodApi
 
         return KubernetesPodApi(kubeconfig)
+
+    def hook(self, notify: Notify) -> Hook:
+        """Who is told of mappings."""
+        if self._hook is not None:
+            return self._hook
+        from cnimeta.host.hook import ProgramHook, SocketHook
+
+        return ProgramHook(notify.program) if notify.program else SocketHook(notify.socket)
+
+    def telling(self, folder: str, timeout_s: float) -> Lock:
+        """Who has it delivers events."""
+        if self._telling is not None:
+            return self._telling
+        from cnimeta.host.lock import NodeLock
+        from cnimeta_plugins.hostport_alloc.hook.delivery import LOCK
+
+        return NodeLock(os.path.join(folder, LOCK), timeout_s)
 
     # --- other plugins ---------------------------------------------------------------------------------
 

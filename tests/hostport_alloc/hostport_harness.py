@@ -11,6 +11,7 @@ from cnimeta.testing.addresses import FakeAddresses
 from cnimeta.testing.clock import FakeClock
 from cnimeta.testing.delegates import FakeDelegate, FakeExec, address_result
 from cnimeta.testing.files import MemoryFiles
+from cnimeta.testing.hook import FakeHook
 from cnimeta.testing.kube import FakePods
 from cnimeta.testing.lock import FakeLock
 from cnimeta.testing.memory import call
@@ -86,6 +87,7 @@ class Node:
         """Whether the portmap that is called is of this installation, so that it can be asked for all at once."""
         self.namespaces = FakeNamespaces()
         self.files = MemoryFiles()
+        self.hook = FakeHook()
         self.sysctl = FakeSysctl()
         self.sysctl.values[RESERVED] = ""
         self.log: list[str] = []
@@ -107,9 +109,12 @@ class Node:
             mapper_here=lambda name, _: self.mapper if self.is_ours and name == "portmap" else None,
             namespaces=self.namespaces,
             files=self.files,
+            hook=self.hook,
+            telling=FakeLock(),
             sysctl=self.sysctl,
             reserving=FakeLock(),
             boot_id=self.boot,
+            host_name="Node1",
         )
 
     @property

@@ -24,8 +24,7 @@ ROLE = ANNOTATE | {"get nodes"}
 
 
 @pytest.fixture
-def node(monkeypatch: pytest.MonkeyPatch) -> Node:
-    monkeypatch.setattr("cnimeta_plugins.hostport_alloc.wiring.Wiring.host_name", lambda _: "Node1")
+def node() -> Node:
     made = Node(result=address_result("10.1.0.2/24", "fd00::2/64"))
     made.pods.roles["cnimeta"] = ROLE
     made.pods.create("default", "web", uid="0a-1b")

@@ -7,7 +7,7 @@ from cnimeta.namedtuple import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import TypeAlias
 
     PortSet: TypeAlias = int
@@ -86,6 +86,16 @@ def refuse_reserved(ranges: Iterable[PortRange], reserved: Iterable[tuple[str, i
                 raise InvalidNetworkConfig(
                     f"$.ranges.{found.name} {shown(found.text)} overlaps {what} ({first}-{last}): choose ports outside"
                     " it, or set forceOverlap if you keep them apart yourself"
+                )
+
+
+def refuse_overlaps(ranges: Sequence[PortRange], where: str = "$.ranges.") -> None:
+    """Raise InvalidNetworkConfig (code 7) when two ranges share a port."""
+    for index, one in enumerate(ranges):
+        for other in ranges[:index]:
+            if one.ports & other.ports:
+                raise InvalidNetworkConfig(
+                    f"{where}{one.name} ({one.text}) overlaps {where}{other.name} ({other.text}): keep them apart"
                 )
 
 

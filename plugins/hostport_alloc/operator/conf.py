@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from cnimeta_plugins.hostport_alloc.wiring import Wiring
 
 CONF_DIR = "/etc/cni/net.d"
+OWN_NAME = "00-cnimeta.conflist"
+"""The configuration of our own that `wrap --own` writes there."""
 
 
 def settings_of(args: argparse.Namespace) -> Settings | None:

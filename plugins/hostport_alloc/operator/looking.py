@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from cnimeta.errors import InvalidEnvironment, counted
 from cnimeta.terminal.table import width
 from cnimeta_plugins.hostport_alloc.operator.conf import data_dir, log, opened, wants_json
-from cnimeta_plugins.hostport_alloc.operator.formats import FORMATS, Changes, rendered
-from cnimeta_plugins.hostport_alloc.operator.listing import RangeView, entries_of, range_named
-from cnimeta_plugins.hostport_alloc.operator.selection import OPTIONS, add_options, selection_of
+from cnimeta_plugins.hostport_alloc.operator.formats import FORMATS, HEADS, Changes, rendered
+from cnimeta_plugins.hostport_alloc.operator.listing import RangeView, entries_of, range_named, refuse_unknown_ranges
+from cnimeta_plugins.hostport_alloc.operator.selection import OPTIONS, Selection, add_options, selection_of
 from cnimeta_plugins.hostport_alloc.operator.watching import INTERVAL_S, stamp, watch
 from cnimeta_plugins.hostport_alloc.state.store import Occupancy
 
@@ -93,12 +93,15 @@ def list_ports(args: argparse.Namespace, wiring: Wiring) -> int:
     """`ports list`."""
     settings, store = opened(args, wiring)
     form, selection = _form(args), selection_of(args)
+    if selection.ranges:
+        refuse_unknown_ranges(selection.ranges, settings, _entries(store))
 
     def look() -> list[Entry]:
         return selection.of(_entries(store))
 
     if not getattr(args, "watch", False):
-        sys.stdout.write(rendered(look(), form, width()))
+        whole = _printed(store, form) if selection == Selection() else None
+        sys.stdout.write(rendered(look(), form, width()) if whole is None else whole)
         return 0
     shown = Changes(form)
 
@@ -109,6 +112,15 @@ def list_ports(args: argparse.Namespace, wiring: Wiring) -> int:
     folder = data_dir(args, settings)
     watch(look, lambda: stamp(folder), show, wiring.clock, getattr(args, "interval", INTERVAL_S), log)
     return 0
+
+
+def _printed(store: Store, form: str) -> str | None:
+    """What `rendered` gives for everything, where the database can make it itself."""
+    if not store.exists():
+        return None
+    if form == "json":
+        return store.printed_json()
+    return store.printed(HEADS, width()) if form == "table" else None
 
 
 def _form(args: argparse.Namespace) -> str:

@@ -6,12 +6,13 @@ import os
 import re
 
 from cnimeta.errors import DecodingFailure
-from cnimeta.observe.metrics import Metric, Sample, gauge
+from cnimeta.observe.metrics import Metric, Sample, counter, gauge
 from cnimeta_plugins.hostport_alloc.config import LOCK_TIMEOUT_S, read_settings
 from cnimeta_plugins.hostport_alloc.operator.conf import entry_of
 from cnimeta_plugins.hostport_alloc.operator.listing import RangeView, entries_of
 from cnimeta_plugins.hostport_alloc.operator.overview import counted_by_quota
-from cnimeta_plugins.hostport_alloc.operator.own import configurations, in_step, ownership
+from cnimeta_plugins.hostport_alloc.operator.own import configurations, in_step, is_kept, ownership
+from cnimeta_plugins.hostport_alloc.operator.unserved import made_without
 from cnimeta_plugins.hostport_alloc.operator.wrap import is_wrapped
 from cnimeta_plugins.hostport_alloc.operator.wrapfile import read_document
 from cnimeta_plugins.hostport_alloc.state.store import Occupancy
@@ -36,6 +37,11 @@ def metrics(wiring: Wiring, net_dir: str) -> Iterator[Metric]:
     yield from _configuration(net_dir, [is_wrapped(document) for document in documents])
     confs = [conf for document in documents if (conf := entry_of(document)) is not None]
     if confs:
+        yield gauge(
+            "cnimeta_containers_unserved",
+            "Containers that run and were made by a configuration without hostport_alloc",
+            len(made_without(wiring)),
+        )
         yield from _ports(wiring, [wiring.on_node(read_settings(conf)) for conf in confs])
 
 
@@ -59,6 +65,12 @@ def _configuration(net_dir: str, ours: Sequence[bool]) -> Iterator[Metric]:
             "cnimeta_configuration_in_step",
             "1 when ours is what the primary's file makes it",
             state == "ok",
+        )
+        yield gauge("cnimeta_configuration_kept", "1 when a process keeps ours in step", is_kept(own))
+        yield counter(
+            "cnimeta_configuration_derived_total",
+            "How often ours was derived anew: the primary's had changed (stale), or others had removed it (missing)",
+            *((("reason", reason),) for reason in ("stale", "missing")),
         )
 
 
@@ -84,12 +96,15 @@ def _ports(wiring: Wiring, settings: Sequence[Settings]) -> Iterator[Metric]:
         "Host ports that a range has",
         [Sample(view.counts["size"], (("range", name),)) for name, view in views.items()],
     )
+    yield from _counters(tuple(views))
     explicit = sum(entry["range"] == _EXPLICIT for entry in entries)
     yield gauge("cnimeta_hostports_explicit", "Host ports that were asked for by number", explicit)
     yield gauge(
         "cnimeta_hostport_containers", "Containers that have host ports", len({one["containerID"] for one in entries})
     )
     yield from _quotas(settings, entries)
+    if any(one.notify is not None for one in settings):
+        yield gauge("cnimeta_hook_events_waiting", "Events that the hook has not taken yet", store.outbox.count())
     yield from _pending([entry for entry in entries if entry["annotation"] == "pending"])
 
 
@@ -111,6 +126,30 @@ def _quotas(settings: Sequence[Settings], entries: Sequence[Entry]) -> Iterator[
         "cnimeta_hostport_quota_used",
         "Host ports that they hold",
         [Sample(counted_by_quota(entries, name), (("namespace", name),)) for name in limited],
+    )
+
+
+def _counters(ranges: Sequence[str]) -> Iterator[Metric]:
+    """What its verbs count; the values are added from what they report."""
+    yield counter(
+        "cnimeta_hostport_exhausted_total",
+        "ADDs that failed since a range had no port for them",
+        *((("range", name),) for name in ranges),
+    )
+    yield counter(
+        "cnimeta_hostport_conflicts_total",
+        "Ports that were picked and then found to be mapped by somebody else; others were picked",
+        (),
+    )
+    yield counter(
+        "cnimeta_annotations_total",
+        "What became of attempts to annotate a Pod: written, deferred, or dropped since the Pod is gone",
+        *((("result", result),) for result in ("written", "deferred", "dropped")),
+    )
+    yield counter(
+        "cnimeta_repairs_total",
+        "What was made anew: the rules of a container, or the damaged database",
+        *((("what", what),) for what in ("rules", "database")),
     )
 
 

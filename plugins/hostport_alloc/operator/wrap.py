@@ -13,8 +13,7 @@ from cnimeta.namedtuple import NamedTuple
 from cnimeta.spec.fields import Fields, without
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.hostport_alloc.allocate.expose import DEFAULT_RANGE, POD_ANNOTATIONS
-from cnimeta_plugins.hostport_alloc.config import PLUGIN_TYPE, PORTMAP_TYPE, read_settings
-from cnimeta_plugins.hostport_alloc.range_config import DEFAULT_PORTS
+from cnimeta_plugins.hostport_alloc.config import DEFAULT_PORTS, PLUGIN_TYPE, PORTMAP_TYPE, read_settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

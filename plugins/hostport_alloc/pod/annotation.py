@@ -10,6 +10,7 @@ from __future__ import annotations
 from cnimeta.errors import CniError, PodMismatch, legible, shown
 from cnimeta.host.values import PodApiError
 from cnimeta.namedtuple import NamedTuple
+from cnimeta.observe import notes
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.ip import parse_ip
 from cnimeta.spec.jsonio import dumps
@@ -145,7 +146,9 @@ def _may_pass(error: PodApiError) -> bool:
 
 def _explained(error: PodApiError) -> str:
     if error.status == 403:
-        return f"{error}; the credentials need the role in deploy/rbac.yaml, patch on pods/status, or the node's own"
+        return (
+            f"{error}; the credentials need the role in deploy/base/rbac.yaml, patch on pods/status, or the node's own"
+        )
     return str(error)
 
 
@@ -211,6 +214,8 @@ def deliver_pending(
         except CniError as error:  # released meanwhile, or the state is unusable: the next command will tell
             log(f"hostport_alloc: annotation of {record.container_id}: {error}")
             continue
+        result = {"pending": "deferred", "done": "written"}.get(state.state, "dropped")
+        notes.count("cnimeta_annotations_total", result=result)
         if state.state == "pending":
             return Delivery(written, dropped, 1)
         written += state.state == "done"

@@ -62,7 +62,7 @@ class Outside:
         return found
 
     def _name(self) -> str:
-        return self._external.node_name or self._wiring.host_name().lower()
+        return self._external.node_name or self._wiring.host_name.lower()
 
     def _read(self) -> Known | None:
         """What is known of this boot: an address may be another after a boot. What cannot be read is not known."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cnimeta.errors import AnnotationFailed, CniError, InvalidNetworkConfig, PodMismatch, TryAgainLater, shown
 from cnimeta.host.values import PodApiError
+from cnimeta.observe import notes
 from cnimeta.spec.fields import Fields
 from cnimeta_plugins.hostport_alloc.allocate.expose import POD_ANNOTATIONS, pod_annotations
 from cnimeta_plugins.hostport_alloc.state.record import Annotation
@@ -39,6 +40,8 @@ class Publisher:
         self._annotations = pod_annotations(request.conf.runtime_config)
         self.labels: Mapping[str, JSON] = {}
         """The Pod's, after `annotations`, where a rule of the configuration is about them."""
+        self.outside: tuple[str, ...] | None = None
+        """The node's external addresses, after `publish`, where they are known."""
         self._api: PodApi | None = None
         self._reachable = False
 
@@ -115,15 +118,16 @@ class Publisher:
         deadline = annotation.Deadline(self.wiring.clock, settings.timeout_s)
         external, unknown = self.settings.external, False
         if external is not None:
-            outside = self._outside(external, deadline)
-            unknown = outside is None
-            entries = external.added(entries, outside or ())
+            self.outside = self._outside(external, deadline)
+            unknown = self.outside is None
+            entries = external.added(entries, self.outside or ())
         patch = annotation.patch_for(record, entries, static=static)
         if unknown:
             state = Annotation("pending", patch, "the node's external address is not known")
         else:
             pending = record._replace(annotation=Annotation("pending", patch))
             state = annotation.deliver(self.api, pending, deadline, patient=settings.required)
+        notes.count("cnimeta_annotations_total", result="deferred" if state.state == "pending" else "written")
         if state.state == "pending":
             where = shown(f"{self.pod.namespace}/{self.pod.name}")
             if settings.required:

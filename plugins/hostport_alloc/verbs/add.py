@@ -7,6 +7,8 @@ to undo) is committed before the first delegate runs; the record goes only after
 from __future__ import annotations
 
 from cnimeta.errors import CniError, HostPortConflict, IoFailure, TryAgainLater, joined
+from cnimeta.observe import notes
+from cnimeta_plugins.hostport_alloc.allocate.picks import Exhausted
 from cnimeta_plugins.hostport_alloc.allocate.ranges import ports_of_all, refuse_reserved
 from cnimeta_plugins.hostport_alloc.config import read_settings
 from cnimeta_plugins.hostport_alloc.keys import remarks
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from cnimeta.spec.result import Result
     from cnimeta_plugins.hostport_alloc.allocate.picks import Preferred
     from cnimeta_plugins.hostport_alloc.config import Settings
+    from cnimeta_plugins.hostport_alloc.hook.event import Notify
     from cnimeta_plugins.hostport_alloc.state.record import Annotation
     from cnimeta_plugins.hostport_alloc.state.store import Store
     from cnimeta_plugins.hostport_alloc.verbs.steps import Step
@@ -83,10 +86,13 @@ class Add:
         if not self.wanted:
             return self._without_ports()
         self._hold()
+        settings = self.settings
         try:
             result = self._delegate_and_map()
             annotation = self.publisher.publish(self.record, result)
-            self._settle(annotation, self._undo(result))
+            self._settle(annotation, self._undo(result), self._event(result))
+            if settings.notify is not None and settings.notify.required:
+                self._tell(settings.notify)
         except BaseException as error:
             self._roll_back(error)
             raise
@@ -122,7 +128,11 @@ class Add:
             fixed = by_ordinal(wanted.exposures, ranges, self.pod.name if self.pod is not None else "")
         probe, sticky = self.wiring.probe(), settings.sticky
         demand = Demand(wanted.exposures, ranges, blocked, probe, sticky, fixed, settings.quotas, probe.used)
-        self.record = self.store.hold(draft, demand).record
+        try:
+            self.record = self.store.hold(draft, demand).record
+        except Exhausted as error:
+            notes.count("cnimeta_hostport_exhausted_total", range=error.range)
+            raise
 
     def _reserve(self, settings: Settings) -> None:
         """A precaution: where the setting cannot be written, ADD goes on as without."""
@@ -180,6 +190,7 @@ class Add:
             _explain(error, failed)
             return False
         self.avoid |= named
+        notes.count("cnimeta_hostport_conflicts_total")
         self.request.log(f"hostport_alloc: {error.msg}; picking other ports")
         self.store.release(self.record.key, token=self.record.token, quarantine_s=0, sticky_s=0)
         self._hold()
@@ -187,9 +198,22 @@ class Add:
 
     # --- settle, or take back --------------------------------------------------------------------------
 
-    def _settle(self, annotation: Annotation, undo: JSON) -> None:
+    def _settle(self, annotation: Annotation, undo: JSON, event: str) -> None:
         self.record = self.record._replace(phase="mapped", annotation=annotation, undo=undo)
-        self.store.settle(self.record)
+        self.store.settle(self.record, event)
+
+    def _event(self, result: Result) -> str:
+        """What the hook is told, where there is one."""
+        if self.settings.notify is None:
+            return ""
+        from cnimeta_plugins.hostport_alloc.hook.telling import event_of
+
+        return event_of(self.wiring, self.settings, self.record, result, self.publisher.outside)
+
+    def _tell(self, notify: Notify) -> None:
+        from cnimeta_plugins.hostport_alloc.hook.telling import tell_now
+
+        tell_now(self.wiring, self.settings.data_dir, notify, self.store, self.record.key, self.request.log)
 
     def _roll_back(self, error: BaseException) -> None:
         """Undo what was started, in reverse. Ports whose rules could not be removed stay allocated for DEL."""

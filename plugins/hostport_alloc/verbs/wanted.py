@@ -10,7 +10,6 @@ from cnimeta_plugins.hostport_alloc.allocate.expose import (
     read_mappings,
     union,
 )
-from cnimeta_plugins.hostport_alloc.range_config import default_range, refuse_foreign
 from cnimeta_plugins.hostport_alloc.state.record import Pod
 
 TYPE_CHECKING = False
@@ -38,7 +37,7 @@ def wanted_by(
     """The union. `labels`: the Pod's, where they are known. Raises InvalidNetworkConfig (code 7)."""
     names = tuple(found.name for found in settings.ranges)
     pod = pod_of(request)
-    default = default_range(settings.range_rules, pod, labels or {})
+    default = settings.default_range(pod, labels or {})
     given = read_mappings(request.conf.runtime_config, names, default)
     asked = annotations.text(EXPOSE_ANNOTATION)
     path = f'the Pod\'s annotation "{EXPOSE_ANNOTATION}"'
@@ -49,7 +48,11 @@ def wanted_by(
     exposures = union(*sources)
     _refuse_too_many(exposures, settings)
     for name in dict.fromkeys(exposure.range for exposure in exposures):
-        refuse_foreign(settings.range(name), pod)
+        found = settings.range(name)
+        if found.namespaces:
+            from cnimeta_plugins.hostport_alloc.range_config import refuse_foreign
+
+            refuse_foreign(found, pod)
     return given._replace(exposures=exposures)
 
 
