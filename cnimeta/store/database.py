@@ -43,6 +43,7 @@ from cnimeta.store.sql import (
     is_damage,
     is_unread,
     judged,
+    keep_writers_out,
     meta,
     migrate,
     next_sequence,
@@ -285,13 +286,20 @@ class Database:
 
     def _forget(self) -> None:
         connection, self._connection = self._connection, None
+<<<<<<< HEAD
         if connection is None:
             return
         if self._process != os.getpid():
             of_parents.append(connection)
             return
+=======
+        if connection is not None and self._process != os.getpid():
+            _of_parents.append(connection)
+            connection = None
+>>>>>>> main
         try:
-            connection.close()
+            if connection is not None:
+                connection.close()
         except (_sqlite3.Error, MemoryError):
             pass  # what was committed stays so; the next command does what a close does
 
@@ -307,8 +315,8 @@ class Database:
     # --- making a database, and another one in place of a damaged one ----------------------------------
 
     def _lock(self) -> OwnLock:
-        folder = os.path.join(self.folder, "locks")
-        return OwnLock(folder, os.path.join(folder, "database"), self.timeout_s, "database")
+        folder = f"{self.folder}/locks"
+        return OwnLock(folder, f"{folder}/database", self.timeout_s, "database")
 
     def _create(self) -> None:
         with self._lock().held():
@@ -321,7 +329,7 @@ class Database:
             if own_file(self.path) == self._inode:
                 self.log(f"state: {self.path} is damaged ({why}): kept as {FILE}{DAMAGED}-…, made anew")
                 if self._connection is not None:
-                    _keep_writers_out(self._connection)
+                    keep_writers_out(self._connection)
                 self._maker.move_aside()
             self._forget()
             if own_file(self.path) is None:
@@ -331,10 +339,9 @@ class Database:
 
     def _give_up_reserve(self) -> bool:
         """Make room on a full disk; False when there is none to be made, or the disk is not full."""
-        if self._reserve == _UNTOUCHED and is_full(self.folder) and self._maker.drop_reserve():
-            self._reserve = _GIVEN_UP
-            return True
-        return False
+        made = self._reserve == _UNTOUCHED and is_full(self.folder) and self._maker.drop_reserve()
+        self._reserve = _GIVEN_UP if made else self._reserve
+        return made
 
     def _set_aside_again(self) -> None:
         """Put the log away, and set aside what that leaves before somebody else takes it."""
@@ -390,11 +397,3 @@ class Database:
             f"state: {where}: {why}; check dataDir {shown(self.folder)}: it must be a folder of root's on a writable"
             " file system with free space"
         )
-
-
-def _keep_writers_out(connection: Connection) -> None:
-    try:
-        begin_writing(connection)
-    except _sqlite3.Error as error:
-        if code_of(error) == BUSY:
-            raise

@@ -229,7 +229,7 @@ class Attack:
         """The answer of a command with nothing in its way."""
         if self.agent is None:
             return plain(self.command(verb, name))
-        return tracing.launched(self.launcher(verb, name)).answer or {"status": -1, "stdout": ""}
+        return tracing.untraced(self.launcher(verb, name), becomes_program=True).answer or {"status": -1, "stdout": ""}
 
     def must(self, verb: str, name: str) -> None:
         done = self.serve(verb, name)
@@ -289,7 +289,7 @@ class Attack:
         """A command that is served by the one worker that waits, under strace."""
         assert self.agent is not None
         with tracing.struck_process(self.waiting(), trace, output, inject):
-            return tracing.launched(self.launcher(verb))
+            return tracing.untraced(self.launcher(verb), becomes_program=True)
 
     def waiting(self) -> int:
         """The process ID of the worker that waits for a connection."""

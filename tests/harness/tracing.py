@@ -138,9 +138,9 @@ def held(command: Callable[[], dict], call: Call, meanwhile: Callable[[], None])
         return child.outcome(tracee.ended)
 
 
-def launched(command: Callable[[], dict]) -> Outcome:
-    """Run a command that becomes a program, with nothing in its way."""
-    with _gated(command, becomes_program=True) as child:
+def untraced(command: Callable[[], dict], *, becomes_program: bool = False) -> Outcome:
+    """Run a command with nothing in its way."""
+    with _gated(command, becomes_program=becomes_program) as child:
         child.start()
         return child.outcome()
 
