@@ -286,17 +286,9 @@ class Database:
 
     def _forget(self) -> None:
         connection, self._connection = self._connection, None
-<<<<<<< HEAD
-        if connection is None:
-            return
-        if self._process != os.getpid():
-            of_parents.append(connection)
-            return
-=======
         if connection is not None and self._process != os.getpid():
-            _of_parents.append(connection)
+            of_parents.append(connection)
             connection = None
->>>>>>> main
         try:
             if connection is not None:
                 connection.close()
