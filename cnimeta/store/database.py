@@ -42,6 +42,7 @@ from cnimeta.store.sql import (
     is_damage,
     is_unread,
     judged,
+    keep_writers_out,
     meta,
     migrate,
     next_sequence,
@@ -70,8 +71,6 @@ _NOT_FOR_THIS, _UNTOUCHED, _GIVEN_UP = range(3)
 
 _of_parents: list[Connection] = []
 """Connections of the process that this one was forked from: not to be used here, nor closed: that touches its locks."""
-
-
 _left_open: list[Connection] = []
 """Connections that end with this process."""
 
@@ -330,7 +329,7 @@ class Database:
             if own_file(self.path) == self._inode:
                 self.log(f"state: {self.path} is damaged ({why}): kept as {FILE}{DAMAGED}-…, made anew")
                 if self._connection is not None:
-                    _keep_writers_out(self._connection)
+                    keep_writers_out(self._connection)
                 self._maker.move_aside()
             self._forget()
             if own_file(self.path) is None:
@@ -399,11 +398,3 @@ class Database:
             f"state: {where}: {why}; check dataDir {shown(self.folder)}: it must be a folder of root's on a writable"
             " file system with free space"
         )
-
-
-def _keep_writers_out(connection: Connection) -> None:
-    try:
-        begin_writing(connection)
-    except _sqlite3.Error as error:
-        if code_of(error) == BUSY:
-            raise
