@@ -289,13 +289,12 @@ class Database:
 
     def _forget(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        if self._process != os.getpid():
+        if connection is not None and self._process != os.getpid():
             _of_parents.append(connection)
-            return
+            connection = None
         try:
-            connection.close()
+            if connection is not None:
+                connection.close()
         except (_sqlite3.Error, MemoryError):
             pass  # what was committed stays so; the next command does what a close does
 
@@ -315,8 +314,8 @@ class Database:
     # --- making a database, and another one in place of a damaged one ----------------------------------
 
     def _lock(self) -> OwnLock:
-        folder = os.path.join(self.folder, "locks")
-        return OwnLock(folder, os.path.join(folder, "database"), self.timeout_s, "database")
+        folder = f"{self.folder}/locks"
+        return OwnLock(folder, f"{folder}/database", self.timeout_s, "database")
 
     def _create(self) -> None:
         with self._lock().held():
@@ -339,10 +338,9 @@ class Database:
 
     def _give_up_reserve(self) -> bool:
         """Make room on a full disk; False when there is none to be made, or the disk is not full."""
-        if self._reserve == _UNTOUCHED and is_full(self.folder) and self._maker.drop_reserve():
-            self._reserve = _GIVEN_UP
-            return True
-        return False
+        made = self._reserve == _UNTOUCHED and is_full(self.folder) and self._maker.drop_reserve()
+        self._reserve = _GIVEN_UP if made else self._reserve
+        return made
 
     def _set_aside_again(self) -> None:
         """Put the log away, and set aside what that leaves before somebody else takes it."""
