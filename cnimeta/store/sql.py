@@ -62,15 +62,6 @@ def roll_back(connection: Connection) -> None:
         pass
 
 
-def keep_writers_out(connection: Connection) -> None:
-    """Begin to write, if that still can be. Raises sqlite's error when another one does."""
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-    except _sqlite3.Error as error:
-        if code_of(error) == BUSY:
-            raise
-
-
 def code_of(error: BaseException) -> int:
     """SQLite's primary result code; 0 for an error that is not SQLite's."""
     if isinstance(error, MemoryError):
