@@ -5,8 +5,9 @@ It stands beside the way of a command, entered only where there is one.
 
 from __future__ import annotations
 
+from cnimeta_plugins.portmap.notes import digest
 from cnimeta_plugins.portmap.plan import Owner
-from cnimeta_plugins.portmap.records import digest, file_name
+from cnimeta_plugins.portmap.records import file_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
