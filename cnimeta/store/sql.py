@@ -40,7 +40,7 @@ def connect(path: str, timeout_s: float = 10, *, without_log: bool = False) -> C
 
     `without_log`: to read what its file has, for a log that cannot be read.
     """
-    name = f"file:{quote(path)}?{'immutable=1' if without_log else 'mode=rw'}"
+    name = f"file://{quote(os.path.abspath(path))}?{'immutable=1' if without_log else 'mode=rw'}"
     connection = _sqlite3.connect(name, timeout=timeout_s, isolation_level=None, uri=True)
     try:
         for statement in _OPEN:
@@ -53,7 +53,7 @@ def connect(path: str, timeout_s: float = 10, *, without_log: bool = False) -> C
 
 def quote(path: str) -> str:
     """A path as part of a URI."""
-    return "".join(f"%{byte:02x}" if byte in b"%?#" else chr(byte) for byte in os.fsencode(path))
+    return "".join(chr(byte) if 0x20 < byte < 0x7F and byte not in b"%?#" else f"%{byte:02x}" for byte in os.fsencode(path))
 
 
 def roll_back(connection: Connection) -> None:
