@@ -17,13 +17,13 @@ What SQLite does not promise is added here:
 
 from __future__ import annotations
 
-import _sqlite3
 import os
 import time
 
 from cnimeta.errors import CniError, StateUnusable, TryAgainLater, shown
 from cnimeta.host import afterwards
 from cnimeta.host.owned import NotOurs, own_file, own_folder
+from cnimeta.store.engine import sqlite as _sqlite3
 from cnimeta.store.folder import hindrance, is_full, is_partly_unreadable, is_there
 from cnimeta.store.left import Left, leave, of_parents, take
 from cnimeta.store.locks import OwnLock

@@ -1,15 +1,12 @@
-"""What SQLite is told, and what its answers mean: connections, versions, the table `meta` that every database has.
-
-The C module is imported, not `sqlite3`, which loads `datetime` and more for conversions that nothing here uses.
-"""
+"""What SQLite is told, and what its answers mean: connections, versions, the table `meta` that every database has."""
 
 from __future__ import annotations
 
-import _sqlite3
 import os
 from binascii import crc32
 
 from cnimeta.observe import notes
+from cnimeta.store.engine import sqlite as _sqlite3
 from cnimeta.store.values import Damage
 
 TYPE_CHECKING = False
