@@ -50,7 +50,8 @@ def connect(path: str, timeout_s: float = 10, *, without_log: bool = False) -> C
 
 def quote(path: str) -> str:
     """A path as part of a URI."""
-    return "".join(chr(byte) if 0x20 < byte < 0x7F and byte not in b"%?#" else f"%{byte:02x}" for byte in os.fsencode(path))
+    plain = range(ord("!"), 0x7F)
+    return "".join(chr(one) if one in plain and one not in b"%?#" else f"%{one:02x}" for one in os.fsencode(path))
 
 
 def roll_back(connection: Connection) -> None:

@@ -277,7 +277,7 @@ class Records:
             present = file_name(record.owner)
             if name not in (present, earlier_name(record.owner)):
                 raise DamagedRecord("it is of another attachment than its name says")
-            if name != present and self._files.any_name(self.folder, present):  # `store` was killed before it removed it
+            if name != present and self._files.any_name(self.folder, present):  # `store` was killed in between
                 return Found()
             return Found(record)
         except DamagedRecord as error:

@@ -81,7 +81,8 @@ def test_the_present_one_counts_when_a_kill_left_both() -> None:
     earlier = {path: data for path, data in host.files.content.items() if path.endswith(EARLIER)}
     host.call("ADD", conf(tcp(8090), backend="nftables"), container_id="p1")
     host.files.content.update(earlier)
-    host.call("ADD", conf(tcp(8081), ips=("10.88.0.9/16",)), container_id="p3")  # a number that only what was left names
+    other = conf(tcp(8081), ips=("10.88.0.9/16",))  # a number that only what was left names
+    host.call("ADD", other, container_id="p3")
     host.call("DEL", conf(tcp(8090)), container_id="p1")
     assert EARLIER not in records(host)
     assert not [line for line in host.dump() if "8090" in line]
