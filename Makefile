@@ -32,7 +32,7 @@ fuzz: setup ## inputs of others, with coverage guidance, for MINUTES=10 minutes;
 SETTING ?=
 JOBS ?= $(shell nproc)
 faults: setup ## every call struck once, every kill, flip and loss of power (as root); hours; SETTING= for the calls of one
-	$(PY) tests/faults/run.py --jobs $(JOBS) $(if $(SETTING),--setting "$(SETTING)")
+	$(PY) tests/faults/every_strike.py --jobs $(JOBS) $(if $(SETTING),--setting "$(SETTING)")
 ifeq ($(SETTING),)
 	CNIMETA_EVERY=1 CNIMETA_FLIPS=1000 $(PY) -m pytest -s -m crash --timeout 14400 --ignore tests/faults/test_faults.py
 endif
@@ -42,7 +42,7 @@ soak: setup ## anything in any order on the real kernel for MINUTES=10 minutes, 
 	$(PY) tests/soak/run.py --minutes $(MINUTES) --steps "$(STEPS)"
 
 bench: setup ## measurements against the reference plugins; writes docs/benchmarks.md; QUICK=1: to see that they work
-	$(PY) bench/run.py
+	$(PY) bench/benchmarks.py
 
 cluster: ## Pods on a real kubelet, containerd and API server, which are compiled the first time (as root)
 	@scripts/setup cluster

@@ -26,6 +26,7 @@ from cnimeta.agent.wire import (
     REQUEST,
     SOCKET,
     VARIABLE,
+    WAITING,
     Broken,
     identity,
     receive,
@@ -57,18 +58,23 @@ def hand_over(plugin: str) -> None:
         for descriptor in lifeline:
             os.close(descriptor)
         return
-    try:
-        connection.settimeout(None)
-        status, length = ANSWER.unpack(receive(connection, ANSWER.size))
-        answer = receive(connection, length)
-    except (OSError, Broken):
-        status, answer = 1, _LOST
+    status, answer = _outcome(connection)
     try:
         while answer:
             answer = answer[_written(answer) :]
     except OSError:
         status = status or 1
     sys.exit(status)
+
+
+def _outcome(connection: socket) -> tuple[int, bytes]:
+    """What an agent that has accepted says in the end: exit status and stdout."""
+    try:
+        connection.settimeout(None)
+        status, length = ANSWER.unpack(receive(connection, ANSWER.size))
+        return status, receive(connection, length)
+    except (OSError, Broken):
+        return 1, _LOST
 
 
 def _connect(connection: socket) -> int:
@@ -93,12 +99,15 @@ def _ask(connection: socket, agent: int, plugin: str, lifeline: list[int]) -> No
         raise Broken("another protocol")
     send(connection, identity(sys.modules["cnimeta"].__path__[0], plugin), lifeline)
     connection.settimeout(_LOOK_S)  # all of it is there: from here on, only what the agent says can tell
+    answer = WAITING
     try:
-        answer = _heard(connection, agent, 1)
+        while answer == WAITING:
+            answer = _heard(connection, agent, 1)
     except OSError:
         connection.shutdown(SHUT_RD)  # from here on it cannot accept; it may have done so just before
         connection.setblocking(False)
-        answer = connection.recv(1)
+        while answer == WAITING:
+            answer = connection.recv(1)
     if answer != ACCEPTED:
         raise Broken("refused")
 

@@ -1,7 +1,11 @@
-"""One invocation, in a process that was forked for it: in the launcher's place, with the agent's code.
+"""One invocation, in a process that was forked for such: in the launcher's place, with the agent's code.
 
 So a plugin behaves as in a process of its own: it may change its namespace, its environment and its memory, be killed,
 and leave nothing in the agent. It is forked ahead and waits in `accepted`; what can be done before is done by then.
+
+The process serves another one afterwards if it never had to leave the agent's place, the plugin says that it leaves
+nothing behind (`Plugin.reusable`), and nothing is seen to be left. Environment, umask, folder and streams are each
+launcher's own in any case, and the plugin is made anew.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from cnimeta.agent.client import send
 from cnimeta.agent.peer import Peer
 from cnimeta.agent.wire import ACCEPTED, ANSWER, DESCRIPTORS, HELLO, REFUSED, REQUEST, Broken, Probed, receive
 from cnimeta.errors import shown
-from cnimeta.host import afterwards
+from cnimeta.host import afterwards, netlink
 from cnimeta.host.lifeline import is_cut, tie
 from cnimeta.host.netns import join
 from cnimeta.observe import notes
@@ -38,6 +42,8 @@ SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """What accept says where something is used up: to ask again at once would use the processor up too."""
 _WHOLE = socket.MSG_WAITALL | socket.MSG_CMSG_CLOEXEC
 _ROOT = "/"
+_NETWORK, _MOUNTS = "/proc/self/ns/net", "/proc/self/ns/mnt"
+_ONE_THREAD = 3  # links of the folder /proc/self/task: two, and one for each thread
 _REHEARSAL = {
     "CNI_COMMAND": "ADD",
     "CNI_CONTAINERID": "rehearsal",
@@ -93,38 +99,43 @@ def greet(connection: socket.socket) -> bool:
     return welcome
 
 
-def serve(connection: socket.socket, service: Service, report: Callable[[str], None]) -> None:
+def serve(connection: socket.socket, service: Service, report: Callable[[str, bool], None]) -> bool:
     """Serve who has been greeted. Raises Broken or OSError when it goes away, or asks for nothing that there is.
 
-    `report` is told what it is about to do, once it is accepted.
+    True when this process may serve another one. `report` is told what it is about to do, once it is accepted, and
+    whether it may come back.
     """
+    connection.settimeout(_REQUEST_S)
     objection = Peer(connection).objection(service.capabilities)
     if objection or not service.code.is_current():
         if objection:
             service.log(f"a launcher works alone: {objection}")
         connection.sendall(REFUSED)
-        return
+        return True
     request = _Request(connection)
     plugin = service.plugins.get(request.identity)
     if plugin is None:
         connection.sendall(REFUSED)
-        return
-    request.take_place()
+        return False
+    here = not request.take_place()
     afterwards.begin()
     notes.begin()
     if service.traces:
         reports.enter_span(os.environ)
-    report(request.told())
+    report(request.told(), here and plugin.reusable)
     connection.sendall(ACCEPTED)  # after this nobody else does the work
     connection.settimeout(None)
-    outcome = answered(lambda: plugin, request.stdin)
+    outcome = answered(type(plugin), request.stdin)
     os.close(request.lifeline)
     answer = outcome.stdout.encode()
     request.let_go()
     connection.sendall(ANSWER.pack(outcome.status, len(answer)) + answer)
     connection.close()
     _tell(service)
+    if here and plugin.reusable and request.left_nothing():
+        return True
     afterwards.linger()
+    return False
 
 
 def _tell(service: Service) -> None:
@@ -154,7 +165,7 @@ def rehearse(service: Service) -> None:
         lifeline: list[int] = []
         with ours, theirs:
             send(ours, name, lifeline)
-            serve(theirs, service, lambda _: None)
+            serve(theirs, service, lambda *_: None)
         os.close(lifeline[0])
 
 
@@ -175,15 +186,21 @@ class _Request:
         self._nothing = os.open("/dev/null", os.O_RDWR)  # where the launcher stands, there may be none
         *self._places, self.stdin, self._stderr, self.lifeline = descriptors
 
-    def take_place(self) -> None:
-        """Stand where the launcher stands; from here on its end ends this process, and its environment is ours."""
+    def take_place(self) -> bool:
+        """Stand where the launcher stands; from here on its end ends this process, and its environment is ours.
+
+        Whether that is in other namespaces, or under another root, than this process stood.
+        """
         network, mounts, folder, root = self._places
-        for descriptor, kind in ((mounts, "mnt"), (network, "net")):
-            if not _is_same(descriptor, f"/proc/self/ns/{kind}"):
+        moved = False
+        for descriptor, place in ((mounts, _MOUNTS), (network, _NETWORK)):
+            if not _is_same(descriptor, place):
                 join(descriptor)
+                moved = True
         if not _is_same(root, _ROOT):
             os.fchdir(root)
             os.chroot(".")
+            moved = True
         os.fchdir(folder)
         os.umask(self._umask)
         os.dup2(self._stderr, 1)
@@ -196,6 +213,8 @@ class _Request:
         tie(self.lifeline, os.getpid())
         if is_cut(self.lifeline):
             raise Broken("the launcher went away")
+        self._stands = _standing()
+        return moved
 
     def told(self) -> str:
         """What it is about, for the agent's log."""
@@ -207,6 +226,26 @@ class _Request:
         os.close(self.stdin)
         os.dup2(self._nothing, 1)
         os.dup2(self._nothing, 2)
+        os.close(self._nothing)
+
+    def left_nothing(self) -> bool:
+        """Whether this process is as it was when the request came, as far as can be seen: same namespaces, one thread,
+        no child, and of netfilter's sockets only such as wait for the next conversation in this namespace.
+        """
+        os.chdir(_ROOT)  # or the launcher's folder could not be unmounted
+        if self._stands != _standing() or os.stat("/proc/self/task").st_nlink != _ONE_THREAD:
+            return False
+        try:
+            os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return netlink.keeps_only_idle()
+        return False
+
+
+def _standing() -> list[tuple[int, int]]:
+    """Which namespaces this process is in."""
+    found = [os.stat(place) for place in (_NETWORK, _MOUNTS)]
+    return [(one.st_dev, one.st_ino) for one in found]
 
 
 def _is_same(descriptor: int, path: str) -> bool:

@@ -1,8 +1,8 @@
 """Closing late: what is slow to close, and changes nothing any more, is closed after the answer is out.
 
 The kernel works off what a netfilter socket has deleted while that socket closes, for 8-20 ms (a grace period of RCU).
-The runtime need not wait for that. So the processes that serve one invocation and then end (`begin`) hold such
-descriptors until they have answered; everywhere else they are closed at once.
+The runtime need not wait for that. So the processes that serve an invocation and then end, or another one (`begin`),
+hold such descriptors until they end; everywhere else they are closed at once.
 """
 
 from __future__ import annotations
@@ -14,26 +14,24 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
-    class Closable(Protocol):
+    class Held(Protocol):
         """A socket, say."""
 
         def fileno(self) -> int:
             """Its descriptor."""
-
-        def close(self) -> object:
-            """Give it up."""
+            ...
 
 
-_held: list[Closable] | None = None
+_held: list[Held] | None = None
 _slow = False
 _GRACE_PERIOD_S = 0.05
 _DESCRIPTORS_MAX = 1 << 16
 
 
 def begin() -> None:
-    """This process answers once and ends: from now on, hold what is closed late."""
+    """This process answers and ends, or answers another one: from now on, hold what is closed late."""
     global _held  # noqa: PLW0603 - it is about this process
-    _held = []
+    _held = _held or []
 
 
 def holding() -> bool:
@@ -41,25 +39,21 @@ def holding() -> bool:
     return _held is not None
 
 
-def hold(thing: Closable) -> None:
+def hold(thing: Held) -> None:
     """Something to be closed with the process, which goes on using it. It is slow only after `expect_wait`."""
     if _held is not None:
         _held.append(thing)
+
+
+def count() -> int:
+    """How many things are held."""
+    return len(_held or ())
 
 
 def expect_wait() -> None:
     """Something was deleted: to close any of what is held takes a grace period now."""
     global _slow  # noqa: PLW0603 - it is about this process
     _slow = True
-
-
-def close(thing: Closable) -> None:
-    """Close it when the answer is out; now, in a process that answers more than once."""
-    if _held is None:
-        thing.close()
-    else:
-        hold(thing)
-        expect_wait()
 
 
 def leave(*streams: int) -> None:

@@ -135,6 +135,11 @@ def _place() -> tuple[int, int]:
     return here.st_dev, here.st_ino
 
 
+def keeps_only_idle() -> bool:
+    """Whether all that this process holds for later (`afterwards`) are sockets for its next conversations here."""
+    return afterwards.count() == len(_idle.get(_place(), ()))
+
+
 class Conversation:
     """A socket to the kernel for a `with` block, with a receive timeout.
 
@@ -153,7 +158,15 @@ class Conversation:
         return self
 
     def _opened(self) -> socket:
-        link = self._connect(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, self._protocol)
+        try:
+            link = self._connect(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, self._protocol)
+        except OSError as error:
+            if error.errno != errno.EAFNOSUPPORT:
+                raise
+            # Every kernel has netlink: a filter says so (systemd's RestrictAddressFamilies), whatever the kernel holds.
+            raise PermissionError(
+                errno.EPERM, "netlink is forbidden to this process (RestrictAddressFamilies?)"
+            ) from None
         try:
             link.setsockopt(SOL_SOCKET, SO_RCVTIMEO, struct.pack("@ll", _TIMEOUT_S, 0))
         except BaseException:

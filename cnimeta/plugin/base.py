@@ -84,6 +84,11 @@ class Plugin:
     versions: tuple[str, ...] = ALL
     node_keys: tuple[str, ...] = ()
     """The keys of the section of its name in the node-wide configuration (`cnimeta.host.nodeconfig`)."""
+    reusable = False
+    """Whether an invocation leaves nothing in its process: no thread, no open file, no other namespace, nothing in the
+    memory of modules that the next one must not see. A worker of the node agent then serves others after it, each with
+    a plugin made anew; otherwise it ends, and another one is forked.
+    """
 
     def __init_subclass__(cls) -> None:
         """Warn of a method that is hardly meant to be what it is: a misspelt verb does nothing, without a word."""

@@ -17,14 +17,15 @@ What SQLite does not promise is added here:
 
 from __future__ import annotations
 
-import _sqlite3
 import os
 import time
 
 from cnimeta.errors import CniError, StateUnusable, TryAgainLater, shown
 from cnimeta.host import afterwards
 from cnimeta.host.owned import NotOurs, own_file, own_folder
+from cnimeta.store.engine import sqlite as _sqlite3
 from cnimeta.store.folder import hindrance, is_full, is_partly_unreadable, is_there
+from cnimeta.store.left import Left, leave, of_parents, take
 from cnimeta.store.locks import OwnLock
 from cnimeta.store.making import DAMAGED, LOG_SUFFIX, Maker
 from cnimeta.store.sequence import Sequence
@@ -68,13 +69,6 @@ _POLL_S = 0.13
 """So long SQLite waits by itself, asking every 1 to 25 ms. Later it would ask ten times a second only, and starve."""
 _NOT_FOR_THIS, _UNTOUCHED, _GIVEN_UP = range(3)
 """The room set aside for a full disk: whether this piece of work may have it, and whether it has."""
-
-_of_parents: list[Connection] = []
-"""Connections of the process that this one was forked from: not to be used here, nor closed: that touches its locks."""
-
-
-_left_open: list[Connection] = []
-"""Connections that end with this process."""
 
 
 class LaterVersion(StateUnusable):
@@ -203,8 +197,8 @@ class Database:
     def _mend(self, failure: Exception) -> None:
         """Put right what failed, or raise what callers are told."""
         code = code_of(failure)
-        if isinstance(failure, _Changed):
-            self._forget()
+        if isinstance(failure, _Changed) or (code == CANTOPEN and own_file(self.path) is None):
+            self._forget()  # in the latter case another command has just moved it aside, and makes a new one
         elif is_damage(failure) or self._is_unreadable(failure):
             if self.later:
                 raise self._unusable(failure)
@@ -261,8 +255,9 @@ class Database:
             self._create()
             self._inode = own_file(self.path)
         self._process = os.getpid()
-        self._connection = connection = connect(self.path, _POLL_S)
-        self._version = judged(connection, self.contents.schema.version)
+        left = take(self.path, self._inode)
+        self._connection = connection = connect(self.path, _POLL_S) if left is None else left.connection
+        self._version = judged(connection, self.contents.schema.version) if left is None else left.version
         if own_file(self.path) != self._inode:
             raise _Changed
         self._prepare(connection)
@@ -292,7 +287,7 @@ class Database:
     def _forget(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None and self._process != os.getpid():
-            _of_parents.append(connection)
+            of_parents.append(connection)
             connection = None
         try:
             if connection is not None:
@@ -301,13 +296,9 @@ class Database:
             pass  # what was committed stays so; the next command does what a close does
 
     def __del__(self) -> None:
-        """Close it, unless it is of the process that this one was forked from.
-
-        The last to close a database puts its log away and waits for the disk, four times. A process that answers once
-        and ends has no use for that: the log is put away when it is full.
-        """
+        """Close it, unless it is another process's, or this one answers and ends, or answers again."""
         if self._connection is not None and afterwards.holding():
-            _left_open.append(self._connection)
+            leave(self.path, Left(self._connection, self._process, self._inode, self._version))
             self._connection = None
         self._forget()
         if self._copy is not None:

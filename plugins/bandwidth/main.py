@@ -28,6 +28,7 @@ class Bandwidth(Plugin):
 
     name = "bandwidth"
     about = "limits a container's bandwidth with token bucket filters"
+    reusable = True
     versions = tuple(version for version in ALL if version not in ("0.1.0", "0.2.0"))
 
     def __init__(self, links: Links | None = None) -> None:
@@ -37,6 +38,11 @@ class Bandwidth(Plugin):
         """Shape; the ifb, when there is one, is appended to the result's interfaces."""
         settings = _settings(request)
         result = request.conf.require_prev_result()
+        if not settings.limited or request.conf.runtime_config.has("bandwidth"):
+            from cnimeta_plugins.bandwidth.keys import idle_keys
+
+            for text in idle_keys(request.conf):
+                request.log(f"bandwidth: {text}")
         if not settings.limited:
             return result
         key = request.attachment.key
@@ -98,11 +104,11 @@ class Bandwidth(Plugin):
 
     def validate(self, conf: NetConf) -> Iterable[str]:
         """Keys and values."""
-        from cnimeta.spec.keys import OF_EVERY_PLUGIN, strangers
-        from cnimeta_plugins.bandwidth.config import KEYS, read_settings
+        from cnimeta_plugins.bandwidth.config import read_settings
+        from cnimeta_plugins.bandwidth.keys import remarks
 
         read_settings(conf)
-        return strangers(conf.fields, (*OF_EVERY_PLUGIN, *KEYS))
+        return remarks(conf)
 
     def _shaper(self) -> Shaper:
         from cnimeta_plugins.bandwidth.apply import Shaper

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Sysctl,
     )
     from cnimeta.ports.mapper import MappedPort, PortMapper
+    from cnimeta_plugins.hostport_alloc.allocate.blocked import Probe
     from cnimeta_plugins.hostport_alloc.allocate.ranges import PortSet
     from cnimeta_plugins.hostport_alloc.config import Settings
     from cnimeta_plugins.hostport_alloc.hook.event import Notify
@@ -88,7 +89,7 @@ class Wiring:
         from cnimeta_plugins.hostport_alloc.state.contents import PortContents
         from cnimeta_plugins.hostport_alloc.state.store import Store
 
-        contents = PortContents(lambda: self._attached(folder, log), self.clock, self.boot_id, log)
+        contents = PortContents(lambda: self.mappings(folder, log), self.clock, self.boot_id, log)
         if self._open_database is not None:
             database = self._open_database(folder, contents, self.boot_id, log, timeout_s)
         else:
@@ -139,15 +140,31 @@ class Wiring:
 
         `settings`: of a configuration that may have reserved ports itself.
         """
-        ours = self.reservation(settings.data_dir).ours() if settings is not None and settings.reserve_ports else 0
         from cnimeta_plugins.hostport_alloc.allocate.blocked import blocked_ports
 
-        scan = self._scan
-        if scan is None:
-            from cnimeta.host.portscan import RulesetScan
+        return blocked_ports(self.sockets, self._scanning(log), self._reserved_by_us(settings))
 
-            scan = RulesetScan(log)
-        return blocked_ports(self.sockets, scan, ours)
+    def set_aside(self, log: Callable[[str], None], settings: Settings) -> dict[str, PortSet]:
+        """Those of them that somebody has reserved or redirects."""
+        from cnimeta_plugins.hostport_alloc.allocate.blocked import set_aside
+
+        return set_aside(self.sockets, self._scanning(log), self._reserved_by_us(settings))
+
+    def probe(self) -> Probe:
+        """Whether a port is one of the sockets'."""
+        from cnimeta_plugins.hostport_alloc.allocate.blocked import Probe
+
+        return Probe(self.sockets)
+
+    def _scanning(self, log: Callable[[str], None]) -> PortScan:
+        if self._scan is not None:
+            return self._scan
+        from cnimeta.host.portscan import RulesetScan
+
+        return RulesetScan(log)
+
+    def _reserved_by_us(self, settings: Settings | None) -> PortSet:
+        return self.reservation(settings.data_dir).ours() if settings is not None and settings.reserve_ports else 0
 
     def reservation(self, folder: str) -> Reservation:
         """The ports that are reserved with the kernel, by us and by others."""
@@ -238,10 +255,6 @@ class Wiring:
         mapper = self.registered_mapper(PORTMAP_TYPE, log)
         return of_hostport_alloc(mapper.mappings(folder, log) if mapper is not None else ())
 
-    def _attached(self, folder: str, log: Callable[[str], None]) -> tuple[MappedPort, ...]:
-        """Those that a record can be made of: a foreign plugin would never have it released."""
-        return tuple(one for one in self.mappings(folder, log) if one.ifname)
-
     # --- the container, its node and its Pod -------------------------------------------------------------
 
     @property
@@ -308,7 +321,7 @@ class Wiring:
 
 
 def of_hostport_alloc(mappings: Iterable[MappedPort]) -> tuple[MappedPort, ...]:
-    """Those that were made for hostport_alloc, or may have been: on whose behalf is on record only."""
+    """Those that were made for hostport_alloc, or may have been: not every kind of rule tells."""
     from cnimeta_plugins.hostport_alloc.config import PLUGIN_TYPE
 
-    return tuple(one for one in mappings if one.managed_by == PLUGIN_TYPE or not one.recorded)
+    return tuple(one for one in mappings if one.managed_by in (PLUGIN_TYPE, None))

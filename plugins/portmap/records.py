@@ -20,7 +20,8 @@ from cnimeta.spec.fields import Fields
 from cnimeta.spec.ip import Cidr, parse_cidr
 from cnimeta.spec.jsonio import dumps, loads_object
 from cnimeta_plugins.portmap.config import PortMapping, read_mapping
-from cnimeta_plugins.portmap.notes import Notes, digest
+from cnimeta_plugins.portmap.names import SUFFIX, digest, earlier_name, file_name, unkept
+from cnimeta_plugins.portmap.notes import Notes
 from cnimeta_plugins.portmap.plan import Owner
 
 TYPE_CHECKING = False
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 VERSION = 2
 _FOLDER = "portmap"
-_SUFFIX = ".json"
 
 
 class Record(NamedTuple):
@@ -133,12 +133,14 @@ class Records:
 
     def find(self, owner: Owner) -> Found:
         """The attachment's record. One that is damaged or of a later version is reported."""
-        return self._find(file_name(owner))
+        found = self._find(file_name(owner))
+        return self._find(earlier_name(owner)) if found == Found() else found
 
     def store(self, record: Record) -> None:
         """Write, whole or not at all. After another boot a record is dead anyway, so nothing waits for the disk."""
         try:
             self._files.write(os.path.join(self.folder, file_name(record.owner)), encode(record))
+            self._files.remove(os.path.join(self.folder, earlier_name(record.owner)))
         except OSError as error:
             raise self._unusable(error) from None
 
@@ -146,28 +148,49 @@ class Records:
         """Remove; missing is fine. The container's addresses, and those that it may have `had`, are free."""
         self.leave(owner, had)
         try:
-            self._files.remove(os.path.join(self.folder, file_name(owner)))
+            for name in (file_name(owner), earlier_name(owner)):
+                self._files.remove(os.path.join(self.folder, name))
         except OSError as error:
             raise self._unusable(error) from None
 
-    def of_container(self, container_id: str) -> Iterator[Record]:
-        """The records of one container, whatever the network; the folder's names are listed, the others not read."""
+    def of_container(self, container_id: str, damaged: list[str] | None = None) -> Iterator[Record]:
+        """The records of one container, whatever the network; the folder's names are listed, the others not read.
+
+        The files of those that are damaged go to `damaged`.
+        """
         prefix = digest(container_id)
         for name in self._names():
             if name.startswith(prefix):
-                record = self._find(name).record
+                record = self._noted(name, damaged)
                 if record is not None and record.owner.container_id == container_id:
                     yield record
 
-    def of_network(self, network: str, but: Collection[tuple[str, str]], failures: Failures) -> Iterator[Record]:
+    def _noted(self, name: str, damaged: list[str] | None) -> Record | None:
+        found = self._find(name)
+        if damaged is not None and found.problem and not found.newer:
+            damaged.append(name)
+        return found.record
+
+    def drop_damaged(self, name: str) -> None:
+        """Remove a file that is still damaged: an ADD may have written it anew."""
+        now: list[str] = []
+        self._noted(name, now)
+        try:
+            if now:
+                self._notes.leave_addresses((name,), (), ())
+                self._files.remove(os.path.join(self.folder, name))
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def of_network(
+        self, network: str, but: Collection[tuple[str, str]], failures: Failures, damaged: list[str]
+    ) -> Iterator[Record]:
         """The records of a network whose (container ID, ifname) is not in `but`. Of others the names alone are read.
 
-        What cannot be read is among the failures, and keeps nobody from the others.
+        What cannot be read is among the failures, and keeps nobody from the others. The files of damaged ones go to
+        `damaged`.
         """
-        ends = {ifname: _end(network, ifname) for ifname in {ifname for _, ifname in but}}
-        kept = {digest(container_id) + ends[ifname] for container_id, ifname in but}
-        of_it = f"-{digest(network)}-"
-        for record in self._each([name for name in self._names() if of_it in name and name not in kept], failures):
+        for record in self._each(unkept(self._names(), network, but), failures, damaged):
             if record.owner.network == network:
                 yield record
 
@@ -192,7 +215,8 @@ class Records:
     def leave(self, owner: Owner, had: Iterable[Cidr] = (), but: Iterable[Cidr] = ()) -> None:
         """Note that the owner has no container address but some; `had` are those that it may have had."""
         noted = [container.address for container in had], [container.address for container in but]
-        self._used(lambda: self._notes.leave_addresses(file_name(owner), *noted))
+        names = file_name(owner), earlier_name(owner)
+        self._used(lambda: self._notes.leave_addresses(names, *noted))
 
     def at(self, address: Address) -> Iterator[Record]:
         """The records that have a container address by a note, and say so themselves."""
@@ -211,17 +235,17 @@ class Records:
         """All that can be understood; what cannot be read is among the failures, and keeps nobody from the others."""
         yield from self._each(self._names(), failures)
 
-    def _each(self, names: Iterable[str], failures: Failures) -> Iterator[Record]:
+    def _each(self, names: Iterable[str], failures: Failures, damaged: list[str] | None = None) -> Iterator[Record]:
         for name in names:
             record = None
             with failures:
-                record = self._find(name).record
+                record = self._noted(name, damaged)
             if record is not None:
                 yield record
 
     def any(self) -> bool:
         """Whether there is a record at all, one that cannot be understood included."""
-        return self._used(lambda: self._files.any_name(self.folder, _SUFFIX))
+        return self._used(lambda: self._files.any_name(self.folder, SUFFIX))
 
     def usable(self) -> None:
         """Raise StateUnusable unless records can be written."""
@@ -235,7 +259,7 @@ class Records:
             raise self._unusable(error) from None
 
     def _names(self) -> list[str]:
-        return [name for name in self._used(lambda: self._files.names(self.folder)) if name.endswith(_SUFFIX)]
+        return [name for name in self._used(lambda: self._files.names(self.folder)) if name.endswith(SUFFIX)]
 
     def _used(self, work: Callable[[], T]) -> T:
         try:
@@ -250,8 +274,11 @@ class Records:
             if data is None:
                 return Found()
             record = decode(data, self._read_payload)
-            if file_name(record.owner) != name:
+            present = file_name(record.owner)
+            if name not in (present, earlier_name(record.owner)):
                 raise DamagedRecord("it is of another attachment than its name says")
+            if name != present and self._files.any_name(self.folder, present):  # `store` was killed in between
+                return Found()
             return Found(record)
         except DamagedRecord as error:
             self._log(f"portmap: the record {path} is damaged: {error.msg}; the kernel's rules tell what there is")
@@ -267,48 +294,6 @@ class Records:
 
     def _unusable(self, error: OSError) -> StateUnusable:
         return StateUnusable(f"$.dataDir: cannot use {error.filename or self.folder}: {error.strerror or error}")
-
-
-class Others(NamedTuple):
-    """The records of every attachment but one, for what must know whom else it meets."""
-
-    records: Records
-    life: Life
-    owner: Owner | None
-
-    def every(self) -> Iterator[Record]:
-        """All that can be understood."""
-        return (record for record in self.records.every() if record.owner != self.owner)
-
-    def of_container(self, container_id: str) -> Iterator[Record]:
-        """Those of one container."""
-        return (record for record in self.records.of_container(container_id) if record.owner != self.owner)
-
-    def has(self, owner: Owner) -> bool:
-        """Whether there is a record of this one."""
-        return owner != self.owner and self.records.find(owner).record is not None
-
-    def at(self, address: Address) -> Iterator[Record]:
-        """Those that have a container address, as far as it is noted."""
-        return (record for record in self.records.at(address) if record.owner != self.owner)
-
-    def take(self, addresses: Iterable[Address]) -> None:
-        """Note that the attachment which these are the others of has these container addresses."""
-        if self.owner is not None:
-            self.records.take(self.owner, addresses)
-
-    def is_dead(self, record: Record) -> bool:
-        """Whether the record's container cannot be alive."""
-        return self.life.is_dead(record)
-
-
-def file_name(owner: Owner) -> str:
-    """The name of an attachment's file."""
-    return digest(owner.container_id) + _end(owner.network, owner.ifname)
-
-
-def _end(network: str, ifname: str) -> str:
-    return f"-{digest(network)}-{digest(ifname)}{_SUFFIX}"
 
 
 # --- the document ----------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from store_kit import ONE, TWO, Place, Things, everything, put
 
 from cnimeta.errors import CniError, StateUnusable, TryAgainLater
 from cnimeta.host import afterwards
-from cnimeta.store import database as database_module
+from cnimeta.store import left
 from cnimeta.store.database import LaterVersion
-from cnimeta.store.sql import set_seal
+from cnimeta.store.sql import connect, set_seal
 from cnimeta.store.values import Damage
 
 pytestmark = pytest.mark.unit
@@ -224,6 +224,13 @@ def test_folders_above_are_made_and_are_nobody_elses(tmp_path):
     assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) & 0o022 == 0
 
 
+@pytest.mark.parametrize("name", ["état", "日本", "a b", "a?b#c%41", "/twice"])
+def test_folder_may_be_called_anything(tmp_path, name):
+    place = Place(f"{tmp_path}/{name}")
+    place.database().write(put("a"))
+    assert place.database().read(everything) == {"a": "v"}
+
+
 def test_replaced_database_is_noticed_by_a_process_that_has_it_open(real):
     first = real.database()
     first.write(put("a"))
@@ -288,7 +295,7 @@ def test_connection_never_crosses_a_fork(real):
                 inherited = database._connection
                 database.write(put(f"child {os.getpid()}"))
                 assert database._connection is not inherited
-                assert inherited in database_module._of_parents
+                assert inherited in left.of_parents
                 del database
                 status = 0
             finally:
@@ -514,3 +521,59 @@ def test_process_that_answers_once_leaves_its_log_to_the_next(real, once):
         os._exit(int(os.path.exists(log) and os.path.getsize(log) > 0))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == int(once)
     assert real.database().read(everything) == {"a": "v", "b": "v"}
+
+
+def test_database_that_was_moved_aside_is_not_begun_empty_by_who_was_about_to_open_it(real):
+    real.database().write(put("a"))
+    met = []
+
+    def gather(_contents):
+        with pytest.raises(_sqlite3.OperationalError, match="unable to open"):
+            connect(real.path)  # as a command does that has looked at the file just before
+        met.append(os.path.exists(real.path))
+        return {"known": "1"}
+
+    os.truncate(real.path, 100)
+    made = real.database(contents=type("Meeting", (Things,), {"gather": gather})())
+    made.write(put("b"))
+    assert met == [False]
+    assert real.database().read(everything) == {"known": "1", "b": "v"}
+
+
+def test_process_that_answers_again_goes_on_with_its_connection_to_the_same_file(real):
+    """And opens another one where the file is another, or the process is."""
+
+    def opened() -> list[str]:
+        links = (f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd"))
+        return sorted(os.readlink(link) for link in links if os.path.lexists(link))
+
+    def one_command(key: str) -> dict[str, str]:
+        database = real.database()
+        database.write(put(key))
+        return dict(database.read(everything))
+
+    child = os.fork()
+    if child == 0:
+        status = 9
+        try:
+            afterwards.begin()
+            one_command("a")
+            before = [path for path in opened() if path.startswith(real.path)]
+            assert before
+            for key in "bcdefgh":
+                one_command(key)
+            assert [path for path in opened() if path.startswith(real.path)] == before
+            grandchild = os.fork()
+            if grandchild == 0:
+                os._exit(0 if len(one_command("i")) == 9 else 1)
+            assert os.waitpid(grandchild, 0)[1] == 0
+            assert len(one_command("j")) == 10
+            for name in os.listdir(os.path.dirname(real.path)):
+                if name.startswith(os.path.basename(real.path)) or name == "sequence":
+                    os.unlink(f"{os.path.dirname(real.path)}/{name}")
+            assert one_command("k") == {"k": "v"}
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert real.database().read(everything) == {"k": "v"}
