@@ -27,7 +27,7 @@ class ProcSysctl:
             if read_setting(path).decode().strip() == value:
                 return
             with open(path, "w", encoding="ascii") as file:
-                file.write(value + "\n")  # a list is empty after an empty line; nothing at all changes nothing
+                file.write(value + "\n")  # an empty write is none: without the line end a list could not be emptied
         except OSError as error:
             raise IoFailure(f"cannot set {path} to {value}: {error.strerror or error}") from None
 
