@@ -13,9 +13,10 @@ import signal
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from cnimeta.agent.pages import take
 from cnimeta.agent.systemd import Manager
 from cnimeta.agent.wire import REFUSED, Broken
-from cnimeta.agent.worker import SHORT, Service, accepted, greet, rehearse, serve
+from cnimeta.agent.worker import SHORT, Service, accepted, greet, serve
 from cnimeta.errors import shown
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ class Agent:
         log = os.dup(2)
         service = self._service._replace(log=lambda line: _write(log, f"cnimeta agent: {line}\n"))
         if connection is None:
-            rehearse(service)
+            take(service.pages)
             connection = accepted(self._listener, self._retired)
             if connection is None:
                 return

@@ -6,7 +6,9 @@ and leave nothing in the agent. It is forked ahead and waits in `accepted`; what
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import gc
 import os
 import select
 import socket
@@ -14,17 +16,20 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from cnimeta.agent.client import send
+from cnimeta.agent.pages import learn
 from cnimeta.agent.peer import Peer
+from cnimeta.agent.rehearsal import Invocation, Stage, practise
 from cnimeta.agent.wire import ACCEPTED, ANSWER, DESCRIPTORS, HELLO, REFUSED, REQUEST, Broken, receive
-from cnimeta.errors import shown
+from cnimeta.errors import CniError, shown
 from cnimeta.host import afterwards
 from cnimeta.host.lifeline import is_cut, tie
-from cnimeta.host.netns import join
+from cnimeta.host.netns import join, opened
 from cnimeta.plugin.dispatch import answered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from cnimeta.agent.pages import Range
     from cnimeta.agent.plugins import Code
     from cnimeta.plugin.base import Plugin
 
@@ -34,7 +39,9 @@ SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """What accept says where something is used up: to ask again at once would use the processor up too."""
 _WHOLE = socket.MSG_WAITALL | socket.MSG_CMSG_CLOEXEC
 _ROOT = "/"
-_REHEARSAL = {
+_REFUSED_STDIN = b"""{"cniVersion":"1.1.0","name":"rehearsal","type":"rehearsal","runtimeConfig":{"portMappings":[]},
+"prevResult":{"interfaces":[{"name":"eth0","sandbox":"/"}],"ips":[{"address":"192.0.2.1/24","interface":0}]}}"""
+_REFUSED_ENVIRON = {
     "CNI_COMMAND": "ADD",
     "CNI_CONTAINERID": "rehearsal",
     "CNI_IFNAME": "eth0",
@@ -42,18 +49,20 @@ _REHEARSAL = {
     "CNI_PATH": "/nonexistent",
     "CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAME=rehearsal",
 }
-_REHEARSED = b"""{"cniVersion":"1.1.0","name":"rehearsal","type":"rehearsal","runtimeConfig":{"portMappings":[]},
-"prevResult":{"interfaces":[{"name":"eth0","sandbox":"/"}],"ips":[{"address":"192.0.2.1/24","interface":0}]}}"""
+"""An ADD into our own namespace: the SDK refuses it before any plugin acts."""
 
 
 class Service(NamedTuple):
-    """What workers do: the plugins by identity, the files that they were loaded from, who may ask."""
+    """What workers do: the plugins by identity, the files that they were loaded from, who may ask; and the memory that
+    it takes, had ahead.
+    """
 
     plugins: Mapping[bytes, Plugin]
     code: Code
     capabilities: int
     """Those that the agent has: who asks must have them."""
     log: Callable[[str], None]
+    pages: tuple[Range, ...] = ()
 
 
 def accepted(listener: socket.socket, retired: int) -> socket.socket | None:
@@ -115,25 +124,50 @@ def serve(connection: socket.socket, service: Service, report: Callable[[str], N
     afterwards.linger()
 
 
-def rehearse(service: Service) -> None:
-    """Serve a request of our own that the SDK refuses before any plugin acts: an ADD into our own namespace.
+def prepared(service: Service) -> Service:
+    """The service with what it takes to serve: learnt from a process that does so once, on a stage if there is one."""
+    try:
+        stage: Stage | None = Stage()
+    except (CniError, OSError) as error:
+        service.log(f"plugins are not rehearsed: {shown(str(error))}")
+        stage = None
+    with contextlib.ExitStack() as closing:
+        if stage is not None:
+            closing.callback(stage.close)
+            practise(service.plugins.values(), stage, service.log)
+        gc.collect()
+        gc.freeze()  # a collection in a fork would copy every page
+        return service._replace(pages=learn(lambda: _perform(service, stage)))
 
-    A fork shares its memory until it writes to it, and each page that it writes to first costs some 8 µs. There are 600
-    of them on the way of every request.
-    """
-    for name in service.plugins:
-        reading, writing = os.pipe()
-        os.write(writing, _REHEARSED)
-        os.close(writing)
-        os.dup2(reading, 0)
-        os.close(reading)
-        os.environ.update(_REHEARSAL)
-        ours, theirs = socket.socketpair()
-        lifeline: list[int] = []
-        with ours, theirs:
-            send(ours, name, lifeline)
-            serve(theirs, service, lambda _: None)
-        os.close(lifeline[0])
+
+def _perform(service: Service, stage: Stage | None) -> None:
+    """Serve requests of our own."""
+    quiet = service._replace(log=lambda _: None)
+    if stage is not None:
+        descriptor = opened(stage.node)
+        join(descriptor)
+        os.close(descriptor)
+    for name, plugin in service.plugins.items():
+        told = [Invocation(_REFUSED_ENVIRON, _REFUSED_STDIN)]
+        if stage is not None:
+            told += stage.invocations(plugin)
+        for environ, stdin in told:
+            _serve_ourselves(quiet, name, environ, stdin)
+
+
+def _serve_ourselves(service: Service, name: bytes, environ: Mapping[str, str], stdin: bytes) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, stdin)
+    os.close(writing)
+    os.dup2(reading, 0)
+    os.close(reading)
+    os.environ.update(environ)
+    ours, theirs = socket.socketpair()
+    lifeline: list[int] = []
+    with ours, theirs:
+        send(ours, name, lifeline)
+        serve(theirs, service, lambda _: None)
+    os.close(lifeline[0])
 
 
 class _Request:

@@ -137,7 +137,7 @@ def _import_file(name: str, file: str) -> None:
     known = sys.modules.get(name)
     if known is not None:
         place = getattr(known, "__file__", None) or ""
-        if os.path.realpath(place) != os.path.realpath(file):
+        if place != file and os.path.realpath(place) != os.path.realpath(file):
             raise ImportError(f"{name} was loaded from {place} already, not from {file}")
         return
     spec = spec_from_file_location(name, file)
