@@ -25,6 +25,8 @@ else:
 
     def _new(cls, /, *args, **kwargs):
         fields, defaults = cls._fields, cls._field_defaults
+        if len(args) == len(fields) and not kwargs:  # as a rule
+            return tuple.__new__(cls, args)
         if len(args) > len(fields):
             raise TypeError(f"{cls.__name__} takes {len(fields)} values, got {len(args)}")
         values = list(args)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import select
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,7 +20,6 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PRESENT, _EXCLUSIVE = 1 << 63, 1 << 56  # pagemap(5)
 _POPULATE_READ, _POPULATE_WRITE = 22, 23  # Linux 5.14
 _GAP = 2  # so that one page between two others is taken along rather than to make another call
-_WAIT_S = 20
 _RANGE = struct.Struct("=QQi")
 _MADVISE = ctypes.CDLL(None, use_errno=True).madvise
 _MADVISE.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -35,31 +33,21 @@ class Range(NamedTuple):
     written: bool
 
 
-def learn(serve: Callable[[], None]) -> tuple[Range, ...]:
-    """What `serve` takes in a process of its own. None where the kernel does not tell, or it failed."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(reading)
-            areas = [*_mapped()]
-            before = [_flags(area) for area in areas]
-            serve()
-            after = [_flags(area) for area in areas]  # first all of it: to look at it takes memory too
-            found = b"".join(_RANGE.pack(*one) for one in _taken(areas, before, after))
-            with open(writing, "wb") as pipe:
-                pipe.write(found)
-        finally:
-            os._exit(0)
-    os.close(writing)
-    data = b""
-    with open(reading, "rb", buffering=0) as pipe:
-        while select.select([pipe], [], [], _WAIT_S)[0] and (more := pipe.read(1 << 16)):
-            data += more
-    os.kill(child, 9)  # it has ended, or takes much too long
-    os.waitpid(child, 0)
-    whole = len(data) - len(data) % _RANGE.size
-    return tuple(Range(start, length, bool(written)) for start, length, written in _RANGE.iter_unpack(data[:whole]))
+def tell(descriptor: int, serve: Callable[[], None]) -> None:
+    """Serve, and write to the descriptor which pages that took: in a process that was forked for it. Raises OSError."""
+    areas = [*_mapped()]
+    before = [_flags(area) for area in areas]
+    serve()
+    after = [_flags(area) for area in areas]  # first all of it: to look at it takes memory too
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(b"".join(_RANGE.pack(*one) for one in _taken(areas, before, after)))
+
+
+def told(data: bytes) -> tuple[Range, ...]:
+    """What `tell` has written; none when it was cut off."""
+    if len(data) % _RANGE.size:
+        return ()
+    return tuple(Range(start, length, bool(written)) for start, length, written in _RANGE.iter_unpack(data))
 
 
 def take(ranges: tuple[Range, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -37,6 +38,8 @@ class Served:
             else:
                 self.plugins[identity(package_folder(), target.plugin)] = plugin
         self.code.loaded()
+        gc.collect()
+        gc.freeze()  # a collection in a fork would copy every page
 
 
 class Code:

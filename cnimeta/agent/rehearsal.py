@@ -1,9 +1,7 @@
-"""Practising before the first container comes: ADD, CHECK and DEL of each plugin, in network namespaces made for it.
+"""Serving before the first container comes: ADD, CHECK and DEL of each plugin, in network namespaces made for it.
 
-The first time is slow: modules are imported, Python adapts its code to what it meets (PEP 659), kernel modules are
-loaded. The agent practises itself, before it forks anything; and then once more in a process that tells which pages of
-memory that takes (`pages.py`). Nothing is left of it, and nothing of the node is touched: there is a node and a
-container for it, of two namespaces joined by a veth pair, and a folder for state.
+One process does so, and tells which pages of memory that takes (`pages.py`). Nothing is left of it, and nothing of the
+node is touched: there is a node and a container for it, two namespaces joined by a veth pair, and a folder for state.
 """
 
 from __future__ import annotations
@@ -14,21 +12,18 @@ import shutil
 import tempfile
 from typing import TYPE_CHECKING, NamedTuple
 
-from cnimeta.errors import shown
-from cnimeta.host.netns import entered, made
+from cnimeta.host.netns import made
 from cnimeta.host.network.kernel import KernelNetworks
 from cnimeta.host.network.values import AddAddress, AddVeth, SetLink
-from cnimeta.plugin.dispatch import serve
 from cnimeta.spec.jsonio import dumps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterator
 
     from cnimeta.plugin.base import Plugin
     from cnimeta.spec.jsonio import JSON
 
 _NAME = "rehearsal"
-_ROUNDS = 4  # so that each function is called eight times, which is when Python adapts it
 _VERBS = ("ADD", "ADD", "CHECK", "DEL", "DEL")
 _VETH, _IFNAME = "veth0", "eth0"
 _GATEWAY, _ADDRESS = "192.0.2.1/24", "192.0.2.2/24"
@@ -69,7 +64,7 @@ class Stage:
         self._closing.close()
 
     def invocations(self, plugin: Plugin) -> Iterator[Invocation]:
-        """Every verb, with each configuration that the plugin wants to practise. Raises whatever the plugin does."""
+        """Every verb, with each configuration that the plugin names. Raises whatever the plugin does."""
         for conf in plugin.rehearsal():
             for verb in _VERBS:
                 yield self._invocation(verb, {"type": plugin.name, **conf})
@@ -83,16 +78,3 @@ class Stage:
         environ |= {"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAME=rehearsal", "CNI_PATH": "/nonexistent"}
         environ |= {"PATH": os.environ.get("PATH", ""), "CNIMETA_CONFIG": f"{self._folder}/none"}
         return Invocation(environ, dumps(whole).encode())
-
-
-def practise(plugins: Iterable[Plugin], stage: Stage, log: Callable[[str], None]) -> None:
-    """Run every verb several times, in this process. What fails is told."""
-    for plugin in plugins:
-        try:
-            with entered(stage.node):
-                for invocation in [*stage.invocations(plugin)] * _ROUNDS:
-                    _, failure = serve(plugin, *invocation, lambda _: None)
-                    if failure is not None:
-                        raise failure
-        except Exception as error:  # noqa: BLE001 - somebody's plugin must not end the agent
-            log(f"{plugin.name} is not rehearsed: {type(error).__name__}: {shown(str(error))}")

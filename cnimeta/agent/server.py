@@ -7,16 +7,17 @@ that somebody is there, and forks a worker for it.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from cnimeta.agent.pages import take
+from cnimeta.agent.pages import take, tell, told
 from cnimeta.agent.systemd import Manager
 from cnimeta.agent.wire import REFUSED, Broken
-from cnimeta.agent.worker import SHORT, Service, accepted, greet, serve
+from cnimeta.agent.worker import SHORT, Service, accepted, greet, rehearse, serve
 from cnimeta.errors import shown
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ class Agent:
         self._retired, self._keep = os.pipe()
         self._reports, self._report = os.pipe()
         self._woken, self._wake = os.pipe()
+        self._rehearsed = -1
+        """Where the rehearsal tells, while it lasts."""
+        self._pages = b""
         for descriptor in (self._reports, self._report, self._woken, self._wake):
             os.set_blocking(descriptor, False)
         self._ended = ""
@@ -86,6 +90,7 @@ class Agent:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whoever started this may have blocked some
         self._fill()
+        self._rehearse()
         self._manager.ready()
         looked = time.monotonic()
         while not self._ended:
@@ -103,6 +108,25 @@ class Agent:
             connection.close()
         return again
 
+    def _rehearse(self) -> None:
+        """Have a process find out which memory serving takes. Workers that are there by then go without."""
+        self._rehearsed, told_to = os.pipe()
+        os.set_blocking(self._rehearsed, False)
+        self._forked("the rehearsal", lambda: self._do(lambda: tell(told_to, lambda: rehearse(self._service))))
+        os.close(told_to)
+
+    def _learn(self) -> None:
+        """Take what the rehearsal has told, and what it comes to when that is all."""
+        try:
+            more = os.read(self._rehearsed, 1 << 16)
+        except BlockingIOError:
+            return
+        self._pages += more
+        if not more:
+            os.close(self._rehearsed)
+            self._rehearsed = -1
+            self._service = self._service._replace(pages=told(self._pages))
+
     def _retire(self) -> None:
         """Let the workers that wait end."""
         keep, self._keep = self._keep, -1
@@ -115,12 +139,15 @@ class Agent:
     def _turn(self) -> None:
         """Wait for something to do, and do it."""
         poller = select.poll()
-        for descriptor in (self._reports, self._woken):
-            poller.register(descriptor, select.POLLIN)
+        for descriptor in (self._reports, self._woken, self._rehearsed):
+            if descriptor >= 0:
+                poller.register(descriptor, select.POLLIN)
         if not self._idle:
             poller.register(self._listener, select.POLLIN)
         ready = {found for found, _ in poller.poll(_LOOK_S * 1000)}
         _drained(self._woken)
+        if self._rehearsed in ready:
+            self._learn()
         self._hear(_drained(self._reports))
         self._reap()
         if self._listener.fileno() in ready and not self._ended:
@@ -201,8 +228,9 @@ class Agent:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, *ENDING):
                 signal.signal(number, signal.SIG_DFL)
-            for descriptor in (self._keep, self._reports, self._woken, self._wake):
-                os.close(descriptor)
+            for descriptor in (self._keep, self._reports, self._woken, self._wake, self._rehearsed):
+                if descriptor >= 0:
+                    os.close(descriptor)
             for other in self._waiting:
                 other.close()
             run()
@@ -214,6 +242,7 @@ class Agent:
 
     def _work(self, connection: socket.socket | None) -> None:
         """A worker's life."""
+        gc.disable()  # it ends before it would be worth its while
         log = os.dup(2)
         service = self._service._replace(log=lambda line: _write(log, f"cnimeta agent: {line}\n"))
         if connection is None:

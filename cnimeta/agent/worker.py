@@ -16,9 +16,8 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from cnimeta.agent.client import send
-from cnimeta.agent.pages import learn
 from cnimeta.agent.peer import Peer
-from cnimeta.agent.rehearsal import Invocation, Stage, practise
+from cnimeta.agent.rehearsal import Invocation, Stage
 from cnimeta.agent.wire import ACCEPTED, ANSWER, DESCRIPTORS, HELLO, REFUSED, REQUEST, Broken, receive
 from cnimeta.errors import CniError, shown
 from cnimeta.host import afterwards
@@ -111,7 +110,7 @@ def serve(connection: socket.socket, service: Service, report: Callable[[str], N
         connection.sendall(REFUSED)
         return
     request.take_place()
-    afterwards.begin()
+    afterwards.begin(awaited=False)
     report(request.told())
     connection.sendall(ACCEPTED)  # after this nobody else does the work
     connection.settimeout(None)
@@ -124,8 +123,13 @@ def serve(connection: socket.socket, service: Service, report: Callable[[str], N
     afterwards.linger()
 
 
-def prepared(service: Service) -> Service:
-    """The service with what it takes to serve: learnt from a process that does so once, on a stage if there is one."""
+def rehearse(service: Service) -> None:
+    """Serve requests of our own: every verb of every plugin that names a rehearsal, on a stage if one can be made.
+
+    Changes this process as serving does, several times; it was forked for that.
+    """
+    gc.disable()  # as in a worker
+    quiet = service._replace(log=lambda _: None)
     try:
         stage: Stage | None = Stage()
     except (CniError, OSError) as error:
@@ -134,25 +138,17 @@ def prepared(service: Service) -> Service:
     with contextlib.ExitStack() as closing:
         if stage is not None:
             closing.callback(stage.close)
-            practise(service.plugins.values(), stage, service.log)
-        gc.collect()
-        gc.freeze()  # a collection in a fork would copy every page
-        return service._replace(pages=learn(lambda: _perform(service, stage)))
-
-
-def _perform(service: Service, stage: Stage | None) -> None:
-    """Serve requests of our own."""
-    quiet = service._replace(log=lambda _: None)
-    if stage is not None:
-        descriptor = opened(stage.node)
-        join(descriptor)
-        os.close(descriptor)
-    for name, plugin in service.plugins.items():
-        told = [Invocation(_REFUSED_ENVIRON, _REFUSED_STDIN)]
-        if stage is not None:
-            told += stage.invocations(plugin)
-        for environ, stdin in told:
-            _serve_ourselves(quiet, name, environ, stdin)
+            descriptor = opened(stage.node)
+            join(descriptor)
+            os.close(descriptor)
+        for name, plugin in service.plugins.items():
+            told = [Invocation(_REFUSED_ENVIRON, _REFUSED_STDIN)]
+            try:
+                told += [] if stage is None else stage.invocations(plugin)
+                for environ, stdin in told:
+                    _serve_ourselves(quiet, name, environ, stdin)
+            except Exception as error:  # noqa: BLE001 - somebody's plugin must not keep the others from it
+                service.log(f"{plugin.name} is not rehearsed: {type(error).__name__}: {shown(str(error))}")
 
 
 def _serve_ourselves(service: Service, name: bytes, environ: Mapping[str, str], stdin: bytes) -> None:

@@ -13,7 +13,7 @@ from cnimeta.agent.plugins import Served
 from cnimeta.agent.server import ENDING, WORKERS, Agent, Job
 from cnimeta.agent.systemd import Manager
 from cnimeta.agent.wire import SOCKET
-from cnimeta.agent.worker import Service, prepared
+from cnimeta.agent.worker import Service
 
 if TYPE_CHECKING:
     import argparse
@@ -46,7 +46,7 @@ def _run(args: argparse.Namespace) -> int:
     jobs = []
     if args.deliver > 0:
         jobs.append(Job("deliver", args.deliver, lambda: _deliver(["--conf", args.conf] if args.conf else [])))
-    service = prepared(Service(served.plugins, served.code, own_capabilities(), _log))
+    service = Service(served.plugins, served.code, own_capabilities(), _log)
     if Agent(listening, service, jobs=jobs, workers=args.workers, manager=manager).serve():
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         os.environ.update({**listening.pass_on(), **manager.environ()})
