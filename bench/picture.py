@@ -1,4 +1,4 @@
-"""Pictures of measurements as SVG, without any package: lines over sizes, and bars beside one another."""
+"""Pictures of measurements as SVG, without any package: lines over sizes, bars beside one another, stacked bars."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 720, 360, 70, 50, 40
-_COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a", "#bf3989")
+_COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a", "#bf3989", "#0a7ea4", "#953800")
 _TICKS = (0.1, 1, 10, 100, 1000, 10_000, 100_000)
 
 
 def lines(path: Path, title: str, sizes: Sequence[int], series: Mapping[str, Sequence[float]], unit: str) -> None:
-    """One line a name, over `sizes`, on a logarithmic scale of `unit`."""
+    """One line a name, over the first of `sizes`, on a logarithmic scale of `unit`."""
     low, high = _range([value for values in series.values() for value in values])
     parts = [*_frame(title, unit, low, high)]
     step = (_WIDTH - _LEFT - 160) / max(1, len(sizes) - 1)
@@ -53,6 +53,30 @@ def bars(path: Path, title: str, groups: Mapping[str, Mapping[str, float]], unit
     _write(path, parts)
 
 
+def stacked(path: Path, title: str, groups: Mapping[str, Mapping[str, float]], unit: str) -> None:
+    """A lying bar a name, of its parts one after the other, on a linear scale of `unit`."""
+    most = max(sum(group.values()) for group in groups.values())
+    left, room, line = 230, _WIDTH - 230 - 80, (_HEIGHT - _TOP - _BOTTOM) / len(groups)
+    kinds = list(dict.fromkeys(kind for group in groups.values() for kind in group))
+    parts = [_text(10, 20, title, "start", size=14)]
+    for place, (name, group) in enumerate(groups.items()):
+        x, y = float(left), _TOP + place * line
+        parts.append(_text(left - 8, y + line * 0.55, name, "end"))
+        for kind, value in group.items():
+            wide, colour = value / most * room, _COLOURS[kinds.index(kind) % len(_COLOURS)]
+            parts.append(
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{line * 0.75:.1f}" fill="{colour}">'
+                f"<title>{kind}: {value:.2f} {unit}</title></rect>"
+            )
+            x += wide
+        parts.append(_text(x + 6, y + line * 0.55, f"{sum(group.values()):.2f} {unit}", "start"))
+    step = (_WIDTH - 20) / len(kinds)
+    for number, kind in enumerate(kinds):
+        colour = _COLOURS[number % len(_COLOURS)]
+        parts.append(_text(10 + step * number, _HEIGHT - 12, kind, "start", colour, size=10))
+    _write(path, parts)
+
+
 def _range(values: Sequence[float]) -> tuple[float, float]:
     """The decades that hold the values."""
     least, most = max(min(values), 0.1), max(values)
@@ -83,7 +107,7 @@ def _text(x: float, y: float, text: str, anchor: str, colour: str = "#24292f", s
 
 
 def _write(path: Path, parts: Sequence[str]) -> None:
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}">'
     background = f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>'
     path.write_text("\n".join([head, background, *parts, "</svg>", ""]), encoding="utf-8")

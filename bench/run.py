@@ -1,8 +1,9 @@
-"""`make bench`: run every benchmark of this folder and write docs/benchmarks.md.
+"""`make bench`: run every benchmark and write docs/benchmarks.md.
 
-A benchmark is a module `bench/<name>.py` with `TITLE`, `NOTE` (how it is measured, one paragraph) and
-`measure() -> list[Row]`; rows with a `reference` get a ratio. One with a table of its own has `section() -> str`. All
-figures of one document come from one run.
+A benchmark is a module of SECTIONS with `TITLE`, `NOTE` (what is measured and how, one paragraph) and `measure() ->
+list[Row]`; one with a table of its own has `section() -> str`. Each section is kept in build/bench as soon as it is
+measured, with its date and load, and the page is made of them: `bench/run.py NAME …` measures some of them anew, and
+RESUME=1 only those that are missing. QUICK=1: few runs of small sizes into build/bench-quick, to see that all works.
 """
 
 from __future__ import annotations
@@ -14,19 +15,25 @@ import platform
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
-HERE = Path(__file__).parent
-DOCUMENT = HERE.parent / "docs" / "benchmarks.md"
+from common import BUILT, QUICK, ROOT, Row, reference
 
+SECTIONS = ("speed", "where", "sizes", "path", "hostport_alloc", "state", "bandwidth", "startup")
+DOCUMENT = BUILT / "benchmarks.md" if QUICK else ROOT / "docs" / "benchmarks.md"
+HEAD = """# Benchmarks
 
-class Row(NamedTuple):
-    """One line: what was measured, ours and the reference's figure (None: there is no reference), and the unit."""
+What the plugins cost a node, measured beside the reference plugins of the CNI project (written in Go) on one machine,
+by `make bench`: {machine}. The reference is release {reference}.
 
-    what: str
-    ours: float
-    reference: float | None
-    unit: str
+How to read it:
+
+- A *ratio* is our time divided by the reference's in the same row: 0.1 x is a tenth, 2 x is twice as long.
+- A *bar* is what the project asks of itself; where a ratio is above its bar, that is work to be done.
+- Times are of whole processes, from start to end, as a runtime sees them; where it says so, processor time alone.
+- A namespace is made for each measurement; the machine's own network is not touched.
+- Each section says when it was measured, and the machine's load average before and after: on {cpus} processors, times
+  on the clock say little when that is much above {cpus}.
+"""
 
 
 def machine() -> str:
@@ -38,47 +45,55 @@ def machine() -> str:
 
 
 def section(name: str) -> str:
-    """One benchmark's part of the document."""
+    """One benchmark's part of the document, with when it was measured under its heading."""
     module = importlib.import_module(name)
     print(f"{name} ...", end=" ", flush=True)
-    started = time.monotonic()
-    if hasattr(module, "section"):
-        text: str = module.section()
-        print(f"{time.monotonic() - started:.0f} s")
-        return text
-    rows = module.measure()
-    print(f"{time.monotonic() - started:.0f} s")
+    started, load = time.monotonic(), os.getloadavg()[0]
+    text = module.section() if hasattr(module, "section") else table(module.TITLE, module.NOTE, module.measure())
+    took_s = time.monotonic() - started
+    print(f"{took_s:.0f} s")
+    heading, _, rest = text.partition("\n")
+    now, loads = dt.datetime.now(tz=dt.UTC), f"{load:.1f} before, {os.getloadavg()[0]:.1f} after"
+    said = f"Measured {now:%Y-%m-%d %H:%M} UTC in {took_s:.0f} s, load average {loads}."
+    return f"{heading}\n\n*{said}*\n{rest}"
+
+
+def table(title: str, note: str, rows: list[Row]) -> str:
+    """Rows beside the reference, or beside our own figure in another case."""
     lines = [
-        f"## {module.TITLE}",
+        f"## {title}",
         "",
-        module.NOTE.strip(),
+        note.strip(),
         "",
-        "| what | cnimeta | reference | ratio |",
-        "|---|---|---|---|",
+        "| what | cnimeta | reference | ratio | bar |",
+        "|---|---|---|---|---|",
     ]
     for row in rows:
-        reference = "" if row.reference is None else f"{row.reference:,.1f} {row.unit}"
-        ratio = "" if not row.reference or row.unit == "%" else f"{row.ours / row.reference:.2f}"
-        lines.append(f"| {row.what} | {row.ours:,.1f} {row.unit} | {reference} | {ratio} |")
+        beside = "" if row.reference is None else f"{row.reference:,.1f} {row.unit}"
+        ratio = "" if not row.reference or row.unit == "%" else f"{row.ours / row.reference:.2g} x"
+        unit = "x" if row.reference else row.unit
+        bar = "" if row.bar is None else f"{row.bar:g} {unit}"
+        lines.append(f"| {row.what} | {row.ours:,.1f} {row.unit} | {beside} | {ratio} | {bar} |")
     return "\n".join(lines) + "\n"
 
 
-def _is_benchmark(path: Path) -> bool:
-    text = path.read_text(encoding="utf-8")
-    return path.name != "run.py" and any(f"\ndef {word}(" in text for word in ("measure", "section"))
-
-
 def main() -> int:
-    """Run the benchmarks named on the command line, or all of them."""
-    sys.path.insert(0, str(HERE))
-    sys.modules["run"] = sys.modules["__main__"]  # so that benchmarks get this very Row
-    found = sorted(path.stem for path in HERE.glob("*.py") if _is_benchmark(path))
-    names = sys.argv[1:] or found
-    today = dt.datetime.now(tz=dt.UTC).date()
-    head = f"# Benchmarks\n\nWritten by `make bench`, all figures from one run ({today}): {machine()}.\n"
-    head += "Ratios below 1 are in our favour where less is better.\n"
-    text = "\n".join([head, *(section(name) for name in names)])
-    if not sys.argv[1:]:
+    """Run the benchmarks named on the command line, or all of them; write the page from all that are measured."""
+    unknown = set(sys.argv[1:]) - set(SECTIONS)
+    if unknown:
+        print(f"no such benchmark: {', '.join(sorted(unknown))} (there are {', '.join(SECTIONS)})", file=sys.stderr)
+        return 2
+    sys.path.insert(0, str(Path(__file__).parent))
+    BUILT.mkdir(parents=True, exist_ok=True)
+    kept = {name: BUILT / f"{name}.md" for name in SECTIONS}
+    resumed = os.environ.get("RESUME") == "1"
+    for name in sys.argv[1:] or [name for name in SECTIONS if not (resumed and kept[name].exists())]:
+        kept[name].write_text(section(name), encoding="utf-8")
+    there = [path.read_text(encoding="utf-8") for path in kept.values() if path.exists()]
+    cpus = len(os.sched_getaffinity(0))
+    head = HEAD.format(machine=machine(), reference=reference(), cpus=cpus)
+    text = "\n".join([head, *there])
+    if len(there) == len(kept):
         DOCUMENT.write_text(text, encoding="utf-8")
     print(text)
     return 0

@@ -1,4 +1,4 @@
-"""What a verb costs as a whole process, beside the reference: alone and through the agent; and what size adds.
+"""What a verb costs as a whole process, beside the reference: alone and through the agent.
 
 CNIMETA_BENCH_RUNS=31 runs of each, ours and the reference's in turn.
 """
@@ -6,15 +6,12 @@ CNIMETA_BENCH_RUNS=31 runs of each, ours and the reference's in turn.
 from __future__ import annotations
 
 import os
-import resource
-import statistics
-import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import picture
+from common import PATH, PICTURES, REFERENCE, RUNS, Spent, middle, spent
 
 from cnimeta.cli.install import install
 from cnimeta.host.nftables.kernel import KernelNft
@@ -32,19 +29,16 @@ if TYPE_CHECKING:
 
     from cnimeta.testing.netns import Namespace
 
-TITLE = "speed"
+TITLE = "Speed"
 NOTE = """
-Whole processes, each in a network namespace of its own, median of {runs} runs (10th to 90th percentile), ours and the
-reference's in turn; the reference is Debian's 1.1.1 (iptables-nft). "Alone" is the Python launcher, "agent" the native
-one with `cnimeta agent`. Ratios are to the reference of the same row, in brackets the bars that the project set itself.
-"CPU" is the processor time of the launcher alone and all it starts beside the reference: on a machine with other work,
-read this one. "Present" are other containers with one mapping each.
+Whole processes, each in a network namespace of its own, ours and the reference's in turn: median of {runs} runs, in
+brackets from the 10th to the 90th percentile. *Alone* is the Python launcher, *agent* the native launcher with `cnimeta
+agent`. Under each time its ratio to the reference in the same row, and the bar that the project sets itself for that
+ratio. *CPU* is the processor time of the launcher alone beside the reference's: on a node with other work, that tells
+more than the clock. "2,000 present" are other containers with one mapping each; without a backend's name ours is
+nftables, the reference is iptables (nf_tables variant).
 """
-REFERENCE = "/usr/lib/cni"
-RUNS = int(os.environ.get("CNIMETA_BENCH_RUNS", "31"))
-SIZES = (0, 1000, 10_000, 60_000)
 PORTS = (1, 32, 206)
-PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 
 
 class Case(NamedTuple):
@@ -53,13 +47,6 @@ class Case(NamedTuple):
     what: str
     bars: tuple[float, float]
     times: dict[str, list[Spent]]
-
-
-class Spent(NamedTuple):
-    """One run: on the clock, and of the processors by the process and all it waited for."""
-
-    wall_ms: float
-    cpu_ms: float
 
 
 class Where(NamedTuple):
@@ -73,15 +60,8 @@ class Where(NamedTuple):
 def once(where: Where, plugin: str, verb: str, netns: str, conf: bytes) -> Spent:
     """One run."""
     environ = {"CNI_COMMAND": verb, "CNI_CONTAINERID": "measured", "CNI_NETNS": netns, "CNI_IFNAME": "eth0"}
-    environ |= {"CNI_PATH": REFERENCE, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **where.environ}
-    with where.node.entered():
-        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        done = subprocess.run([f"{where.folder}/{plugin}"], env=environ, input=conf, capture_output=True, check=False)
-        wall_s, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise SystemExit(f"{where.folder}/{plugin} {verb}: {done.stdout.decode()}{done.stderr.decode()}")
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Spent(wall_s * 1000, cpu_s * 1000)
+    environ |= {"CNI_PATH": REFERENCE, "PATH": PATH, **where.environ}
+    return spent([f"{where.folder}/{plugin}"], environ, conf, where.node)
 
 
 def portmap_conf(folder: str, ports: int = 1, backend: str = "nftables") -> bytes:
@@ -156,6 +136,11 @@ class Speed:
             "reference": Where(REFERENCE, nodes[2], {}),
         }
 
+    def conf(self, who: str, present: int, ports: int, backend: str) -> bytes:
+        """The measured container's. Releases of the reference that have nftables too are asked for iptables."""
+        folder = f"{self.folder}/{who}-{present}-{ports}-{backend}"
+        return portmap_conf(folder, ports, "iptables" if who == "reference" else backend)
+
     def portmap(
         self, present: int = 0, ports: int = 1, backend: str = "nftables", runs: int = RUNS
     ) -> dict[str, dict[str, list[Spent]]]:
@@ -164,7 +149,7 @@ class Speed:
         with namespaces("alone", "agent", "ref", "ctr") as (*nodes, container):
             for who, where in self.places(nodes).items():
                 where.node.run("ip", "route", "add", "blackhole", "10.64.0.0/10")
-                conf = portmap_conf(f"{self.folder}/{who}-{present}-{ports}-{backend}", ports, backend)
+                conf = self.conf(who, present, ports, backend)
                 once(where, "portmap", "ADD", container.path, conf)
                 iptables = who == "reference" or backend == "iptables"
                 (fill_iptables if iptables else fill_nftables)(where.node, present)
@@ -172,7 +157,7 @@ class Speed:
             for _ in range(runs):
                 for verb, found in times.items():
                     for who, where in self.places(nodes).items():
-                        conf = portmap_conf(f"{self.folder}/{who}-{present}-{ports}-{backend}", ports, backend)
+                        conf = self.conf(who, present, ports, backend)
                         found.setdefault(who, []).append(once(where, "portmap", verb, container.path, conf))
         return times
 
@@ -218,47 +203,34 @@ class Speed:
             times = self.portmap(ports=ports, runs=max(3, RUNS // (1 if ports < 100 else 6)))["ADD"]
             yield Case(f"portmap ADD of {ports} ports", (0, 0.01 if ports > 100 else 0), times)
 
-    def growth(self) -> dict[str, list[float]]:
-        """The processor time of ours by verb, for each of SIZES: medians in milliseconds."""
-        found: dict[str, list[float]] = {}
-        for present in SIZES:
-            times: dict[str, list[Spent]] = {}
-            with namespaces("alone", "ctr") as (node, container):
-                where = Where(str(self.folder / "alone"), node, {})
-                node.run("ip", "route", "add", "blackhole", "10.64.0.0/10")
-                conf = portmap_conf(f"{self.folder}/growth-{present}")
-                once(where, "portmap", "ADD", container.path, conf)
-                fill_nftables(node, present)
-                for _ in range(max(3, RUNS // 3)):
-                    for verb in ("CHECK", "DEL", "ADD"):
-                        times.setdefault(verb, []).append(once(where, "portmap", verb, container.path, conf))
-            for verb, values in times.items():
-                found.setdefault(verb, []).append(statistics.median(one.cpu_ms for one in values))
-        return found
 
-
-def middle(times: Sequence[Spent]) -> float:
-    """The median on the clock."""
-    return statistics.median(one.wall_ms for one in times)
+def clock(times: Sequence[Spent]) -> float:
+    """The median on the clock, in milliseconds."""
+    return middle(times).wall_ms
 
 
 def figure(times: Sequence[Spent]) -> str:
-    """`12.3 (11.9-13.0) ms`"""
+    """`12.3 ms (11.9-13.0)`"""
     walls = sorted(one.wall_ms for one in times)
     tenth = len(walls) // 10
-    return f"{middle(times):.1f} ({walls[tenth]:.1f}-{walls[-1 - tenth]:.1f}) ms"
+    return f"{clock(times):,.1f} ms ({walls[tenth]:,.1f}-{walls[-1 - tenth]:,.1f})"
 
 
 def compared(case: Case, who: str, bar: float) -> str:
-    """Our figure, its ratio, and the bar."""
-    ratio = middle(case.times[who]) / middle(case.times["reference"])
-    return f"{figure(case.times[who])}, {ratio:.2g} x" + (f" ({bar:g})" if bar else "")
+    """Our figure, and under it its ratio and the bar."""
+    ratio = clock(case.times[who]) / clock(case.times["reference"])
+    return f"{figure(case.times[who])}<br>{times_as(ratio)}" + (f", bar {times_as(bar)}" if bar else "")
+
+
+def times_as(ratio: float) -> str:
+    """`0.044 x`"""
+    return f"{ratio:.2g} x"
 
 
 def processors(case: Case) -> str:
     """The processor time, alone beside the reference."""
-    ours, theirs = (statistics.median(one.cpu_ms for one in case.times[who]) for who in ("alone", "reference"))
-    return f"{ours:.1f} / {theirs:.1f} ms, {ours / theirs:.2g} x"
+    ours, theirs = (middle(case.times[who]).cpu_ms for who in ("alone", "reference"))
+    return f"{ours:.1f} / {theirs:.1f} ms<br>{times_as(ours / theirs)}"
 
 
 def section() -> str:
@@ -267,7 +239,6 @@ def section() -> str:
         speed = Speed(Path(folder))
         try:
             cases = list(speed.cases())
-            growth = speed.growth()
         finally:
             speed.agent.close()
     rows = [f"## {TITLE}", "", NOTE.format(runs=RUNS).strip(), ""]
@@ -275,17 +246,11 @@ def section() -> str:
     for case in cases:
         ours = " | ".join(compared(case, who, bar) for who, bar in zip(("alone", "agent"), case.bars, strict=True))
         rows.append(f"| {case.what} | {ours} | {figure(case.times['reference'])} | {processors(case)} |")
-    one = middle(cases[0].times["alone"])
-    rows += ["", f"Own growth of ADD from 1 port, alone: {growing(cases, one)}.", ""]
-    rows += ["| own processor time, alone | " + " | ".join(f"{size:,} present" for size in SIZES) + " |"]
-    rows += ["|---|" + "---|" * len(SIZES)]
-    rows += [
-        f"| {verb} | " + " | ".join(f"{value:.1f} ms" for value in values) + " |" for verb, values in growth.items()
-    ]
-    medians = {short(case.what): {who: middle(times) for who, times in case.times.items()} for case in cases}
+    one = clock(cases[0].times["alone"])
+    rows += ["", f"ADD of more ports beside ADD of one, alone: {growing(cases, one)}; the bar for 32 is 1.3 x."]
+    medians = {short(case.what): {who: clock(times) for who, times in case.times.items()} for case in cases}
     picture.bars(PICTURES / "speed.svg", "Whole process, median", medians, "ms")
-    picture.lines(PICTURES / "growth.svg", "portmap alone, processor time by containers present", SIZES, growth, "ms")
-    rows += ["", "![whole processes](pictures/speed.svg)", "", "![own cost by size](pictures/growth.svg)"]
+    rows += ["", "![whole processes beside the reference](pictures/speed.svg)"]
     return "\n".join(rows) + "\n"
 
 
@@ -299,7 +264,7 @@ def short(what: str) -> str:
 def growing(cases: Sequence[Case], one: float) -> str:
     """How many times as long more ports take."""
     many = [case for case in cases if case.what.startswith("portmap ADD of")]
-    found = {case.what.removeprefix("portmap ADD of "): middle(case.times["alone"]) / one for case in many}
+    found = {case.what.removeprefix("portmap ADD of "): clock(case.times["alone"]) / one for case in many}
     return ", ".join(f"{ports} {ratio:.2f} x" for ports, ratio in found.items())
 
 

@@ -183,6 +183,12 @@ class DelegateFailed(CniError):
     code = 105
 
 
+class HookFailed(CniError):
+    """The hook of `notify` did not take the event of an ADD in time, and the policy requires it."""
+
+    code = 106
+
+
 def joined(errors: Iterable[CniError]) -> CniError | None:
     """One error for many: the first one's code, every message once. None for none."""
     found = list(errors)
@@ -193,6 +199,8 @@ def joined(errors: Iterable[CniError]) -> CniError | None:
 
 class Failures:
     """The failures of steps that are all tried, whatever became of those before: what DEL and GC are made of.
+
+    ::
 
         failures = Failures()
         for step in steps:

@@ -305,7 +305,7 @@ static int accepted(int link, pid_t agent) {
     close(lifeline[0]);
     free(block);
     int heard = receive(link, &answer, 1, agent);
-    if (heard < 0) { /* from the shutdown on it cannot accept; it may have done so just before */
+    if (heard != 1) { /* from the shutdown on it cannot accept; it may have done so just before */
         shutdown(link, SHUT_RD);
         heard = recv(link, &answer, 1, MSG_DONTWAIT) == 1;
     }

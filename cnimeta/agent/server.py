@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cnimeta.agent.pages import take, tell, told
 from cnimeta.agent.systemd import Manager
-from cnimeta.agent.wire import REFUSED, Broken
+from cnimeta.agent.wire import REFUSED, Broken, Probed
 from cnimeta.agent.worker import SHORT, Service, accepted, greet, rehearse, serve
 from cnimeta.errors import shown
 
@@ -43,6 +43,8 @@ class Job(NamedTuple):
     name: str
     seconds: float
     run: Callable[[], None]
+    lasting: bool = False
+    """It begins with the agent and ends with it. When it ends by itself, it is started anew after `seconds`."""
 
 
 class Agent:
@@ -62,7 +64,7 @@ class Agent:
         self._jobs = jobs
         self._workers = workers
         self._manager = manager or Manager()
-        self._due = {job.name: time.monotonic() + job.seconds for job in jobs}
+        self._due = {job.name: time.monotonic() + (0 if job.lasting else job.seconds) for job in jobs}
         self._idle: set[int] = set()
         self._children: dict[int, str] = {}
         """What each child is about, by process ID."""
@@ -102,6 +104,8 @@ class Agent:
                 if not self._service.code.is_the_same():
                     self._outlast_change()
         again = self._ended == "SIGHUP"
+        said = "starting again" if again else "ending"
+        self._service.log.info(said, signal=self._ended, children=len(self._children))
         (self._manager.reloading if again else self._manager.stopping)()
         self._retire()
         for connection in self._waiting:
@@ -112,7 +116,8 @@ class Agent:
         """Have a process find out which memory serving takes. Workers that are there by then go without."""
         self._rehearsed, told_to = os.pipe()
         os.set_blocking(self._rehearsed, False)
-        self._forked("the rehearsal", lambda: self._do(lambda: tell(told_to, lambda: rehearse(self._service))))
+        job = Job("the rehearsal", 0, lambda: tell(told_to, lambda: rehearse(self._service)))
+        self._forked(job.name, lambda: self._do(job))
         os.close(told_to)
 
     def _learn(self) -> None:
@@ -174,7 +179,9 @@ class Agent:
                 self._idle.discard(pid)
                 self._may_fork = time.monotonic() + _LOOK_S  # one that cannot even wait is not made again at once
             if status:
-                self._service.log(f"process {pid} ({about}) was ended by {_cause(status)}")
+                killed = os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+                log = self._service.log.warning if killed else self._service.log.error
+                log(f"process {pid} ({about}) was ended by {_cause(status)}")
 
     def _fill(self) -> None:
         """Have a worker for each connection that waits, and some that wait themselves."""
@@ -243,8 +250,7 @@ class Agent:
     def _work(self, connection: socket.socket | None) -> None:
         """A worker's life."""
         gc.disable()  # it ends before it would be worth its while
-        log = os.dup(2)
-        service = self._service._replace(log=lambda line: _write(log, f"cnimeta agent: {line}\n"))
+        service = self._service._replace(log=self._service.log.kept())
         if connection is None:
             take(service.pages)
             connection = accepted(self._listener, self._retired)
@@ -257,6 +263,8 @@ class Agent:
         self._listener.close()
         try:
             serve(connection, service, self._tell)
+        except Probed:
+            pass
         except (OSError, Broken) as error:
             service.log(f"a launcher was not served: {error}")
 
@@ -267,17 +275,20 @@ class Agent:
         for job in self._jobs:
             if now >= self._due[job.name] and job.name not in self._children.values():
                 self._due[job.name] = now + job.seconds
-                self._forked(job.name, lambda run=job.run: self._do(run))  # type: ignore[misc]
+                self._forked(job.name, lambda job=job: self._do(job))  # type: ignore[misc]
 
-    def _do(self, run: Callable[[], None]) -> None:
+    def _do(self, job: Job) -> None:
         self._listener.close()
-        for descriptor in (self._retired, self._report):
-            os.close(descriptor)
-        run()
+        os.close(self._report)
+        if job.lasting:
+            _end_with(self._retired)
+        else:
+            os.close(self._retired)
+        job.run()
 
     def _outlast_change(self) -> None:
         """Refuse everybody until the installation changes no more, and then ask to be started again."""
-        self._service.log("the installation has changed: starting again")
+        self._service.log.info("the installation has changed: starting again")
         self._retire()
         since = time.monotonic()
         while not self._ended:
@@ -295,6 +306,17 @@ class Agent:
                     continue
                 _refuse(connection)
                 connection.close()
+
+
+def _end_with(retired: int) -> None:
+    """End this process when the agent does, or is about to start again. What it does must stand being killed."""
+    from threading import Thread
+
+    def wait() -> None:
+        os.read(retired, 1)  # nothing is ever written to it
+        os._exit(0)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def _refuse(connection: socket.socket) -> None:

@@ -48,6 +48,10 @@ class Broken(Exception):
     """The other side went away or does not speak this protocol."""
 
 
+class Probed(Broken):
+    """The other side went away without a word: it wanted to see that somebody is there."""
+
+
 def identity(package_folder: str, plugin: str) -> bytes:
     """Which code a launcher would run: that of an agent of another installation is not the same."""
     return f"{package_folder}\0{plugin}".encode("utf-8", "surrogateescape")

@@ -16,13 +16,16 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from cnimeta.agent.client import send
+from cnimeta.agent.log import Log
 from cnimeta.agent.peer import Peer
 from cnimeta.agent.rehearsal import Invocation, Stage
-from cnimeta.agent.wire import ACCEPTED, ANSWER, DESCRIPTORS, HELLO, REFUSED, REQUEST, Broken, receive
+from cnimeta.agent.wire import ACCEPTED, ANSWER, DESCRIPTORS, HELLO, REFUSED, REQUEST, Broken, Probed, receive
 from cnimeta.errors import CniError, shown
 from cnimeta.host import afterwards
 from cnimeta.host.lifeline import is_cut, tie
 from cnimeta.host.netns import join, opened
+from cnimeta.observe import notes
+from cnimeta.plugin import report as reports
 from cnimeta.plugin.dispatch import answered
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
     from cnimeta.agent.pages import Range
     from cnimeta.agent.plugins import Code
+    from cnimeta.host.spool import Spool
     from cnimeta.plugin.base import Plugin
 
 _REQUEST_S = 5.0
@@ -60,7 +64,11 @@ class Service(NamedTuple):
     code: Code
     capabilities: int
     """Those that the agent has: who asks must have them."""
-    log: Callable[[str], None]
+    log: Log
+    spool: Spool | None = None
+    """Where reports are left; None: nobody reads them."""
+    traces: bool = False
+    """Whether reports become spans: delegates then belong to the invocation's own."""
     pages: tuple[Range, ...] = ()
 
 
@@ -111,6 +119,9 @@ def serve(connection: socket.socket, service: Service, report: Callable[[str], N
         return
     request.take_place()
     afterwards.begin(awaited=False)
+    notes.begin()
+    if service.traces:
+        reports.enter_span(os.environ)
     report(request.told())
     connection.sendall(ACCEPTED)  # after this nobody else does the work
     connection.settimeout(None)
@@ -120,7 +131,17 @@ def serve(connection: socket.socket, service: Service, report: Callable[[str], N
     request.let_go()
     connection.sendall(ANSWER.pack(outcome.status, len(answer)) + answer)
     connection.close()
+    _tell(service)
     afterwards.linger()
+
+
+def _tell(service: Service) -> None:
+    """The launcher has its answer: what was noted on the way goes into the log, and where metrics are made of it."""
+    noted = notes.end()
+    body = reports.report(noted, os.environ, reports.AGENT) if noted is not None and service.spool is not None else None
+    if body is not None and service.spool is not None:
+        service.log.served(body)
+        service.spool.append(reports.line(body))
 
 
 def rehearse(service: Service) -> None:
@@ -129,7 +150,7 @@ def rehearse(service: Service) -> None:
     Changes this process as serving does, several times; it was forked for that.
     """
     gc.disable()  # as in a worker
-    quiet = service._replace(log=lambda _: None)
+    quiet = service._replace(log=Log(descriptor=os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)), spool=None)
     try:
         stage: Stage | None = Stage()
     except (CniError, OSError) as error:
@@ -171,6 +192,8 @@ class _Request:
 
     def __init__(self, connection: socket.socket) -> None:
         head, descriptors, _, _ = socket.recv_fds(connection, REQUEST.size, DESCRIPTORS, _WHOLE)
+        if not head:
+            raise Probed("it said nothing")
         if len(head) != REQUEST.size or len(descriptors) != DESCRIPTORS:
             raise Broken("not a launcher")
         hello, self._umask, named, length = REQUEST.unpack(head)

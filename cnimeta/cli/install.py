@@ -84,7 +84,12 @@ def _uninstall_command(args: argparse.Namespace) -> int:
     _refuse_unknown(args, [*registry.installed(), *_written(bin_dir)])
     if not args.force:
         refuse_needed(bin_dir, args.only, args.net_dir)
+    gone = _ours(bin_dir, args.only)
     for line in uninstall(bin_dir, args.only):
+        print(line)
+    from cnimeta.node.needed import leave
+
+    for line in leave(gone, args.net_dir):
         print(line)
     return 0
 
@@ -180,11 +185,16 @@ def refuse_needed(bin_dir: str, names: Sequence[str] | None, net_dir: str) -> No
     """Raise IoFailure (code 5) when a launcher that uninstall would remove is still needed on this node."""
     from cnimeta.node.needed import needs
 
-    gone = [name for name in _chosen(bin_dir, names) if launcher.read_target(os.path.join(bin_dir, name)) is not None]
+    gone = _ours(bin_dir, names)
     restored = {name for name in gone if os.path.lexists(os.path.join(bin_dir, name + BACKUP_SUFFIX))}
     found = needs(gone, restored, net_dir) if gone else []
     if found:
         raise IoFailure(f"still needed: {'; '.join(found)}; --force removes all the same")
+
+
+def _ours(bin_dir: str, names: Sequence[str] | None) -> list[str]:
+    """Those that a launcher of this installation is there for."""
+    return [name for name in _chosen(bin_dir, names) if launcher.read_target(os.path.join(bin_dir, name)) is not None]
 
 
 def _chosen(bin_dir: str, names: Sequence[str] | None) -> Sequence[str]:

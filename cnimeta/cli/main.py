@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from cnimeta import __version__
 from cnimeta.errors import CniError, InvalidEnvironment
 from cnimeta.plugin import registry
-from cnimeta.plugin.dispatch import trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +26,9 @@ OWN = (
         "version",
         "install",
         "uninstall",
+        "upgrade",
+        "rollback",
+        "deploy",
         "run",
         "agent",
         "doctor",
@@ -34,6 +36,7 @@ OWN = (
         "sysdump",
         "validate",
         "explain",
+        "schema",
         "conformance",
     ),
     *("new", "man", "completion"),
@@ -59,11 +62,41 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
 
 
 def _add_own(commands: Commands) -> None:
-    from cnimeta.cli import agent, conformance, doctor, explain, install, manual, metrics, new, run, sysdump, validate
+    from cnimeta.cli import (
+        agent,
+        conformance,
+        deploy,
+        doctor,
+        explain,
+        install,
+        manual,
+        metrics,
+        new,
+        run,
+        schema,
+        sysdump,
+        upgrade,
+        validate,
+    )
 
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
-    for module in (install, run, agent, doctor, metrics, sysdump, validate, explain, conformance, new, manual):
+    for module in (
+        install,
+        upgrade,
+        deploy,
+        run,
+        agent,
+        doctor,
+        metrics,
+        sysdump,
+        validate,
+        explain,
+        schema,
+        conformance,
+        new,
+        manual,
+    ):
         module.add_commands(commands)
 
 
@@ -100,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _trace(error: Exception) -> None:
+    from cnimeta.plugin.dispatch import trace
+
     trace(error, os.environ, lambda text: print(text, file=sys.stderr))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from cnimeta.delegate.find import find
 from cnimeta.errors import CniError, DecodingFailure, DelegateFailed, InvalidNetworkConfig, counted, shown
+from cnimeta.observe import notes
 from cnimeta.spec.convert import parse_result, render_conf
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.jsonio import dumps, kind, loads_all
@@ -120,9 +121,15 @@ class Delegates:
         written = render_conf(conf)
         name = plugin or Fields(written).text("type")
         path = self.locate(name, self.folders)
-        done = self.executor.run(path, {**self.environ, "CNI_COMMAND": verb}, dumps(written).encode())
-        if done.status != 0:
-            raise _reported(name, verb, done)
+        began = notes.moment()
+        try:
+            done = self.executor.run(path, {**self.environ, "CNI_COMMAND": verb}, dumps(written).encode())
+            failure = _reported(name, verb, done) if done.status != 0 else None
+        except CniError as error:
+            failure = error
+        notes.called(name, verb, failure.code if failure is not None else 0, began)
+        if failure is not None:
+            raise failure
         if verb not in ("ADD", "VERSION"):
             return {}  # these verbs have no answer; what a plugin prints all the same is not an error
         return _only_object(done.stdout, f"the answer of plugin {shown(name)} to {verb}")

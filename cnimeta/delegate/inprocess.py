@@ -7,10 +7,13 @@ protocol is the same text in and out, served by `cnimeta.plugin.dispatch.run`, s
 
 from __future__ import annotations
 
+import os
+
 from cnimeta.errors import IoFailure
 from cnimeta.host.values import Completed
+from cnimeta.plugin.bundle import take
 from cnimeta.plugin.dispatch import run
-from cnimeta.plugin.launcher import read_target
+from cnimeta.plugin.launcher import package_folder, read_target
 from cnimeta.plugin.registry import load
 
 TYPE_CHECKING = False
@@ -33,6 +36,7 @@ class InProcessExec:
         if target is None:
             return self.fallback.run(path, environ, stdin)
         try:
+            take(package_folder(), target, os.path.basename(path))
             plugin = load(target)
         except IoFailure as error:
             self.log(f"{path} runs as a process of its own: {error}")

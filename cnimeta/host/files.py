@@ -131,6 +131,21 @@ class PosixFiles:
             return []
         return sorted(name for name in found if not name.startswith(_TEMPORARY))
 
+    def any_name(self, folder: str, suffix: str) -> bool:
+        """Whether the folder has a finished file whose name ends so; looks no further than the first."""
+        if not _is_folder(folder):
+            return False
+        try:
+            with os.scandir(folder) as entries:
+                return any(
+                    entry.name.endswith(suffix)
+                    and not entry.name.startswith(_TEMPORARY)
+                    and not entry.is_dir(follow_symlinks=False)
+                    for entry in entries
+                )
+        except FileNotFoundError:
+            return False
+
     def make_folder(self, folder: str) -> None:
         """Make `folder` (0700) and what is missing above it."""
         if not _is_folder(folder):

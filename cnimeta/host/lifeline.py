@@ -8,6 +8,10 @@ end, which the child keeps, is told to send SIGKILL when the other one closes (f
 No gap is left between start and `tie`: the child gets its input only afterwards, and nothing that changes the host acts
 before it has read that. The kernel closes descriptors in ascending order, so with a lower number than the pipe to its
 stdin the signal is there before a cut input could be taken for a whole one.
+
+A child that has asked the kernel for something when it is killed gets it all the same, and is gone only afterwards: an
+`nft` may have to wait for its turn. So a program that changes the host has the locks that are held for its work, too,
+and whoever comes next finds them taken until it has ended.
 """
 
 from __future__ import annotations
@@ -18,6 +22,9 @@ import os
 SIGKILL = 9  # importing `signal` costs 1 ms, for enum; the number is the kernel's interface
 CHILD_FD = 63
 """Where a child that executes a program has the reading end: shell scripts use the numbers up to 9 as they like."""
+
+locks: list[int] = []
+"""The descriptors of the flocks that this process holds, for the host's programs to have below CHILD_FD."""
 
 
 def tie(reader: int, child: int) -> None:

@@ -11,7 +11,9 @@ import os
 import time
 
 from cnimeta.errors import StateUnusable, TryAgainLater
+from cnimeta.host.lifeline import locks
 from cnimeta.host.waiting import flocked
+from cnimeta.observe import notes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,24 +24,30 @@ _POLL_S = 0.02
 
 
 class NodeLock:
-    """Lock on the file `path` (made 0600, its folder 0700), waiting at most `timeout_s` seconds."""
+    """Lock on the file `path` (made 0600, its folder 0700), waiting at most `timeout_s` seconds.
 
-    def __init__(self, path: str, timeout_s: float = 10) -> None:
+    kind: what metrics call it.
+    """
+
+    def __init__(self, path: str, timeout_s: float = 10, kind: str = "attachment") -> None:
         self.path = path
         self.timeout_s = timeout_s
+        self._kind = kind
 
     def held(self) -> _Held:
         """A `with` block under the lock. TryAgainLater (11) after the deadline, StateUnusable (104) when the file
         cannot be opened.
         """
-        return _Held(self.path, self.timeout_s)
+        return _Held(self.path, self.timeout_s, self._kind)
 
 
 class _Held:
-    def __init__(self, path: str, timeout_s: float) -> None:
+    def __init__(self, path: str, timeout_s: float, kind: str) -> None:
         self._path = path
         self._timeout_s = timeout_s
+        self._kind = kind
         self._descriptor = -1
+        self._shared = -1
         self._lock: BaseFileLock | None = None
 
     def __enter__(self) -> None:
@@ -49,14 +57,24 @@ class _Held:
             except FileNotFoundError:
                 os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
                 self._descriptor = _try_once(self._path)
+            self._shared = self._descriptor
             if self._descriptor < 0:
-                self._lock = self._wait()
+                began = notes.moment()
+                try:
+                    self._lock = self._wait()
+                finally:
+                    notes.waited(self._kind, began)
+                self._shared = self._of_filelock()
+            if self._shared >= 0:
+                locks.append(self._shared)
         except OSError as error:
             raise StateUnusable(
                 f"the lock {self._path} cannot be used: {error.strerror or error}; check dataDir and its file system"
             ) from None
 
     def __exit__(self, *_: object) -> None:
+        if self._shared in locks:
+            locks.remove(self._shared)
         if self._descriptor >= 0:
             os.close(self._descriptor)  # the kernel drops the lock with it
             self._descriptor = -1
@@ -84,6 +102,12 @@ class _Held:
             if self._is_held_at_path():
                 return lock
             lock.release()
+
+    def _of_filelock(self) -> int:
+        try:
+            return _descriptor_of(self._path)
+        except OSError:  # unknown: its programs go without the lock
+            return -1
 
     def _is_held_at_path(self) -> bool:
         """Whether nobody can lock what is at the path now: some releases of filelock remove it when they let go."""
@@ -113,6 +137,18 @@ def _try_once(path: str) -> int:
         finally:
             if not had:
                 os.close(descriptor)
+
+
+def _descriptor_of(path: str) -> int:
+    """The descriptor of this process that leads to the file, which filelock does not tell; -1 when it is not found."""
+    found = os.stat(path)
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.path.samestat(os.fstat(int(name)), found):
+                return int(name)
+        except OSError:  # unknown: the one that lists them is closed by now
+            continue
+    return -1
 
 
 def _is_at(descriptor: int, path: str) -> bool:

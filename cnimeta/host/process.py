@@ -1,7 +1,8 @@
 """Running programs, the host's (`nft`, `iptables-restore`) and plugins: bytes in, status and bytes out, in time.
 
 `posix_spawn` starts them without a copy of this interpreter, each in a process group of its own, which is killed as a
-whole: when it is too slow, and when this process dies (see lifeline.py).
+whole: when it is too slow, and when this process dies (see lifeline.py). A program of the host's has this process's
+locks; a plugin has not, since what it leaves running would keep them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import stat
 import time
 
 from cnimeta.errors import IoFailure, TryAgainLater, shown
+from cnimeta.host import lifeline as lifelines
 from cnimeta.host.lifeline import CHILD_FD, SIGKILL, Lifeline
 from cnimeta.host.reading import NOT_HERE
 from cnimeta.host.values import Completed
@@ -56,7 +58,7 @@ def run_program(
     killed then).
     """
     try:
-        return run(argv, environ, stdin, timeout_s, keep_stderr=True)
+        return run(argv, environ, stdin, timeout_s, keep_stderr=True, locks=lifelines.locks)
     except TooSlow as error:
         raise TryAgainLater(f"{shown(argv[0])} {error}") from None
     except OSError as error:
@@ -72,17 +74,18 @@ def run(
     keep_stderr: bool = False,
     most_bytes: int | None = None,
     stderr: int = _STDERR,
+    locks: Sequence[int] = (),
 ) -> Completed:
     """Run `argv` until it has ended and whoever inherited its output has closed it.
 
     keep_stderr: else it goes to the descriptor `stderr`, where ours goes as a rule; nobody waits for that to be closed.
-    most_bytes: of output. Raises OSError or ValueError when it cannot be
-    started, TooSlow, TooMuch.
+    most_bytes: of output. locks: descriptors that it has, too, until it ends. Raises OSError or ValueError when it
+    cannot be started, TooSlow, TooMuch.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     lifeline = Lifeline()
     try:
-        pid, ours = _start(argv, environ, 2 if keep_stderr else 1, lifeline.reader, stderr)
+        pid, ours = _start(argv, environ, 2 if keep_stderr else 1, (lifeline.reader, *locks), stderr)
         status = None
         try:
             conversation = _Conversation(ours, stdin, most_bytes)
@@ -110,16 +113,18 @@ def _is_program(path: str) -> bool:
 
 
 def _start(
-    argv: Sequence[str], environ: Mapping[str, str], outputs: int, lifeline: int, stderr: int
+    argv: Sequence[str], environ: Mapping[str, str], outputs: int, kept: Sequence[int], stderr: int
 ) -> tuple[int, list[int]]:
-    """The process, and our ends of its stdin, stdout and (with 2 outputs) stderr."""
+    """The process, and our ends of its stdin, stdout and (with 2 outputs) stderr. `kept`: what it has from CHILD_FD
+    downwards.
+    """
     ours, theirs = [], []
     try:
         for number in range(outputs + 1):
             ends = os.pipe2(os.O_CLOEXEC)
             theirs.append(ends[number > 0])
             ours.append(ends[number == 0])
-        numbered = (*enumerate(theirs), (CHILD_FD, lifeline))
+        numbered = (*enumerate(theirs), *((CHILD_FD - at, fd) for at, fd in enumerate(kept)))
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in numbered]
         if outputs == 1 and stderr != _STDERR:
             actions.append((os.POSIX_SPAWN_DUP2, stderr, _STDERR))

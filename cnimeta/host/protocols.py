@@ -60,6 +60,9 @@ class Files(Protocol):
     def names(self, folder: str) -> list[str]:
         """The files of a folder, sorted."""
 
+    def any_name(self, folder: str, suffix: str) -> bool:
+        """Whether a folder has a file whose name ends so; looks no further than the first."""
+
 
 class Database(Protocol):
     """The database of a plugin: see cnimeta.store.database, which the errors are of."""
@@ -83,7 +86,7 @@ class Database(Protocol):
 
 
 class PodApi(Protocol):
-    """The two requests made of a Kubernetes API server; failures are cnimeta.host.values.PodApiError.
+    """The three requests made of a Kubernetes API server; failures are cnimeta.host.values.PodApiError.
 
     `timeout_s` bounds all of a call, whatever the peers do: credentials, name resolution, sending, reading.
     """
@@ -94,8 +97,19 @@ class PodApi(Protocol):
     def patch_status(self, namespace: str, name: str, patch: Mapping[str, JSON], timeout_s: float) -> dict[str, JSON]:
         """Merge-patch the Pod through its status sub-resource. The Pod after it, its `metadata` at least."""
 
+    def node(self, name: str, timeout_s: float) -> dict[str, JSON]:
+        """The Node: its `metadata` (annotations at least), and `addresses`, objects with `type` and `address`."""
+
     def read(self, namespace: str, name: str, timeout_s: float) -> dict[str, JSON]:
-        """The Pod, its `metadata` at least: uid and annotations."""
+        """The Pod, its `metadata` at least: uid, annotations and labels."""
+
+
+class Hook(Protocol):
+    """Somebody who is told of events."""
+
+    def tell(self, event: bytes, timeout_s: float) -> str:
+        """Hand over one event, a line of JSON; empty when it was taken, else why not, in words."""
+        ...
 
 
 class NodeAddresses(Protocol):
@@ -214,8 +228,11 @@ class Nft(Protocol):
     def lookup(self, name: str, keys: Iterable[str]) -> Mapping[Element, str]:
         """The elements of a map that have one of these keys, and their comments. IoFailure (code 5)."""
 
-    def elements(self, name: str) -> Mapping[Element, str]:
-        """Every element of a map and its comment, none when there is no such map. IoFailure (code 5)."""
+    def elements(self, name: str, but: Collection[str] = ()) -> Mapping[Element, str]:
+        """Every element of a map and its comment, none when there is no such map. IoFailure (code 5).
+
+        Less those whose comment is in `but`, which cost less than the others.
+        """
 
 
 class Conntrack(Protocol):
@@ -247,6 +264,9 @@ class Sysctl(Protocol):
 
     def read(self, name: str) -> str:
         """The value of `name`, empty when there is no such setting; IoFailure (code 5)."""
+
+    def configured(self, name: str) -> list[str]:
+        """The values that the node's configuration files have for `name`; IoFailure (code 5)."""
 
 
 class Links(Protocol):

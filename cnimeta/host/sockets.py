@@ -113,16 +113,16 @@ class NodeSockets:
         spans = []
         for line in self._lines(f"{self._settings}/ip_local_reserved_ports", heading=True):
             for part in line.split(b","):
-                first, dash, last = part.strip().partition(b"-")
-                if first:
-                    spans.append((int(first), int(last if dash else first)))
+                if part.strip():
+                    numbers = _numbers("ip_local_reserved_ports", part.split(b"-"))
+                    spans.append((numbers[0], numbers[-1]))
         return spans
 
     def ephemeral(self) -> tuple[int, int]:
         """net.ipv4.ip_local_port_range. Raises IoFailure (code 5)."""
         for line in self._lines(f"{self._settings}/ip_local_port_range", heading=True):
-            first, last = line.split()
-            return int(first), int(last)
+            first, last = _numbers("ip_local_port_range", line.split(), least=2)
+            return first, last
         return EPHEMERAL
 
     def can_listen(self, protocol: str, port: int) -> bool:
@@ -143,6 +143,13 @@ class NodeSockets:
             raise IoFailure(f"cannot read {path}: is /proc there?")
         lines = (data or b"").splitlines()
         return lines if heading else lines[1:]
+
+
+def _numbers(setting: str, words: list[bytes], least: int = 1) -> list[int]:
+    """So many numbers at least, two at most. IoFailure (code 5) for what the kernel does not write."""
+    if not least <= len(words) <= 2 or not all(word.strip().isdigit() for word in words):
+        raise IoFailure(f"cannot understand net.ipv4.{setting}: {shown(b' '.join(words).decode('ascii', 'replace'))}")
+    return [int(word) for word in words]
 
 
 def _probe(connect: Connect, family: int, protocol: str, port: int) -> bool:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from cnimeta.errors import IoFailure
+
+_FOLDERS = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d", "/lib/sysctl.d")
+_FILE_MAX_BYTES = 1 << 20
 
 
 class ProcSysctl:
@@ -36,3 +41,33 @@ class ProcSysctl:
             return ""
         except OSError as error:
             raise IoFailure(f"cannot read {path}: {error.strerror or error}") from None
+
+    def configured(self, name: str) -> list[str]:
+        """The values that files of sysctl.d(5) have for a setting. Raises IoFailure (code 5)."""
+        from cnimeta.host.reading import read_plain
+
+        found = []
+        for path in _configuration_files():
+            try:
+                lines = read_plain(path, _FILE_MAX_BYTES).decode("utf-8", "replace").splitlines()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise IoFailure(f"cannot read {path}: {error.strerror or error}") from None
+            for line in lines:
+                key, _, value = line.strip().removeprefix("-").partition("=")
+                if key.strip().replace(".", "/") == name:
+                    found.append(value.strip())
+        return found
+
+
+def _configuration_files() -> list[str]:
+    found = ["/etc/sysctl.conf"]
+    for folder in _FOLDERS:
+        try:
+            found += [f"{folder}/{file}" for file in sorted(os.listdir(folder)) if file.endswith(".conf")]
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise IoFailure(f"cannot read {folder}: {error.strerror or error}") from None
+    return found

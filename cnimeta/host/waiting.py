@@ -32,8 +32,21 @@ def flocked(descriptor: int) -> bool:
     """Whether the file could be locked (flock, exclusive), now. Raises OSError for anything but another holder."""
     import fcntl
 
+    return _locked(descriptor, fcntl.LOCK_EX)
+
+
+def shared(descriptor: int) -> bool:
+    """The same with others who share the lock."""
+    import fcntl
+
+    return _locked(descriptor, fcntl.LOCK_SH)
+
+
+def _locked(descriptor: int, kind: int) -> bool:
+    import fcntl
+
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, says fcntl(2) of its kin
         return False
     return True

@@ -42,3 +42,14 @@ def _containers(name: str, plugin: Plugin, confs: Sequence[NetConf]) -> Iterator
     if ids:
         more = f" and {len(ids) - _NAMED_MAX} more" if len(ids) > _NAMED_MAX else ""
         yield f"{name} by {counted(len(ids), 'container')}: {', '.join(ids[:_NAMED_MAX])}{more}"
+
+
+def leave(names: Sequence[str], net_dir: str) -> Iterator[str]:
+    """Let plugins that are gone give back what they have changed of the node; a line for each thing."""
+    plugins = loadable()
+    uses = list(uses_of(net_dir, plugins))
+    for name in names:
+        try:
+            yield from plugins[name].leave([conf for _, conf in uses if conf.type == name]) if name in plugins else ()
+        except CniError as error:
+            yield f"{name} could not give everything back: {error}"

@@ -162,9 +162,23 @@ class Plugin:
         """
         return ()
 
+    def leave(self, confs: Sequence[NetConf]) -> Iterable[str]:  # noqa: ARG002 - as above
+        """For `cnimeta uninstall`: give back what it has changed of the node itself; a line for each thing.
+
+        `confs` as for `in_use`. What is there for containers is not touched: it goes with their DEL.
+        """
+        return ()
+
     def metrics(self, net_dir: str) -> Iterable[Metric]:  # noqa: ARG002 - as above
         """For `cnimeta metrics`: what it knows now. Raises a CniError when that cannot be read: unknown is not zero."""
         return ()
+
+    def keeper(self, net_dir: str, log: Callable[[str], None]) -> Callable[[], object] | None:  # noqa: ARG002 - as above
+        """For `cnimeta agent --own`: what is to be called twice a second, so that configurations stay as they should.
+
+        It raises nothing, and works beside another one. `log`: what it has done.
+        """
+        return None
 
     def dump(self, confs: Sequence[NetConf]) -> Iterable[tuple[str, Callable[[], JSON]]]:  # noqa: ARG002 - as above
         """For `cnimeta sysdump`: documents of what it keeps on this node, each with a name such as `records.json`.

@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     """Of a module: its file; its folder, if it is a package; what it imports at its top level, in an order in which
     that can be executed.
     """
-    First: TypeAlias = tuple[str, str, tuple[Stamp, ...], int, bytes, bytes]
-    """The answer to VERSION, before and after the version, and what it was taken from; where the second part ends; the
-    hashes of the second and the third.
+    Record: TypeAlias = tuple[str, str, int, int]
+    """The list of files that pip keeps of a package: folder, name of the folder with it, size, time."""
+    First: TypeAlias = tuple[str, str, tuple[Stamp, ...], tuple[Record, ...], int, bytes, bytes]
+    """The answer to VERSION, before and after the version, and what it was taken from; the lists of files; where the
+    second part ends; the hashes of the second and the third.
     """
     Second: TypeAlias = tuple[dict[str, Entry], dict[str, str], tuple[str, ...], dict[str, CodeType]]
     """All modules; the files of those in C; what is executed at once; the code of those that are wanted as a rule."""
@@ -37,26 +39,61 @@ if TYPE_CHECKING:
 HASH_KEY = 1
 _QUERY_BYTES = 4096
 _STDIN, _STDOUT = 0, 1
+_AS_IT_WAS, _UNLISTED, _REPLACED = "as it was", "unlisted", "replaced"
 
 
-def boot(path: str, file: FileIO, first: First) -> None:
+def boot(path: str, file: FileIO, first: First, is_launcher: bool) -> None:
     """Have the modules of the bundle at `path`; `file` stands behind its first part.
 
-    Does not return from a VERSION that it can answer.
+    Does not return from a VERSION that it can answer, in a launcher.
     """
-    gc.disable()  # it takes 1 ms, and the process ends before it is worth that
-    head, tail, stamps, end, second_hash, third_hash = first
-    if posix.environ.get(b"CNI_COMMAND") == b"VERSION" and all(map(is_same, stamps)):
-        _serve_version(head, tail)
+    head, tail, stamps, records, end, second_hash, third_hash = first
+    state = judge(records)
+    if state == _REPLACED:
+        return
+    if is_launcher:
+        gc.disable()  # it takes 1 ms, and the process ends before it is worth that
+        if posix.environ.get(b"CNI_COMMAND") == b"VERSION" and state == _AS_IT_WAS and all(map(is_same, stamps)):
+            _serve_version(head, tail)
     second = file.read(end - file.tell())
     if source_hash(HASH_KEY, second) != second_hash:
         return
     content: Second = marshal.loads(second)  # noqa: S302 - as trusted as the modules beside it
     if "os" not in sys.modules:
         _System.install()
-    finder = Bundle(path, content, (end, third_hash))
+    finder = Bundle(path, content, (end, third_hash), records, state)
     sys.meta_path.insert(0, finder)
     finder.execute(content[2])
+
+
+def judge(records: tuple[Record, ...]) -> str:
+    """How the installation is: as it was; being replaced, of which pip has no list; or replaced.
+
+    Judged at the start and for each module that has changed: a process is served by one version, whole.
+    """
+    state = _AS_IT_WAS
+    for folder, name, size, time in records:
+        try:
+            there = posix.stat(f"{folder}/{name}/RECORD")
+        except OSError:  # unknown: that another list is there tells
+            if any(_is_complete(folder, other, name) for other in posix.listdir(folder)):
+                return _REPLACED
+            state = _UNLISTED
+        else:
+            if there.st_size != size or there.st_mtime_ns != time:
+                return _REPLACED
+    return state
+
+
+def _is_complete(folder: str, other: str, name: str) -> bool:
+    """Whether `other` has the list of another version of the package whose list `name` had."""
+    if not other.startswith(name[: name.index("-") + 1]) or not other.endswith(".dist-info"):
+        return False
+    try:
+        posix.stat(f"{folder}/{other}/RECORD")
+    except OSError:  # unknown: as long as it cannot be seen, somebody is at work
+        return False
+    return True
 
 
 def is_same(stamp: Stamp) -> bool:
@@ -74,9 +111,11 @@ class Bundle:
     is read from the third part of the bundle when one of them is wanted.
     """
 
-    def __init__(self, path: str, content: Second, rest: tuple[int, bytes]) -> None:
-        """`rest`: where the third part begins, and its hash."""
-        self._path, self._rest = path, rest
+    def __init__(
+        self, path: str, content: Second, rest: tuple[int, bytes], records: tuple[Record, ...], state: str
+    ) -> None:
+        """`rest`: where the third part begins, and its hash. `records` and `state` as `judge` has them."""
+        self._path, self._rest, self._records, self._state = path, rest, records, state
         self._entries, self._extensions, _, self._code = content
         self._more: dict[str, bytes] | None = None
 
@@ -125,10 +164,21 @@ class Bundle:
             if parent:
                 setattr(modules[parent], short, module)
 
+    def _is_to_be_taken(self, stamp: Stamp) -> bool:
+        """Whether a module is, which has not changed, or is gone, or is changed by who is at work on all of them."""
+        if self._state != _AS_IT_WAS:
+            return True
+        path, size, time = stamp
+        try:
+            there = posix.stat(path)
+        except OSError:  # gone: what was whole when this process began is taken
+            return True
+        return (there.st_size == size and there.st_mtime_ns == time) or judge(self._records) != _AS_IT_WAS
+
     def _spec(self, name: str) -> ModuleSpec | None:
         """None for a module that has changed, or whose code cannot be had."""
         stamp, folder, _ = self._entries[name]
-        if not is_same(stamp) or not (name in self._code or self._read(name)):
+        if not self._is_to_be_taken(stamp) or not (name in self._code or self._read(name)):
             return None
         spec = ModuleSpec(name, self, origin=stamp[0], is_package=bool(folder))  # type: ignore[arg-type]
         spec.has_location = True

@@ -2,9 +2,13 @@
 
 To import a module, Python lists folders, and opens, reads and checks a file: with sixty modules, half of what a
 launcher does before it acts. `cnimeta install` writes the bundle beside the compiled modules, and a launcher reads it
-first (`boot.py`). It is a cache and nothing more: a module whose source has another size or time than it had is
-imported as usual, and so is everything when the bundle is missing, damaged, of another Python, or of packages in other
-folders than the launcher's, as in a copy of an installation.
+first (`boot.py`). It is a cache: a module whose source has another size or time than it had is imported as usual, and
+so is everything when the bundle is missing, damaged, of another Python, or of packages in other folders than the
+launcher's, as in a copy of an installation.
+
+And it is whole where the installation is not. pip takes the old files away before it writes the new ones, the list of
+them (RECORD) first and last. While there is no such list, somebody is at work, and every module is taken from the
+bundle, whatever its source is by then; when there is a new one, the sources are whole again, and none is.
 """
 
 from __future__ import annotations
@@ -19,12 +23,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ast import AsyncFunctionDef, FunctionDef, Module
     from collections.abc import Iterable, Iterator
+    from importlib.machinery import ModuleSpec
     from types import CodeType
 
     from cnimeta.plugin.registry import Target
 
 _ALWAYS = ("cnimeta.plugin.dispatch", "cnimeta.plugin.registry")
 """What a launcher imports itself."""
+_ASKING = "cnimeta.agent.client"
+"""What one imports that asks the agent."""
+_INFO = ".dist-info"
+_RECORD = "RECORD"
 
 _BOOT = "cnimeta.plugin.boot"
 _ANSWERING = ("cnimeta", "cnimeta.spec.version", "cnimeta.plugin.dispatch")
@@ -51,7 +60,7 @@ _READER = """try:
             if place == {place!r}:
                 there = {{"__name__": "cnimeta.plugin.boot"}}
                 exec(code, there)
-                there["boot"]({path!r}, file, more)
+                there["boot"]({path!r}, file, more, globals().get("__name__") == "__main__")
 except (OSError, ValueError, EOFError, TypeError):
     pass
 """
@@ -87,7 +96,7 @@ def build(package: str, target: Target, answer: tuple[str, str] = ("", "")) -> b
     found = _Modules(package, target)
     main = target.plugin.partition(":")[0]
     first = found.in_order((*_ALWAYS, main))
-    usual = found.in_order((*first, *found.usual(main)))
+    usual = found.in_order((*first, _ASKING, *found.usual(main)))
     names = dict.fromkeys((*found.reachable(), *usual, _BOOT))
     entries = {}
     for name in names:
@@ -98,12 +107,28 @@ def build(package: str, target: Target, answer: tuple[str, str] = ("", "")) -> b
     third = marshal.dumps({name: marshal.dumps(found.code(name)) for name in names if name not in usual})
     answering = (found.files[name] for name in (*_ANSWERING, main) if name in found.files)
     stamps = tuple(map(_stamp, dict.fromkeys(filter(None, (*answering, target.file)))))
-    more = (*answer, stamps, FIRST_BYTES + len(second), _hash(second), _hash(third))
+    more = (*answer, stamps, _records(package, target), FIRST_BYTES + len(second), _hash(second), _hash(third))
     body = marshal.dumps((_place(package, target), found.code(_BOOT), more))
     if len(body) > FIRST_BYTES - _HEAD_BYTES:
         raise IoFailure(f"the bundle of {target.plugin} does not fit: {len(body)} bytes")
     body += bytes(FIRST_BYTES - _HEAD_BYTES - len(body))
     return _head(body) + body + second + third
+
+
+def take(package: str, target: Target, name: str) -> None:
+    """Have this process take modules from the bundle of the launcher `name` too, unless it has the plugin already."""
+    if target.plugin.partition(":")[0] not in sys.modules:
+        exec(reader(package, target, name), {"sys": sys})  # noqa: S102 - as that launcher does
+
+
+def bundled(name: str, file: str) -> ModuleSpec | None:
+    """What a bundle that this process takes modules from has for `name`, which is to be of this file."""
+    for finder in sys.meta_path:
+        if type(finder).__name__ == "Bundle":
+            spec = finder.find_spec(name, None)
+            if spec is not None and spec.origin == file:
+                return spec
+    return None
 
 
 def is_current(package: str, target: Target, name: str) -> bool:
@@ -116,8 +141,11 @@ def is_current(package: str, target: Target, name: str) -> bool:
         if data[:_HEAD_BYTES] != _head(data[_HEAD_BYTES:FIRST_BYTES]):
             return False
         place, _, more = marshal.loads(data[_HEAD_BYTES:FIRST_BYTES])  # noqa: S302 - as trusted as the modules beside it
-        *_, end, second, third = more
-        if (second, third) != (_hash(data[FIRST_BYTES:end]), _hash(data[end:])) or place != _place(package, target):
+        *_, records, end, second, third = more
+        if (second, third) != (_hash(data[FIRST_BYTES:end]), _hash(data[end:])) or (place, records) != (
+            _place(package, target),
+            _records(package, target),
+        ):
             return False
         entries = marshal.loads(data[FIRST_BYTES:end])[0]  # noqa: S302 - as above
         return all(stamp == _stamp(stamp[0]) for stamp, _, _ in entries.values())
@@ -151,6 +179,36 @@ def _folder(file: str) -> str:
     return os.path.dirname(file) if os.path.basename(file) == "__init__.py" else ""
 
 
+def _records(package: str, target: Target) -> tuple[tuple[str, str, int, int], ...]:
+    """The lists of files that pip keeps of the packages: folder, name, size, time. None for what it did not install."""
+    found = []
+    for file in dict.fromkeys((os.path.join(package, "__init__.py"), target.file)):
+        root, listed = _listed(file)
+        for name in sorted(os.listdir(root)) if root else ():
+            path = os.path.join(root, name, _RECORD)
+            if name.endswith(_INFO) and _is_listed(path, listed):
+                there = os.stat(path)
+                found.append((root, name, there.st_size, there.st_mtime_ns))
+    return tuple(dict.fromkeys(found))
+
+
+def _listed(file: str) -> tuple[str, str]:
+    """The folder of packages that a package or module lies in, and how a list names its file."""
+    folder, name = os.path.split(file)
+    if name != "__init__.py":
+        return folder, name
+    root, package = os.path.split(folder)
+    return root, f"{package}/{name}"
+
+
+def _is_listed(record: str, file: str) -> bool:
+    try:
+        with open(record, encoding="utf-8", errors="replace") as lines:
+            return any(line.startswith(f"{file},") for line in lines)
+    except OSError:  # unknown: then no list says when the files are whole
+        return False
+
+
 class _Modules:
     """The modules of the SDK and of a plugin's package, as their sources say, and of Python's own what those import."""
 
@@ -167,7 +225,7 @@ class _Modules:
     def reachable(self) -> list[str]:
         """Every module that the plugin can come to import, itself and what a launcher imports among them."""
         found: dict[str, None] = {}
-        waiting = [*_ALWAYS, self._main]
+        waiting = [*_ALWAYS, _ASKING, self._main]
         while waiting:
             name = waiting.pop()
             if name not in found and name in self.files:

@@ -22,6 +22,7 @@ from cnimeta.errors import (
 )
 from cnimeta.host import afterwards
 from cnimeta.namedtuple import NamedTuple
+from cnimeta.observe import notes
 from cnimeta.plugin.base import VERBS
 from cnimeta.plugin.host import Host
 from cnimeta.plugin.request import Attachment, Request
@@ -84,6 +85,7 @@ def serve(
         version.reconcile(conf.cni_version, plugin.versions)
         spoken = conf.cni_version
         verb.require_in(conf.cni_version)
+        notes.about(plugin.name, conf.name)
         return Outcome(0, _answer(plugin, verb, _request(verb, conf, environ, log, host))), None
     except CniError as error:
         failure = error
@@ -105,6 +107,7 @@ def start(make: Callable[[], Plugin]) -> None:
     """
     answer_fd = _claim_stdout()
     afterwards.begin()
+    notes.begin()
     try:
         outcome = answered(make, _STDIN)
     except KeyboardInterrupt:
@@ -113,6 +116,7 @@ def start(make: Callable[[], Plugin]) -> None:
         _write_all(answer_fd, outcome.stdout.encode())
     except OSError:  # refused: nobody reads, the status still tells
         _end(outcome.status or 1, answer_fd)
+    _report()
     _end(outcome.status, answer_fd)
 
 
@@ -120,15 +124,29 @@ def answered(make: Callable[[], Plugin], stdin: int) -> Outcome:
     """What this process's environment asks of a plugin that is yet to be made. `stdin` is read to its end."""
     try:
         plugin = make()
+        notes.about(plugin.name)
         conf = _read_all(stdin) if os.environ.get("CNI_COMMAND") else b""
-        return run(plugin, os.environ, conf, to_stderr)
+        outcome, failure = serve(plugin, os.environ, conf, to_stderr)
+        notes.failed(failure)
+        return outcome
     except CniError as error:
-        trace(error, os.environ, to_stderr)
-        return _failed(error)
+        failure = error
     except Exception as error:  # noqa: BLE001 - as in `serve`
         failure = _unexpected("reading the network configuration on stdin", error)
-        trace(failure, os.environ, to_stderr)
-        return _failed(failure)
+    trace(failure, os.environ, to_stderr)
+    notes.failed(failure)
+    return _failed(failure)
+
+
+def _report() -> None:
+    """The answer is out: tell what was noted on the way, where somebody wants to know."""
+    noted = notes.end()
+    folder = os.environ.get(notes.VARIABLE) or notes.FOLDER
+    if noted is not None and os.path.isdir(folder):
+        from cnimeta.plugin import report
+
+        way = report.FALLBACK if "cnimeta.agent.client" in sys.modules else report.ALONE
+        report.leave(noted, os.environ, folder, way)
 
 
 def _end(status: int, answer_fd: int) -> NoReturn:

@@ -140,7 +140,9 @@ def _import_file(name: str, file: str) -> None:
         if place != file and os.path.realpath(place) != os.path.realpath(file):
             raise ImportError(f"{name} was loaded from {place} already, not from {file}")
         return
-    spec = spec_from_file_location(name, file)
+    from cnimeta.plugin.bundle import bundled
+
+    spec = bundled(name, file) or spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ImportError(f"{file} is not a Python module")
     outer, _, inner = name.rpartition(".")

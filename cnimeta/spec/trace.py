@@ -6,6 +6,8 @@ context propagation carriers"; the values are W3C Trace Context's and Baggage's)
 
 from __future__ import annotations
 
+from os import urandom
+
 from cnimeta.namedtuple import NamedTuple
 
 TYPE_CHECKING = False
@@ -47,10 +49,20 @@ class TraceContext(NamedTuple):
         """16 hexadecimal digits: the caller's span."""
         return self.parent.split("-")[2]
 
+    def child(self) -> TraceContext:
+        """The context of a new span of the trace, whose parent is this one's."""
+        version, trace_id, _, flags = self.parent.split("-")[:4]
+        return self._replace(parent=f"{version}-{trace_id}-{_new_span_id()}-{flags}")
+
     def environ(self) -> dict[str, str]:
         """The variables; those that say nothing are left out."""
         pairs = ((_PARENT, self.parent), (_STATE, self.state), (_BAGGAGE, self.baggage))
         return {name: value for name, value in pairs if value}
+
+
+def _new_span_id() -> str:
+    found = urandom(8)
+    return found.hex() if any(found) else "0000000000000001"
 
 
 def _any_digit(text: str) -> bool:

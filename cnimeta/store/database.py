@@ -8,8 +8,9 @@ What SQLite does not promise is added here:
 
 - A log file that was lost or cut off is valid to SQLite, and its transactions are silently gone. Each transaction is
   counted in the database and, once committed, in a file beside it: a database behind that file has lost transactions.
-- A damaged or lost database is moved aside, kept, and a new one filled from what can be read of it and from what the
-  owner of the contents knows from elsewhere (`Contents.gather`). No database ever begins empty without that look.
+- A database that is damaged, lost, or not given by the disk in some part, is moved aside, kept, and a new one filled
+  from what can be read of it and from what the owner of the contents knows from elsewhere (`Contents.gather`). No
+  database ever begins empty without that look.
 - A database that was replaced or migrated is noticed at the next transaction, also by processes that have it open.
 - Contents belong to a boot: the first command after another boot says so to their owner.
 """
@@ -23,7 +24,7 @@ import time
 from cnimeta.errors import CniError, StateUnusable, TryAgainLater, shown
 from cnimeta.host import afterwards
 from cnimeta.host.owned import NotOurs, own_file, own_folder
-from cnimeta.store.folder import hindrance, is_full, is_there
+from cnimeta.store.folder import hindrance, is_full, is_partly_unreadable, is_there
 from cnimeta.store.locks import OwnLock
 from cnimeta.store.making import DAMAGED, LOG_SUFFIX, Maker
 from cnimeta.store.sequence import Sequence
@@ -34,10 +35,12 @@ from cnimeta.store.sql import (
     IOERR,
     PROTOCOL,
     begin,
+    begin_writing,
     code_of,
     connect,
     enter_boot,
     is_damage,
+    is_unread,
     judged,
     meta,
     migrate,
@@ -201,7 +204,7 @@ class Database:
         code = code_of(failure)
         if isinstance(failure, _Changed):
             self._forget()
-        elif is_damage(failure):
+        elif is_damage(failure) or self._is_unreadable(failure):
             if self.later:
                 raise self._unusable(failure)
             self._replace(str(failure))
@@ -210,8 +213,15 @@ class Database:
         else:
             raise self._unusable(failure)
 
+    def _is_unreadable(self, failure: Exception) -> bool:
+        """Whether the disk has lost a part of the database for good. One that gives nothing may yet come back."""
+        if not is_unread(failure):
+            return False
+        self._forget()
+        return any(is_partly_unreadable(path) for path in (self.path, self.path + LOG_SUFFIX))
+
     def _in_transaction(self, connection: Connection, work: Callable[[Connection], T]) -> T:
-        connection.execute("BEGIN IMMEDIATE")
+        begin_writing(connection)
         try:
             self._refuse_changed(connection)
             result = work(connection)
@@ -307,7 +317,7 @@ class Database:
 
     def _lock(self) -> OwnLock:
         folder = os.path.join(self.folder, "locks")
-        return OwnLock(folder, os.path.join(folder, "database"), self.timeout_s)
+        return OwnLock(folder, os.path.join(folder, "database"), self.timeout_s, "database")
 
     def _create(self) -> None:
         with self._lock().held():
@@ -393,7 +403,7 @@ class Database:
 
 def _keep_writers_out(connection: Connection) -> None:
     try:
-        connection.execute("BEGIN IMMEDIATE")
+        begin_writing(connection)
     except _sqlite3.Error as error:
         if code_of(error) == BUSY:
             raise

@@ -55,10 +55,11 @@ class AttachmentLocks:
 class OwnLock:
     """A NodeLock on the file `path` in `folder`, both this user's alone, as is the folder that `folder` lies in."""
 
-    def __init__(self, folder: str, path: str, timeout_s: float) -> None:
+    def __init__(self, folder: str, path: str, timeout_s: float, kind: str = "attachment") -> None:
         self._folder = folder
         self._path = path
         self._timeout_s = timeout_s
+        self._kind = kind
 
     def held(self) -> AbstractContextManager[None]:
         """A `with` block under the lock."""
@@ -71,4 +72,4 @@ class OwnLock:
                 f"the lock {shown(self._path)} cannot be used: {error.strerror or error}; check dataDir and its file"
                 " system"
             ) from None
-        return NodeLock(self._path, self._timeout_s).held()
+        return NodeLock(self._path, self._timeout_s, self._kind).held()

@@ -11,9 +11,10 @@ import _sqlite3
 import os
 
 from cnimeta.host.owned import own_file
+from cnimeta.observe import notes
 from cnimeta.store.folder import is_there, unlink
 from cnimeta.store.rescue import tolerant
-from cnimeta.store.sql import begin, connect, meta
+from cnimeta.store.sql import begin, connect, is_unread, meta
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Maker:
 
         The database goes first: without a log beside it, whoever opens it meanwhile would take it for a whole one.
         """
+        notes.count("cnimeta_repairs_total", what="database")
         damaged = self.path + DAMAGED
         if is_there(self.path):
             self._keep_damaged()  # one that is taken over already: its maker was killed
@@ -117,12 +119,18 @@ class Maker:
         for suffix in ("", LOG_SUFFIX, INDEX_SUFFIX, JOURNAL_SUFFIX):
             own_file(path + suffix)
         try:
-            old = tolerant(connect(path))
-            old.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            return _opened(path)
         except _sqlite3.DatabaseError as error:
-            self.log(f"state: nothing can be read of {path}: {error}")
-            return None
-        return old
+            failure = error
+        if is_unread(failure):
+            try:
+                found = _opened(path, without_log=True)
+                self.log(f"state: the log of {path} cannot be read: what it had is lost")
+                return found
+            except _sqlite3.DatabaseError as error:
+                failure = error
+        self.log(f"state: nothing can be read of {path}: {failure}")
+        return None
 
     def _keep_damaged(self) -> None:
         """Its contents are in the new one now; people may want to look at it."""
@@ -169,6 +177,17 @@ class Maker:
         except OSError:  # refused: there is no room to give up
             return False
         return True
+
+
+def _opened(path: str, *, without_log: bool = False) -> Connection:
+    """A damaged database, of which something at least can be read. Raises sqlite's DatabaseError."""
+    old = tolerant(connect(path, without_log=without_log))
+    try:
+        old.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except BaseException:
+        old.close()
+        raise
+    return old
 
 
 def _last_of(old: Connection | None) -> int:

@@ -6,8 +6,10 @@ The C module is imported, not `sqlite3`, which loads `datetime` and more for con
 from __future__ import annotations
 
 import _sqlite3
+import os
 from binascii import crc32
 
+from cnimeta.observe import notes
 from cnimeta.store.values import Damage
 
 TYPE_CHECKING = False
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 _PRIMARY_CODE = 0xFF
 BUSY, NOMEM, IOERR, CORRUPT, FULL, CANTOPEN, PROTOCOL, NOTADB = 5, 7, 10, 11, 13, 14, 15, 26
 """https://www.sqlite.org/rescode.html"""
+_UNREAD = (IOERR | 1 << 8, IOERR | 33 << 8)
+"""SQLITE_IOERR_READ; SQLITE_IOERR_CORRUPTFS, for EIO."""
 _OPEN = (
     "PRAGMA synchronous=NORMAL",
     "PRAGMA temp_store=MEMORY",
@@ -25,12 +29,16 @@ _OPEN = (
 )
 
 
+_WAIT_S = 0.001
+"""What took less was no wait for another command."""
+
 # --- connections -----------------------------------------------------------------------------------------
 
 
-def connect(path: str, timeout_s: float = 10) -> Connection:
-    """Open a database; nothing is read yet."""
-    connection = _sqlite3.connect(path, timeout=timeout_s, isolation_level=None)
+def connect(path: str, timeout_s: float = 10, *, without_log: bool = False) -> Connection:
+    """Open a database; nothing is read yet. `without_log`: to read what its file has, for a log that cannot be read."""
+    name = f"file:{quote(path)}?immutable=1" if without_log else path
+    connection = _sqlite3.connect(name, timeout=timeout_s, isolation_level=None, uri=without_log)
     try:
         for statement in _OPEN:
             connection.execute(statement)
@@ -38,6 +46,11 @@ def connect(path: str, timeout_s: float = 10) -> Connection:
         connection.close()  # or the traceback would keep it, and its locks
         raise
     return connection
+
+
+def quote(path: str) -> str:
+    """A path as part of a URI."""
+    return "".join(f"%{byte:02x}" if byte in b"%?#" else chr(byte) for byte in os.fsencode(path))
 
 
 def roll_back(connection: Connection) -> None:
@@ -56,6 +69,11 @@ def code_of(error: BaseException) -> int:
     return int(getattr(error, "sqlite_errorcode", 0) or 0) & _PRIMARY_CODE
 
 
+def is_unread(error: BaseException) -> bool:
+    """Whether the disk did not give a page."""
+    return getattr(error, "sqlite_errorcode", 0) in _UNREAD
+
+
 def is_damage(error: BaseException) -> bool:
     """Whether an error means that the file is not what was written."""
     if isinstance(error, Damage) or code_of(error) in (CORRUPT, NOTADB):
@@ -65,6 +83,15 @@ def is_damage(error: BaseException) -> bool:
 
 
 # --- versions, and the table `meta` ------------------------------------------------------------------------
+
+
+def begin_writing(connection: Connection) -> None:
+    """Begin a transaction that writes, when no other command is at one: SQLite waits for that."""
+    began = notes.moment()
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    finally:
+        notes.waited("database", began, _WAIT_S)
 
 
 def begin(connection: Connection, schema: Schema, boot_id: str, sequence: int) -> None:

@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_BETWEEN = "  "
+BETWEEN = "  "
 _ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 _LEAST = 4
 """No column is cut to less."""
@@ -44,7 +44,7 @@ def table_of(heads: Sequence[str], columns: Sequence[Sequence[object]], most: in
     found = [[head, *_legible(column)] for head, column in zip(heads, columns, strict=True)]
     widths = [max(map(len, column)) for column in found]
     least = [max(map(len, filter(str.isdigit, column[1:])), default=0) for column in found]
-    narrow = widths if most is None else _shrunk(widths, most - len(_BETWEEN) * (len(heads) - 1), least)
+    narrow = widths if most is None else _shrunk(widths, most - len(BETWEEN) * (len(heads) - 1), least)
     if narrow != widths:
         ellipsis = _ellipsis()
         found = [[_cut(cell, wide, ellipsis) for cell in column] for column, wide in zip(found, narrow, strict=True)]
@@ -62,7 +62,7 @@ def laid_out(lines: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
 
 
 def _joined(lines: Iterable[tuple[str, ...]], widths: Sequence[int]) -> str:
-    form = _BETWEEN.join(f"%-{wide}s" for wide in widths)
+    form = BETWEEN.join(f"%-{wide}s" for wide in widths)
     return "".join([f"{(form % line).rstrip()}\n" for line in lines])
 
 

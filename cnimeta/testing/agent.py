@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cnimeta.agent.wire import VARIABLE
+from cnimeta.observe import notes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ class RunningAgent:
     """An agent with its socket under `folder`; launchers installed with `agent=True` find it by `environ`.
 
     `interpreter`: of another installation of cnimeta than the one that runs the tests. `under`: a command that runs it.
-    What it says on stderr is in `log`.
+    What it says on stderr is in `log`; what invocations report is in `observed`.
     """
 
     def __init__(
@@ -28,11 +29,13 @@ class RunningAgent:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.socket = str(folder / "run" / "agent.sock")
-        self.environ = {VARIABLE: self.socket}
+        self.observed = str(folder / "observed")
+        self.environ = {VARIABLE: self.socket, notes.VARIABLE: self.observed}
         self.log = folder / "agent.log"
         words = ["-P", "-m", "cnimeta.cli.main", "agent", "--socket", self.socket, *(options or ("--deliver", "0"))]
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen([*under, interpreter, *words], stderr=log)
+            environ = {**os.environ, notes.VARIABLE: self.observed}
+            self.process = subprocess.Popen([*under, interpreter, *words], stderr=log, env=environ)
         eventually(lambda: os.path.exists(self.socket))
 
     def children(self) -> list[int]:
@@ -40,7 +43,18 @@ class RunningAgent:
         return [pid for pid in self.workers() if not _waits(pid)]
 
     def workers(self) -> list[int]:
-        """All its processes beside the agent itself."""
+        """The processes that serve invocations, or wait for one."""
+        return [pid for pid in self.processes() if not self._watches(pid)]
+
+    def _watches(self, pid: int) -> bool:
+        """Whether it is the one that adds up reports: it holds their lock."""
+        try:
+            return os.path.join(self.observed, "lock") in _open_files(pid)
+        except OSError:
+            return False
+
+    def processes(self) -> list[int]:
+        """All beside the agent itself."""
         with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children", encoding="ascii") as file:
             return [int(word) for word in file.read().split()]
 
@@ -63,11 +77,15 @@ def forbid_working_alone(launcher: Path) -> None:
 
 def _waits(pid: int) -> bool:
     """Whether a worker still has what it waits with, or has just ended."""
-    folder = f"/proc/{pid}/fd"
     try:
-        return any(os.readlink(f"{folder}/{name}") == "anon_inode:[eventpoll]" for name in os.listdir(folder))
+        return "anon_inode:[eventpoll]" in _open_files(pid)
     except OSError:
         return True
+
+
+def _open_files(pid: int) -> list[str]:
+    folder = f"/proc/{pid}/fd"
+    return [os.readlink(f"{folder}/{name}") for name in os.listdir(folder)]
 
 
 def eventually(true: Callable[[], object], seconds: float = 20) -> None:

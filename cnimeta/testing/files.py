@@ -80,6 +80,10 @@ class MemoryFiles(Steps):
         names = [os.path.basename(path) for path in self.content if os.path.dirname(path) == folder]
         return sorted(name for name in names if not name.startswith(_TEMPORARY))
 
+    def any_name(self, folder: str, suffix: str) -> bool:
+        """Whether the folder has a file whose name ends so."""
+        return any(name.endswith(suffix) for name in self.names(folder))
+
     # --- what tests do to it ---------------------------------------------------------------------------
 
     def fail_at(self, step: int, number: int = errno.ENOSPC, *, lasting: bool = False) -> None:

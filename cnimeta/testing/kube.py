@@ -40,7 +40,7 @@ NODE_USER = "system:node:"
 """Users of this prefix are nodes: they reach the Pods bound to them only, and may not patch `pods` itself."""
 
 ANNOTATE = frozenset({"patch pods/status"})
-"""The role of deploy/rbac.yaml; with `readPod` it has "get pods" too."""
+"""The role of deploy/base/rbac.yaml; with `readPod` it has "get pods" too."""
 
 
 class Fault(NamedTuple):
@@ -83,6 +83,7 @@ class FakePods:
         self.user = user
         self.roles = dict(roles) if roles is not None else {user: ANNOTATE}
         self.objects: dict[tuple[str, str], dict[str, Any]] = {}
+        self.nodes: dict[str, dict[str, Any]] = {}
         self.requests: list[Seen] = []
         self.faults: list[Fault] = []
         """Taken from the front, one for each request."""
@@ -109,6 +110,15 @@ class FakePods:
         self.objects[namespace, name] = pod
         return pod
 
+    def create_node(
+        self, name: str, external: tuple[str, ...] = (), annotations: Mapping[str, str] | None = None
+    ) -> None:
+        """Add a Node, with addresses of type ExternalIP beside one that is internal."""
+        addresses = [("InternalIP", "192.0.2.10"), *(("ExternalIP", address) for address in external)]
+        status = {"addresses": [{"type": kind, "address": address} for kind, address in addresses]}
+        metadata = {"name": name, "annotations": dict(annotations or {})}
+        self.nodes[name] = {"kind": "Node", "metadata": metadata, "status": status}
+
     def annotations(self, namespace: str, name: str) -> dict[str, str]:
         """The Pod's annotations as they stand."""
         return dict(self.objects[namespace, name]["metadata"].get("annotations") or {})
@@ -129,6 +139,11 @@ class FakePods:
     def read(self, namespace: str, name: str, timeout_s: float) -> dict[str, JSON]:
         """As `KubernetesPodApi.read`."""
         return self._ask("GET", _path(namespace, name), None, timeout_s)
+
+    def node(self, name: str, timeout_s: float) -> dict[str, JSON]:
+        """As `KubernetesPodApi.node`."""
+        found: Any = self._ask("GET", f"/api/v1/nodes/{quote(name, safe='')}", None, timeout_s)
+        return {"metadata": found["metadata"], "addresses": found["status"]["addresses"]}
 
     def _ask(self, method: str, path: str, body: Any, timeout_s: float) -> dict[str, JSON]:
         self.sign_in(timeout_s)
@@ -159,6 +174,8 @@ class FakePods:
 
     def _serve(self, method: str, path: str, user: str, content_type: str, body: Any) -> Answer:
         parts = [unquote(part) for part in path.partition("?")[0].split("/")[1:]]
+        if parts[2:3] == ["nodes"] and len(parts) == 4:
+            return self._serve_node(parts[3], user)
         if parts[:3] != ["api", "v1", "namespaces"] or len(parts) not in (6, 7) or parts[4] != "pods":
             return _refuse(404, "NotFound", "the server could not find the requested resource")
         namespace, name = parts[3], parts[5]
@@ -179,6 +196,11 @@ class FakePods:
         if content_type != MERGE_PATCH or not isinstance(body, dict):
             return _refuse(415, "UnsupportedMediaType", f"the test server takes {MERGE_PATCH} objects only")
         return self._patch((namespace, name), pod, body, user)
+
+    def _serve_node(self, name: str, user: str) -> Answer:
+        if user != NODE_USER + name and "get nodes" not in self.roles.get(user, frozenset()):
+            return _refuse(403, "Forbidden", f'nodes "{name}" is forbidden: User "{user}" cannot get it')
+        return Answer(200, self.nodes[name]) if name in self.nodes else _refuse(404, "NotFound", f'nodes "{name}"')
 
     def _allowed(self, user: str, verb: str, resource: str, pod: Mapping[str, Any] | None) -> bool:
         if user.startswith(NODE_USER):  # the Node authorizer and NodeRestriction
@@ -209,14 +231,8 @@ def _path(namespace: str, name: str) -> str:
 
 
 def _refuse(status: int, reason: str, message: str, retry_after_s: int = 0) -> Answer:
-    document = {
-        "kind": "Status",
-        "apiVersion": "v1",
-        "status": "Failure",
-        "reason": reason,
-        "message": message,
-        "code": status,
-    }
+    head = {"kind": "Status", "apiVersion": "v1", "status": "Failure"}
+    document = {**head, "reason": reason, "message": message, "code": status}
     return Answer(status, document, retry_after_s)
 
 

@@ -81,9 +81,10 @@ class FakeNft:
         wanted = set(keys)
         return {one: comment for one, comment in self.elements(name).items() if one.key in wanted}
 
-    def elements(self, name: str) -> dict[Element, str]:
-        """Every element of a map and its comment."""
-        return {Element(name, key, value): said for key, (value, said) in self._state.maps.get(name, {}).items()}
+    def elements(self, name: str, but: Collection[str] = ()) -> dict[Element, str]:
+        """Every element of a map and its comment, less those whose comment is in `but`."""
+        found = self._state.maps.get(name, {}).items()
+        return {Element(name, key, value): said for key, (value, said) in found if said not in but}
 
     def flush_ruleset(self) -> None:
         """What `nft flush ruleset` does."""
@@ -248,6 +249,8 @@ class FakeSysctl:
         self.values: dict[str, str] = {}
         self.missing = set(missing)
         self.read_only = False
+        self.files: dict[str, list[str]] = {}
+        """What configuration files say, by name."""
 
     def ensure(self, name: str, value: str) -> None:
         """Set a value."""
@@ -261,3 +264,7 @@ class FakeSysctl:
     def read(self, name: str) -> str:
         """The value; 0 when it was never set."""
         return self.values.get(name, "0")
+
+    def configured(self, name: str) -> list[str]:
+        """What files say of it."""
+        return list(self.files.get(name, ()))

@@ -15,13 +15,20 @@ from cnimeta.spec import validate
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.ip import parse_ip
 from cnimeta.spec.jsonio import kind
-from cnimeta_plugins.hostport_alloc.allocate.expose import DEFAULT_RANGE, Exposure, parse_exposure
-from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange, parse_range
+from cnimeta_plugins.hostport_alloc.allocate.expose import DEFAULT_RANGE, UNNAMED, Exposure, parse_exposure
+from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange, parse_range, refuse_overlaps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.netconf import NetConf
+    from cnimeta_plugins.hostport_alloc.allocate.quotas import Quotas
+    from cnimeta_plugins.hostport_alloc.hook.event import Notify
+    from cnimeta_plugins.hostport_alloc.pod.external import External
+    from cnimeta_plugins.hostport_alloc.range_config import RangeRule
+    from cnimeta_plugins.hostport_alloc.state.record import Pod
 
 DEFAULT_PORTS = "20000-24999"
 """Below the ephemeral range (from 32768) and the NodePorts (30000-32767)."""
@@ -84,10 +91,31 @@ class Settings(NamedTuple):
     max_ports: int
     lock_timeout_s: float
     data_dir: str
+    range_rules: tuple[RangeRule, ...] = ()
+    ranges_file: str = ""
+    quotas: Quotas | None = None
+    reserve_ports: bool = False
+    external: External | None = None
+    notify: Notify | None = None
+
+    def default_range(self, pod: Pod | None, labels: Mapping[str, JSON]) -> str:
+        """The range of exposures that name none."""
+        return next((rule.range for rule in self.range_rules if rule.is_for(pod, labels)), DEFAULT_RANGE)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a rule is about the Pod's labels."""
+        return any(rule.labels for rule in self.range_rules)
 
     def range(self, name: str) -> PortRange:
-        """The range of that name; exposures have been checked against the names."""
-        return next(found for found in self.ranges if found.name == name)
+        """The range of that name. Raises InvalidNetworkConfig (code 7) when `defaultRange` leaves none."""
+        for found in self.ranges:
+            if found.name == name:
+                return found
+        raise InvalidNetworkConfig(
+            f"an exposure without a range is of {shown(name)} by $.defaultRange; $.ranges has"
+            f" {', '.join(one.name for one in self.ranges)}"
+        )
 
     def reserved(self, ephemeral: tuple[int, int]) -> list[tuple[str, int, int]]:
         """(what, first, last) of ports that no range may have, unless the operator forces it."""
@@ -113,15 +141,22 @@ def read_settings(conf: NetConf) -> Settings:
     fields = conf.fields
     ranges = _ranges(fields)
     names = tuple(found.name for found in ranges)
+    api, rules = _api(fields), _rules(fields, ranges)
+    if any(rule.labels for rule in rules) and not (api is not None and api.read_pod):
+        raise InvalidNetworkConfig(
+            "$.defaultRange has labels, which are read of the Pod: set kubernetes.readPod to true"
+        )
+    unnamed = UNNAMED if rules else DEFAULT_RANGE
     return Settings(
         ranges=ranges,
         expose=tuple(
-            parse_exposure(text, f"$.expose[{index}]", names) for index, text in enumerate(fields.texts("expose"))
+            parse_exposure(text, f"$.expose[{index}]", names, unnamed)
+            for index, text in enumerate(fields.texts("expose"))
         ),
         chain=read_chain(conf),
         portmap=read_portmap(fields),
         host_ips=_host_ips(fields),
-        api=_api(fields),
+        api=api,
         quarantine_s=_seconds(fields, "quarantineSeconds", QUARANTINE_S),
         sticky=fields.boolean("sticky", True),
         sticky_s=_seconds(fields, "stickySeconds", STICKY_S),
@@ -130,15 +165,50 @@ def read_settings(conf: NetConf) -> Settings:
         max_ports=fields.integer("maxPortsPerPod", 1, _PORTS_PER_POD_MAX) or 64,
         lock_timeout_s=read_lock_timeout(fields),
         data_dir=read_data_dir(fields),
+        range_rules=rules,
+        ranges_file=_absolute(fields, "rangesFile"),
+        quotas=_quotas(fields),
+        reserve_ports=fields.boolean("reservePorts"),
+        external=_external(fields, ranges),
+        notify=_notify(fields),
     )
+
+
+def _notify(fields: Fields) -> Notify | None:
+    if not fields.has("notify"):
+        return None
+    from cnimeta_plugins.hostport_alloc.hook.event import read_notify
+
+    hook = fields.object("notify")
+    return read_notify(hook, _seconds(hook, "timeout", 5, low=0.1))
+
+
+def _external(fields: Fields, ranges: tuple[PortRange, ...]) -> External | None:
+    if not fields.has("external"):
+        return None
+    from cnimeta_plugins.hostport_alloc.pod.external import read_external
+
+    return read_external(fields.object("external"), ranges)
+
+
+def _quotas(fields: Fields) -> Quotas | None:
+    if not fields.has("quotas"):
+        return None
+    from cnimeta_plugins.hostport_alloc.allocate.quotas import read_quotas
+
+    return read_quotas(fields.object("quotas"))
+
+
+def _absolute(holder: Fields, key: str) -> str:
+    path = holder.text(key)
+    if path and (not path.startswith("/") or "\0" in path):
+        raise holder.wrong(key, "an absolute path")
+    return path
 
 
 def read_data_dir(fields: Fields) -> str:
     """Where records and bitmap are."""
-    folder = fields.text("dataDir") or DATA_DIR
-    if not folder.startswith("/") or "\0" in folder:
-        raise fields.wrong("dataDir", "an absolute path")
-    return folder
+    return _absolute(fields, "dataDir") or DATA_DIR
 
 
 def read_lock_timeout(fields: Fields) -> float:
@@ -209,27 +279,35 @@ def read_portmap(fields: Fields) -> dict[str, JSON]:
 def _ranges(fields: Fields) -> tuple[PortRange, ...]:
     if not fields.has("ranges"):
         return (parse_range(DEFAULT_RANGE, DEFAULT_PORTS, "$.ranges"),)
-    given = fields.object("ranges")
     ranges: list[PortRange] = []
-    for name, value in given.raw.items():
+    for name, value in fields.object("ranges").raw.items():
         if not validate.is_identifier(name):
             raise InvalidNetworkConfig(
                 f"$.ranges: {shown(name)} is no name for a range: use letters, digits, '_', '.', '-'"
             )
-        if not isinstance(value, str):
+        path = f"$.ranges.{name}"
+        if isinstance(value, str):
+            ranges.append(parse_range(name, value, path))
+        elif isinstance(value, dict):
+            from cnimeta_plugins.hostport_alloc.range_config import read_range
+
+            ranges.append(read_range(name, Fields(value, path)))
+        else:
             raise InvalidNetworkConfig(
-                f'$.ranges.{name} must be text such as "20000-24999", got {kind(value)}: {shown(value)}'
+                f'{path} must be text such as "20000-24999", or an object with ports, got {kind(value)}: {shown(value)}'
             )
-        ranges.append(parse_range(name, value, f"$.ranges.{name}"))
     if not ranges:
         raise InvalidNetworkConfig('$.ranges is empty: name at least one range, such as "default": "20000-24999"')
-    for index, one in enumerate(ranges):
-        for other in ranges[:index]:
-            if one.ports & other.ports:
-                raise InvalidNetworkConfig(
-                    f"$.ranges.{one.name} ({one.text}) overlaps $.ranges.{other.name} ({other.text}): keep them apart"
-                )
+    refuse_overlaps(ranges)
     return tuple(ranges)
+
+
+def _rules(fields: Fields, ranges: tuple[PortRange, ...]) -> tuple[RangeRule, ...]:
+    if not fields.has("defaultRange"):
+        return ()
+    from cnimeta_plugins.hostport_alloc.range_config import read_rules
+
+    return read_rules(fields, ranges)
 
 
 def _host_ips(fields: Fields) -> tuple[str, ...]:
@@ -253,11 +331,8 @@ def _api(fields: Fields) -> ApiSettings | None:
     if not fields.has("kubernetes"):
         return None
     api = fields.object("kubernetes")
-    kubeconfig = api.text("kubeconfig")
-    if kubeconfig and not kubeconfig.startswith("/"):
-        raise api.wrong("kubeconfig", "an absolute path")
     return ApiSettings(
-        kubeconfig=kubeconfig,
+        kubeconfig=_absolute(api, "kubeconfig"),
         required=api.choice("policy", ("deferred", "required"), "deferred") == "required",
         timeout_s=_seconds(api, "timeout", 5, low=0.1),
         read_pod=api.boolean("readPod"),

@@ -88,11 +88,23 @@ class HostportAlloc(Plugin):
 
         return in_use(self.wiring, confs)
 
+    def leave(self, confs: Sequence[NetConf]) -> Iterable[str]:
+        """Ports reserved with the kernel."""
+        from cnimeta_plugins.hostport_alloc.operator.reserving import leave
+
+        return leave(self.wiring, confs)
+
     def metrics(self, net_dir: str) -> Iterable[Metric]:
         """Ranges, annotations, whose configuration is first."""
         from cnimeta_plugins.hostport_alloc.operator.metrics import metrics
 
         return metrics(self.wiring, net_dir)
+
+    def keeper(self, net_dir: str, log: Callable[[str], None]) -> Callable[[], object]:
+        """Our own configuration beside the primary network's, in step with it."""
+        from cnimeta_plugins.hostport_alloc.operator.own import Keeper
+
+        return Keeper(net_dir, self.wiring.clock, log).look
 
     def dump(self, confs: Sequence[NetConf]) -> Iterable[tuple[str, Callable[[], JSON]]]:
         """Records, ports and problems."""
@@ -108,14 +120,16 @@ class HostportAlloc(Plugin):
 
     def preload(self) -> Iterable[str]:
         """What its verbs import on their way."""
-        host = ("addresses", "clock", "kube.api", "kube.client", "lock", "portscan", "sockets")
+        host = ("addresses", "clock", "hook", "kube.api", "kube.client", "lock", "portscan", "sockets")
         own = ("allocate.blocked", "pod.annotation", "state.contents", "state.store")
+        asked = ("allocate.ordinal", "allocate.quotas", "hook.telling", "pod.external", "pod.outside", "state.held")
+        also = ("state.outbox", "state.reservation")
         verbs = ("add", "check", "delete", "gc", "repeat", "status")
         return (
             *("filelock", "kubernetes.client", "kubernetes.config", "ssl", "json", "difflib"),
             *(f"cnimeta.host.{name}" for name in host),
             *(f"cnimeta.delegate.{name}" for name in ("call", "inprocess", "spawn")),
             *("cnimeta.store.database", "cnimeta.store.locks"),
-            *(f"cnimeta_plugins.hostport_alloc.{name}" for name in own),
+            *(f"cnimeta_plugins.hostport_alloc.{name}" for name in (*own, *asked, *also)),
             *(f"cnimeta_plugins.hostport_alloc.verbs.{name}" for name in verbs),
         )

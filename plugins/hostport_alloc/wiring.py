@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from cnimeta.host.protocols import (
         Clock,
         Database,
+        Files,
+        Hook,
+        Lock,
         Locks,
         Namespaces,
         NodeAddresses,
@@ -19,10 +22,17 @@ if TYPE_CHECKING:
         PodApi,
         PortScan,
         Sockets,
+        Sysctl,
     )
     from cnimeta.ports.mapper import MappedPort, PortMapper
     from cnimeta_plugins.hostport_alloc.allocate.ranges import PortSet
+    from cnimeta_plugins.hostport_alloc.config import Settings
+    from cnimeta_plugins.hostport_alloc.hook.event import Notify
+    from cnimeta_plugins.hostport_alloc.state.reservation import Reservation
     from cnimeta_plugins.hostport_alloc.state.store import Store
+
+
+_RESERVING_TIMEOUT_S = 5.0
 
 
 class Wiring:
@@ -43,7 +53,13 @@ class Wiring:
         mapper: Callable[[str], PortMapper | None] | None = None,
         mapper_here: Callable[[str, Sequence[str]], PortMapper | None] | None = None,
         namespaces: Namespaces | None = None,
+        files: Files | None = None,
+        sysctl: Sysctl | None = None,
+        reserving: Lock | None = None,
+        hook: Hook | None = None,
+        telling: Lock | None = None,
         boot_id: str | None = None,
+        host_name: str | None = None,
     ) -> None:
         self._executor = executor
         self._locate = locate
@@ -57,7 +73,13 @@ class Wiring:
         self._mapper = mapper
         self._mapper_here = mapper_here
         self._namespaces = namespaces
+        self._files = files
+        self._sysctl = sysctl
+        self._reserving = reserving
+        self._hook = hook
+        self._telling = telling
         self._boot_id = boot_id
+        self._host_name = host_name
 
     # --- the state -------------------------------------------------------------------------------------
 
@@ -112,8 +134,12 @@ class Wiring:
             self._sockets = NodeSockets()
         return self._sockets
 
-    def blocked(self, log: Callable[[str], None]) -> dict[str, PortSet]:
-        """The ports the node itself or somebody's rules use."""
+    def blocked(self, log: Callable[[str], None], settings: Settings | None = None) -> dict[str, PortSet]:
+        """The ports the node itself or somebody's rules use, by the reservations of others among them.
+
+        `settings`: of a configuration that may have reserved ports itself.
+        """
+        ours = self.reservation(settings.data_dir).ours() if settings is not None and settings.reserve_ports else 0
         from cnimeta_plugins.hostport_alloc.allocate.blocked import blocked_ports
 
         scan = self._scan
@@ -121,7 +147,53 @@ class Wiring:
             from cnimeta.host.portscan import RulesetScan
 
             scan = RulesetScan(log)
-        return blocked_ports(self.sockets, scan)
+        return blocked_ports(self.sockets, scan, ours)
+
+    def reservation(self, folder: str) -> Reservation:
+        """The ports that are reserved with the kernel, by us and by others."""
+        from cnimeta_plugins.hostport_alloc.state.reservation import LOCK, Reservation
+
+        sysctl, lock = self._sysctl, self._reserving
+        if sysctl is None:
+            from cnimeta.host.sysctl import ProcSysctl
+
+            sysctl = ProcSysctl()
+        if lock is None:
+            from cnimeta.host.lock import NodeLock
+
+            lock = NodeLock(os.path.join(folder, LOCK), _RESERVING_TIMEOUT_S)
+        netns_id = self.namespaces.identity("/proc/thread-self/ns/net")
+        return Reservation(folder, self.files, sysctl, lock, self.boot_id, netns_id)
+
+    @property
+    def files(self) -> Files:
+        """Files on disk."""
+        if self._files is None:
+            from cnimeta.host.files import PosixFiles
+
+            self._files = PosixFiles()
+        return self._files
+
+    def on_node(self, settings: Settings) -> Settings:
+        """With the numbers of this node's own file, where the configuration names one.
+
+        Raises TryAgainLater (11) when it cannot be read, since what it would say is unknown; NotOurs (104) for one that
+        others may write to; InvalidNetworkConfig (7) for what it says.
+        """
+        path = settings.ranges_file
+        if not path:
+            return settings
+        from cnimeta.errors import TryAgainLater, shown
+        from cnimeta_plugins.hostport_alloc.range_config import on_node
+
+        why = "there is no such file"
+        try:
+            text = self.files.read(path)
+        except OSError as error:
+            text, why = None, str(error.strerror or error)
+        if text is None:
+            raise TryAgainLater(f"the ranges of this node are not known: $.rangesFile {shown(path)}: {why}")
+        return settings._replace(ranges=on_node(settings.ranges, path, text))
 
     def mapper(self, plugin_type: str) -> PortMapper | None:
         """What an installed port mapper offers beside the CNI verbs; None for one that offers nothing."""
@@ -173,6 +245,11 @@ class Wiring:
     # --- the container, its node and its Pod -------------------------------------------------------------
 
     @property
+    def host_name(self) -> str:
+        """The node's own name, which the kubelet registers it by unless told otherwise."""
+        return os.uname().nodename if self._host_name is None else self._host_name
+
+    @property
     def namespaces(self) -> Namespaces:
         """Which namespace a path leads to, and whether one is gone."""
         if self._namespaces is None:
@@ -196,6 +273,23 @@ class Wiring:
         from cnimeta.host.kube.api import KubernetesPodApi
 
         return KubernetesPodApi(kubeconfig)
+
+    def hook(self, notify: Notify) -> Hook:
+        """Who is told of mappings."""
+        if self._hook is not None:
+            return self._hook
+        from cnimeta.host.hook import ProgramHook, SocketHook
+
+        return ProgramHook(notify.program) if notify.program else SocketHook(notify.socket)
+
+    def telling(self, folder: str, timeout_s: float) -> Lock:
+        """Who has it delivers events."""
+        if self._telling is not None:
+            return self._telling
+        from cnimeta.host.lock import NodeLock
+        from cnimeta_plugins.hostport_alloc.hook.delivery import LOCK
+
+        return NodeLock(os.path.join(folder, LOCK), timeout_s)
 
     # --- other plugins ---------------------------------------------------------------------------------
 

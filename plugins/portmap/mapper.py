@@ -168,12 +168,11 @@ class Mapper:
 
     def _take_over(self, gone: Iterable[Record], records: Records) -> None:
         """Map what waited for attachments that are gone. Only logged when it fails: their own DEL was done."""
-        for container_id in dict.fromkeys(record.owner.container_id for record in gone):
-            for record in records.take_followers(container_id):
-                try:
-                    self.add_again(record.owner, records.data_dir, waiting=True)
-                except CniError as error:
-                    self.log(f"portmap: the ports of {record.owner.text} could not be taken over: {error.msg}")
+        for record in records.take_followers({record.owner.container_id for record in gone}):
+            try:
+                self.add_again(record.owner, records.data_dir, waiting=True)
+            except CniError as error:
+                self.log(f"portmap: the ports of {record.owner.text} could not be taken over: {error.msg}")
 
     def _undo(self, record: Record, before: Record | None, records: Records) -> None:
         """As it was before an ADD that failed with the record's payload in place, None for none.
@@ -251,19 +250,25 @@ class Mapper:
         self, owner: Owner, attachment: Attachment, conf: NetConf, records: Records, failures: Failures
     ) -> list[Record]:
         """What was unmapped; every step is tried."""
-        found = records.find(owner)
         asked = _mappings_or_none(conf)
-        recorded = [found.record] if found.record is not None else []
-        if not recorded and not found.problem:
-            recorded = self._renamed(records, attachment, asked)
+        recorded: list[Record] = []
+        problem = "it cannot be read"  # then names and configuration tell what there is, and the record stays
+        is_read = False
+        with failures:
+            found = records.find(owner)
+            problem = found.problem
+            recorded = [found.record] if found.record is not None else []
+            if not recorded and not problem:
+                recorded = self._renamed(records, attachment, asked)
+            is_read = True
         for record in recorded:
             with failures:
                 self._unmap(record, records)
         with failures:
-            suspected = () if recorded else None if found.problem else asked
+            suspected = () if recorded else None if problem else asked
             if self._sweep(owner, suspected, records) and not recorded:
                 self._forget_flows(asked, (4, 6))
-            if not recorded:
+            if is_read and not recorded:
                 records.forget(owner)  # a damaged one, or what a killed ADD had begun to write
         return recorded
 
@@ -310,11 +315,7 @@ class Mapper:
         """Unmap the network's attachments that are not in `valid`: the recorded, and those only the kernel knows."""
         records = self.records(self._data_dir(conf))
         failures = Failures()
-        gone = [
-            record
-            for record in records.readable(failures)
-            if record.owner.network == conf.name and (record.owner.container_id, record.owner.ifname) not in valid
-        ]
+        gone = list(records.of_network(conf.name, valid, failures))
         for record in gone:
             with failures, self._lock(record.owner, records):
                 now = records.find(record.owner).record

@@ -117,9 +117,9 @@ class MemoryBackend:
 
     def collect(self, network: str, valid: Collection[tuple[str, str]], others: Others) -> None:
         """By owner."""
-        recorded = {record.owner for record in others.every()}
         for owner in list(self.held):
-            if owner.network == network and (owner.container_id, owner.ifname) not in valid and owner not in recorded:
+            gone = owner.network == network and (owner.container_id, owner.ifname) not in valid
+            if gone and not others.has(owner):
                 del self.held[owner]
 
     def require_free(self, plan: Plan, others: Others) -> None:

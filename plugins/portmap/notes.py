@@ -1,7 +1,7 @@
 """Notes beside the records: who waits for whose ports, and who has which container address.
 
-A note spares a look into every record; it is believed only as far as the record that it leads to says the same. Notes
-about addresses have a folder of their own, which is empty where a backend knows addresses by itself.
+A note spares a look into every record; it is believed only as far as the record that it leads to says the same. Each
+kind has a folder of its own beside the records': few containers wait, and some backends know addresses by themselves.
 """
 
 from __future__ import annotations
@@ -17,29 +17,34 @@ if TYPE_CHECKING:
     from cnimeta.host.protocols import Files
     from cnimeta.spec.ip import Address
 
-_FOLLOWS = ".follows"
+_FOLLOWERS = "portmap-followers"
 _ADDRESSES = "portmap-addresses"
 
 
 class Notes:
-    """The notes in and beside the folder of the records, which are told by their files' names. Failures are OSError."""
+    """The notes beside the folder of the records, which are told by their files' names. Failures are OSError."""
 
     def __init__(self, folder: str, files: Files) -> None:
         self._folder = folder
+        self._followers = os.path.join(os.path.dirname(folder), _FOLLOWERS)
         self._addresses = os.path.join(os.path.dirname(folder), _ADDRESSES)
         self._files = files
 
     def follow(self, container_id: str, follower: str) -> None:
         """Note that the record `follower` waits for what a container has."""
-        self._files.write(self._path(f"{digest(container_id)}-{digest(follower)}{_FOLLOWS}"), follower.encode())
+        path = os.path.join(self._followers, f"{digest(container_id)}-{digest(follower)}")
+        self._files.write(path, follower.encode())
 
-    def take_followers(self, container_id: str) -> list[str]:
-        """The records that wait for what a container had; they are not noted any more."""
+    def take_followers(self, container_ids: Iterable[str]) -> list[str]:
+        """The records that wait for what these containers had; they are not noted any more."""
         found = []
-        for name in self._files.names(self._folder):
-            if name.endswith(_FOLLOWS) and name.startswith(digest(container_id)):
-                found += self._told_by(name.removesuffix(_FOLLOWS), self._path(name))
-                self._files.remove(self._path(name))
+        names = self._files.names(self._followers)
+        holders = {digest(container_id) for container_id in container_ids} if names else set()
+        for name in names:
+            if name.partition("-")[0] in holders:
+                path = os.path.join(self._followers, name)
+                found += self._told_by(name, path)
+                self._files.remove(path)
         return found
 
     def take_address(self, address: Address, holder: str) -> None:
@@ -77,9 +82,6 @@ class Notes:
         if digest(said) == wanted:
             return [said]
         return [record for record in self._files.names(self._folder) if digest(record) == wanted]
-
-    def _path(self, name: str) -> str:
-        return os.path.join(self._folder, name)
 
 
 def digest(text: str) -> str:

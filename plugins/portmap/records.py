@@ -1,7 +1,8 @@
 """portmap's record of an attachment: what is in the kernel for it, so that DEL needs no other source.
 
 One file per attachment in `<dataDir>/portmap/`, written before the first rule and removed after the last. Its name is
-made of digests and starts with the container's, so an attachment whose network was renamed is found without reading.
+made of the digests of container, network and interface, so an attachment whose network was renamed is found without
+reading, and so are those of a network that GC is not told to keep.
 The document is `{"version":2,"crc":N,"record":{...}}`; crc is the CRC-32 of the compact JSON of `[version, record]`, in
 this and in every later version: so a damaged digit never passes for a later version. What is the backend's own stands
 under `payload`, and the backend reads it.
@@ -24,12 +25,14 @@ from cnimeta_plugins.portmap.plan import Owner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from typing import Protocol
+    from collections.abc import Callable, Collection, Iterable, Iterator
+    from typing import Protocol, TypeVar
 
     from cnimeta.host.protocols import Files, Namespaces
     from cnimeta.spec.ip import Address
     from cnimeta.spec.jsonio import JSON
+
+    T = TypeVar("T")
 
     class Payload(Protocol):
         """What a backend keeps in a record; immutable, equal by value."""
@@ -63,23 +66,6 @@ class Record(NamedTuple):
     """Which namespace `netns` led to at ADD, as `device:inode`."""
     waiting: tuple[PortMapping, ...] = ()
     """What of `mappings` another attachment of the container has: see cnimeta_plugins.portmap.sharing."""
-
-    # hostport_alloc's salvage reads these three; delete them when it asks the port mapper.
-
-    @property
-    def network(self) -> str:
-        """Short for `owner.network`."""
-        return self.owner.network
-
-    @property
-    def container_id(self) -> str:
-        """Short for `owner.container_id`."""
-        return self.owner.container_id
-
-    @property
-    def ifname(self) -> str:
-        """Short for `owner.ifname`."""
-        return self.owner.ifname
 
 
 class DamagedRecord(CniError):
@@ -173,19 +159,26 @@ class Records:
                 if record is not None and record.owner.container_id == container_id:
                     yield record
 
+    def of_network(self, network: str, but: Collection[tuple[str, str]], failures: Failures) -> Iterator[Record]:
+        """The records of a network whose (container ID, ifname) is not in `but`. Of others the names alone are read.
+
+        What cannot be read is among the failures, and keeps nobody from the others.
+        """
+        ends = {ifname: _end(network, ifname) for ifname in {ifname for _, ifname in but}}
+        kept = {digest(container_id) + ends[ifname] for container_id, ifname in but}
+        of_it = f"-{digest(network)}-"
+        for record in self._each([name for name in self._names() if of_it in name and name not in kept], failures):
+            if record.owner.network == network:
+                yield record
+
     def follow(self, holder: Owner, follower: Owner) -> None:
         """Note that `follower` waits for what `holder` has."""
-        try:
-            self._notes.follow(holder.container_id, file_name(follower))
-        except OSError as error:
-            raise self._unusable(error) from None
+        self._used(lambda: self._notes.follow(holder.container_id, file_name(follower)))
 
-    def take_followers(self, container_id: str) -> list[Record]:
-        """The records that wait for what a container had; they are not noted any more."""
-        try:
-            found = [self._find(name).record for name in self._notes.take_followers(container_id)]
-        except OSError as error:
-            raise self._unusable(error) from None
+    def take_followers(self, container_ids: Iterable[str]) -> list[Record]:
+        """The records that wait for what these containers had; they are not noted any more."""
+        names = self._used(lambda: self._notes.take_followers(container_ids))
+        found = [self._find(name).record for name in names]
         return [record for record in found if record is not None and record.waiting]
 
     def take(self, owner: Owner, addresses: Iterable[Address]) -> None:
@@ -199,18 +192,11 @@ class Records:
     def leave(self, owner: Owner, had: Iterable[Cidr] = (), but: Iterable[Cidr] = ()) -> None:
         """Note that the owner has no container address but some; `had` are those that it may have had."""
         noted = [container.address for container in had], [container.address for container in but]
-        try:
-            self._notes.leave_addresses(file_name(owner), *noted)
-        except OSError as error:
-            raise self._unusable(error) from None
+        self._used(lambda: self._notes.leave_addresses(file_name(owner), *noted))
 
     def at(self, address: Address) -> Iterator[Record]:
         """The records that have a container address by a note, and say so themselves."""
-        try:
-            names = self._notes.holders(address)
-        except OSError as error:
-            raise self._unusable(error) from None
-        for name in names:
+        for name in self._used(lambda: self._notes.holders(address)):
             record = self._find(name).record
             if record is not None and address in [one.address for one in record.addresses]:
                 yield record
@@ -223,7 +209,10 @@ class Records:
 
     def readable(self, failures: Failures) -> Iterator[Record]:
         """All that can be understood; what cannot be read is among the failures, and keeps nobody from the others."""
-        for name in self._names():
+        yield from self._each(self._names(), failures)
+
+    def _each(self, names: Iterable[str], failures: Failures) -> Iterator[Record]:
+        for name in names:
             record = None
             with failures:
                 record = self._find(name).record
@@ -232,7 +221,7 @@ class Records:
 
     def any(self) -> bool:
         """Whether there is a record at all, one that cannot be understood included."""
-        return bool(self._names())
+        return self._used(lambda: self._files.any_name(self.folder, _SUFFIX))
 
     def usable(self) -> None:
         """Raise StateUnusable unless records can be written."""
@@ -240,12 +229,17 @@ class Records:
         try:
             self._files.write(probe, b"")
             self._files.remove(probe)
+        except FileNotFoundError:  # refused: another STATUS removed it meanwhile, so it had been written
+            pass
         except OSError as error:
             raise self._unusable(error) from None
 
     def _names(self) -> list[str]:
+        return [name for name in self._used(lambda: self._files.names(self.folder)) if name.endswith(_SUFFIX)]
+
+    def _used(self, work: Callable[[], T]) -> T:
         try:
-            return [name for name in self._files.names(self.folder) if name.endswith(_SUFFIX)]
+            return work()
         except OSError as error:
             raise self._unusable(error) from None
 
@@ -290,6 +284,10 @@ class Others(NamedTuple):
         """Those of one container."""
         return (record for record in self.records.of_container(container_id) if record.owner != self.owner)
 
+    def has(self, owner: Owner) -> bool:
+        """Whether there is a record of this one."""
+        return owner != self.owner and self.records.find(owner).record is not None
+
     def at(self, address: Address) -> Iterator[Record]:
         """Those that have a container address, as far as it is noted."""
         return (record for record in self.records.at(address) if record.owner != self.owner)
@@ -306,7 +304,11 @@ class Others(NamedTuple):
 
 def file_name(owner: Owner) -> str:
     """The name of an attachment's file."""
-    return f"{digest(owner.container_id)}-{digest(f'{owner.network}/{owner.ifname}')}{_SUFFIX}"
+    return digest(owner.container_id) + _end(owner.network, owner.ifname)
+
+
+def _end(network: str, ifname: str) -> str:
+    return f"-{digest(network)}-{digest(ifname)}{_SUFFIX}"
 
 
 # --- the document ----------------------------------------------------------------------------------------

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from agent_kit import ASKING, NAMES, Programs, conf
+from agent_kit import ASKING, NAMES, Impostor, Programs, conf
 
 from cnimeta.agent.wire import VARIABLE
+from cnimeta.cli.main import main
 from cnimeta.testing.agent import RunningAgent, eventually
 from cnimeta.testing.conformance import examine
 from cnimeta.testing.conformance.subject import sandbox
@@ -232,3 +233,14 @@ def test_nothing_is_imported_on_the_way_when_the_agent_has_loaded_its_plugins(
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) == 15
     assert [line for line in lines if len(line) > 2] == [], done.stdout
+
+
+def test_a_probe_tells_whether_an_agent_answers(
+    agent: RunningAgent, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["agent", "--probe", "--socket", agent.socket]) == 0
+    greeting = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+    with Impostor(tmp_path / "other", lambda connection: connection.sendall(greeting)) as impostor:
+        for path, said in ((str(tmp_path / "none.sock"), "No such file"), (impostor.path, "of another protocol")):
+            assert main(["agent", "--probe", "--socket", path]) == 1
+            assert said in capsys.readouterr().err

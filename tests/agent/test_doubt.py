@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-ALONE, LOST = 8, 5
+ALONE, LOST, INVALID = 8, 5, 7
 BY_IMPOSTOR = b'{"code":77}\n'
 
 
@@ -117,6 +117,21 @@ def test_answer_counts_when_all_is_said_before_the_launcher_looks(
     with Impostor(tmp_path / "run", after(taken, answer(1, BY_IMPOSTOR))) as impostor:
         for _ in range(30):
             assert code(asked(programs, kind, impostor.path)[1]) == 77
+
+
+@pytest.mark.parametrize("kind", ASKING)
+@pytest.mark.parametrize("call", ["recvfrom", "poll"])
+def test_nobody_works_without_stdin_when_a_word_of_the_agent_cannot_be_heard(
+    programs: Programs, agent: RunningAgent, kind: str, call: str
+) -> None:
+    """Once the agent has accepted, its worker has read stdin: a launcher that goes on alone finds it empty (code 6)."""
+    environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "PATH": os.environ["PATH"]}
+    environ |= {"CNI_PATH": "/nowhere", "CNI_NETNS": "/run/netns/none", **agent.environ}
+    for number in (1, 2, 3, 4):
+        strike = ["strace", "-qqq", "-o", "/dev/null", "-e", f"inject={call}:error=ENOMEM:when={number}"]
+        path = str(programs.folders[kind] / "portmap")
+        done = subprocess.run([*strike, path], env=environ, input=conf("portmap"), capture_output=True, check=False)
+        assert (done.returncode, code(done.stdout)) in ((1, INVALID), (1, LOST))  # there is no prevResult on stdin
 
 
 @pytest.mark.parametrize("kind", ASKING)

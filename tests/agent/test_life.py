@@ -364,7 +364,7 @@ def test_memory_and_descriptors_stay_the_same_over_many_requests(own: RunningAge
 
     def state() -> tuple[int, list[str]]:
         eventually(lambda: len(own.workers()) == 4 and not own.children())
-        return sum(map(pss_kb, [own.process.pid, *own.workers()])), descriptors(own.process.pid)
+        return sum(map(pss_kb, [own.process.pid, *own.processes()])), descriptors(own.process.pid)
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         assert all(pool.map(lambda _: served(bound, own.socket), range(100)))

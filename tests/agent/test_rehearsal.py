@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cnimeta.agent import rehearsal, worker
+from cnimeta.agent.log import Log
 from cnimeta.agent.pages import Range, take, tell, told
 from cnimeta.agent.peer import own_capabilities
 from cnimeta.agent.plugins import Code
@@ -52,17 +53,16 @@ def rehearsed(plugins: list[Plugin]) -> tuple[list[str], list[str]]:
     """What a rehearsal logs, and what the plugins note."""
 
     def run(descriptor: int) -> None:
-        def log(line: str) -> None:
-            os.write(descriptor, f"log {line}\n".encode())
-
         for plugin in plugins:
             if isinstance(plugin, Seeing | Watched):
                 plugin.descriptor = descriptor
         named = {identity(package_folder(), f"tests:{plugin.name}"): plugin for plugin in plugins}
-        worker.rehearse(Service(named, Code([]), own_capabilities(), log))
+        worker.rehearse(Service(named, Code([]), own_capabilities(), Log(descriptor=descriptor)))
 
     lines = forked(run).decode().splitlines()
-    return [one[4:] for one in lines if one.startswith("log ")], [one for one in lines if not one.startswith("log ")]
+    mark = "cnimeta agent: "
+    logged = [one.removeprefix(mark) for one in lines if one.startswith(mark)]
+    return logged, [one for one in lines if not one.startswith(mark)]
 
 
 def seen() -> tuple[list[str], list[str], str]:

@@ -16,8 +16,8 @@ from cnimeta.node.explained import SPEC, codes, keys
 from cnimeta.node.networks import loadable
 from cnimeta.spec.keys import OF_LISTS
 from cnimeta_plugins.bandwidth.config import KEYS as BANDWIDTH
-from cnimeta_plugins.hostport_alloc.keys import API_KEYS
 from cnimeta_plugins.hostport_alloc.keys import KEYS as HOSTPORT
+from cnimeta_plugins.hostport_alloc.keys import NESTED
 from cnimeta_plugins.portmap.config import KEYS as PORTMAP
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.project
 
 ROOT = Path(__file__).parents[2]
 READ = {
-    "hostport_alloc": {*HOSTPORT, *(f"kubernetes.{key}" for key in API_KEYS)},
+    "hostport_alloc": {*HOSTPORT, *(f"{place}.{key}" for place, keys in NESTED.items() for key in keys)},
     "portmap": set(PORTMAP) - {"managedBy"},
     "bandwidth": set(BANDWIDTH),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnimeta.cli.main import main
-from cnimeta.cli.metrics import collected
 from cnimeta.errors import CniError, StateUnusable
+from cnimeta.node.monitor.collected import collected, process_ticks
 from cnimeta.observe.metrics import Metric, Sample, gauge, render
+from cnimeta.observe.totals import Totals
 from cnimeta.plugin import Plugin
 from cnimeta.testing.addresses import FakeAddresses
 from cnimeta.testing.clock import FakeClock
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.runtime
 
 ROOT = Path(__file__).parents[2]
+REPORT = {"plugin": "portmap", "verb": "ADD", "code": 0, "seconds": 0.3, "way": "agent"}
 POD = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID=0a-1b"
 
 
@@ -168,6 +171,26 @@ def test_promtool_reads_it_when_everything_is_in_it(node: Node) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_what_was_counted_is_added_to_the_zeros_that_a_plugin_gives(node: Node) -> None:
+    totals = Totals()
+    totals.add({**REPORT, "counted": [["cnimeta_hostport_exhausted_total", [["range", "games"]]]] * 2})
+    text = render(collected({"hostport_alloc": node.plugin}, str(node.folder), print, totals)[0])
+    assert 'cnimeta_hostport_exhausted_total{range="games"} 2' in text
+    assert 'cnimeta_hostport_exhausted_total{range="default"} 0' in text
+    assert text.count("# TYPE cnimeta_hostport_exhausted_total counter") == 1
+    labels = 'code="0",plugin="portmap",verb="ADD"'
+    found = re.findall(rf'cnimeta_operation_duration_seconds_bucket{{code="0",le="(\S+)",{labels[9:]}}} (\S+)', text)
+    assert [float(value) for bound, value in found if bound in ("0.25", "0.5", "+Inf")] == [0, 1, 1]
+
+
+def test_an_agent_is_down_when_its_process_is_gone_or_another_one(node: Node) -> None:
+    totals = Totals()
+    for pid, ticks, up in ((os.getpid(), process_ticks(os.getpid()), 1), (os.getpid(), 1, 0), (2**22, 1, 0)):
+        totals.add({"event": "agent started", "at": 1.0, "pid": pid, "ticks": ticks, "version": "1", "counted": []})
+        text = render(collected({}, str(node.folder), print, totals)[0])
+        assert f"cnimeta_agent_up {up}" in text
+
+
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_a_line_is_one_line_when_labels_and_texts_are_of_any_kind(value: str, about: str) -> None:
     lines = render([Metric("x", about, [Sample(1, (("a", value),))])]).split("\n")
@@ -175,12 +198,16 @@ def test_a_line_is_one_line_when_labels_and_texts_are_of_any_kind(value: str, ab
     assert lines[2].endswith('"} 1')
 
 
-def test_the_file_is_for_everybody_and_whole_when_it_is_written(tmp_path: Path) -> None:
+def test_the_file_is_for_everybody_and_whole_when_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CNIMETA_OBSERVED", str(tmp_path / "observed"))
     nets, file = tmp_path / "net.d", tmp_path / "out.prom"
     nets.mkdir()
     assert main(["metrics", "--net-dir", str(nets), "--output", str(file)]) == 0
     assert file.stat().st_mode & 0o777 == 0o644
     assert "cnimeta_configuration_first 0" in file.read_text()
+    assert 'cnimeta_launches_total{plugin="portmap",way="alone"} 0' in file.read_text()
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["out.prom"]
     assert main(["metrics", "--net-dir", str(nets), "--output", str(tmp_path / "none" / "x")]) == 1
 
@@ -193,16 +220,24 @@ def test_each_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
 
 
 def test_the_page_has_every_metric_and_alert_when_they_are_listed(node: Node) -> None:
+    node.entry |= {"quotas": {"namespace": 5}, "notify": {"program": "/bin/true"}}
+    node.write("10.conflist", {"cniVersion": "1.0.0", "name": "pods", "plugins": [node.entry]})
     node.pods.faults += [Fault(drop=True)] * 2
     node.pods.create("default", "web", uid="0a-1b")
     node.add("c1", POD)
     page = (ROOT / "docs" / "observe.md").read_text()
-    text = render(collected({"hostport_alloc": node.plugin}, str(node.folder), print)[0])
-    names = {*re.findall(r"^# TYPE (\S+)", text, re.MULTILINE), "cnimeta_configuration_in_step"}
+    node.write("05.conflist", {"cniVersion": "1.0.0", "name": "other", "plugins": [{"type": "bridge"}]})
+    own.take(str(node.folder / "05.conflist"), wrap.Options({"default": "20000-20009"}, data_dir="/data"))
+    totals = Totals()
+    totals.agent = {"pid": os.getpid(), "ticks": process_ticks(os.getpid()), "version": "1", "at": 1.0}
+    totals.add({**REPORT, "called": [["bridge", "ADD", 0, 0.1, 0.1]]})
+    text = render(collected({"hostport_alloc": node.plugin}, str(node.folder), print, totals)[0])
+    assert promtool("check", "metrics", text=text).stderr == ""
+    names = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
     assert set(re.findall(r"^\| `(cnimeta_\w+)", page, re.MULTILINE)) == names
     rules = yaml.safe_load((ROOT / "deploy" / "alerts.yaml").read_text())["groups"][0]["rules"]
     assert {rule["alert"] for rule in rules} == set(re.findall(r"^\| `(Cnimeta\w+)", page, re.MULTILINE))
-    used = {name for rule in rules for name in re.findall(r"cnimeta_\w+", rule["expr"])}
+    used = {name for rule in rules for name in re.findall(r"cnimeta_\w+?(?=_count|_sum|\b)", rule["expr"])}
     assert used <= names
     tested = (Path(__file__).parent / "alerts_test.yaml").read_text()
     assert {rule["alert"] for rule in rules} == set(re.findall(r"alertname: (\w+)", tested))

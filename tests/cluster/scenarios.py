@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ from private_node import CLIENT, NODE, PLUGINS, eventually
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
 pytestmark = pytest.mark.runtime
 SUBNET = {"ranges": [[{"subnet": "10.42.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}
 BRIDGE = {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": True}
@@ -193,7 +195,7 @@ def test_static_pods_come_and_go_without_the_api_server(node: Cluster) -> None:
 
 
 def test_service_account_needs_its_role_and_nothing_else(node: Cluster) -> None:
-    node.kubectl("apply", "-f", str(DEPLOY / "rbac.yaml"))
+    node.kubectl("apply", "-f", str(DEPLOY / "base" / "rbac.yaml"))
     request = '{"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}'
     path = "/api/v1/namespaces/kube-system/serviceaccounts/cnimeta/token"
     token = json.loads(node.kubectl("create", "--raw", path, "-f", "-", stdin=request))["status"]["token"]
@@ -205,13 +207,28 @@ def test_service_account_needs_its_role_and_nothing_else(node: Cluster) -> None:
         assert patches(node)[-1]["user"]["username"] == "system:serviceaccount:kube-system:cnimeta"
         node.kubectl("delete", "clusterrolebinding", "cnimeta")
         node.kubectl("apply", "-f", "-", stdin=json.dumps(pod("refused", "80/tcp")))
-        assert "deploy/rbac.yaml" in refusal(node, "refused")
+        assert "deploy/base/rbac.yaml" in refusal(node, "refused")
         assert {one["pod"] for one in node.allocated() if one["state"] == "mapped"} == {"default/allowed"}
-        node.kubectl("apply", "-f", str(DEPLOY / "rbac.yaml"))
+        node.kubectl("apply", "-f", str(DEPLOY / "base" / "rbac.yaml"))
         running(node, "refused")
         assert node.fetch(port(node, "refused")) == "refused"
     finally:
         node.configure(network())
+
+
+@pytest.mark.parametrize("overlay", ["nftables", "iptables", "agent"])
+def test_an_overlay_is_applied_server_side(node: Cluster, overlay: str) -> None:
+    kubectl = subprocess.run([ROOT / "scripts" / "kubectl"], check=True, capture_output=True, text=True).stdout.strip()
+    rendered = subprocess.run(
+        [kubectl, "kustomize", DEPLOY / "overlays" / overlay], check=True, capture_output=True, text=True
+    ).stdout
+    for _ in range(2):  # again: nothing is refused, nothing is in conflict
+        node.kubectl("apply", "--server-side", "-f", "-", stdin=rendered)
+    made = json.loads(node.kubectl("-n", "kube-system", "get", "daemonset", "cnimeta", "-o", "json"))
+    spec = made["spec"]["template"]["spec"]
+    assert spec["initContainers"][0]["command"][1:] == ["deploy"]
+    assert ("agent" in [one["name"] for one in spec["containers"]]) == (overlay == "agent")
+    node.kubectl("delete", "-f", "-", stdin=rendered)
 
 
 def test_pods_of_a_killed_node_are_gone_from_the_state(node: Cluster) -> None:

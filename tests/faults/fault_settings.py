@@ -17,6 +17,7 @@ PORTS = {
         {"hostPort": 5301, "containerPort": 53, "protocol": "udp", "hostIP": "10.88.0.1"},
     ],
     "c2": [{"hostPort": 8002, "containerPort": 80, "protocol": "tcp"}],
+    "c3": [{"hostPort": 8003, "containerPort": 80, "protocol": "tcp"}],
 }
 RATES = {"ingressRate": 8_000_000, "ingressBurst": 800_000, "egressRate": 8_000_000, "egressBurst": 800_000}
 
@@ -31,6 +32,10 @@ class Setting(NamedTuple):
     wrapper: bool = False
     api: bool = False
     """Whether a Kubernetes API server is told of the ports, each request to which may fail in its turn."""
+    iptables: str = "nft"
+    """The variant that the host's `iptables` is."""
+    agent: str = ""
+    """The kind of launcher that asks an agent, `python` or `native`; empty: the plugin works alone, without a launcher."""
 
 
 def _hostports(backend: str, **keys: Any) -> dict[str, Any]:
@@ -52,6 +57,12 @@ SETTINGS = {
     "portmap iptables": Setting(
         "portmap", {"backend": "iptables", "dataDir": DATA}, ("iptables-nft-restore", "iptables-nft-save", "iptables")
     ),
+    "portmap legacy iptables": Setting(
+        "portmap",
+        {"backend": "iptables", "dataDir": DATA},
+        ("iptables-legacy-restore", "iptables-legacy-save"),
+        iptables="legacy",
+    ),
     "bandwidth": Setting("bandwidth", RATES),
     "bandwidth subnets": Setting("bandwidth", {**RATES, "shapedSubnets": ["10.88.0.0/16"]}),
     "hostport_alloc nftables": Setting("hostport_alloc", _hostports("nftables"), ("nft",)),
@@ -60,6 +71,11 @@ SETTINGS = {
     "hostport_alloc wrapped": Setting(
         "hostport_alloc", _hostports("nftables", **_WRAPPED), ("nft", "bridge"), wrapper=True
     ),
+    "hostport_alloc legacy iptables": Setting("hostport_alloc", _hostports("iptables"), iptables="legacy"),
+    "portmap agent": Setting("portmap", {"backend": "nftables", "dataDir": DATA}, agent="native"),
+    "portmap agent python": Setting("portmap", {"backend": "iptables", "dataDir": DATA}, agent="python"),
+    "bandwidth agent": Setting("bandwidth", RATES, agent="native"),
+    "hostport_alloc agent": Setting("hostport_alloc", _hostports("nftables", **_WRAPPED), wrapper=True, agent="native"),
 }
 
 

@@ -1,6 +1,7 @@
 """A node in namespaces of its own, with containers on it, where one command after another runs in a fork of its own.
 
-c0 is there before and after, whatever fails; c1 is the one that commands are for; c2 is the one that GC takes away.
+c0 is there before and after, whatever fails; c1 is the one that commands are for; c2 is the one that GC takes away; c3
+comes and goes while a command for c1 is held.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sqlite3
 import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from look import SYSTEM, look, run
 from sandbox import bind, fresh_network
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from cnimeta.plugin.base import Plugin
 
 DATA, BIN, LEASES = "/run/state", "/run/bin", "/run/leases"
-CONTAINERS = ("c0", "c1", "c2")
+CONTAINERS = ("c0", "c1", "c2", "c3")
 BRIDGE = """#!/bin/sh
 # A delegate of somebody else's: an address for each container, a file for each address.
 conf=$(cat)
@@ -79,13 +80,15 @@ def preload() -> None:
 class Stage:
     """The node: namespaces, interfaces and the programs in BIN. Made once, inside `sandbox.inside`."""
 
-    def __init__(self, targets: dict[str, Any], *, shaped: bool) -> None:
-        """shaped: whether interfaces, queues and filters are looked at."""
+    def __init__(self, targets: dict[str, Any], *, shaped: bool, iptables: str = "nft", agent: str = "") -> None:
+        """shaped: whether interfaces, queues and filters are looked at. agent: the kind of launcher that asks one."""
         self.shaped = shaped
         preload()
         for folder in (DATA, LEASES):
             os.mkdir(folder, 0o700)
-        install(BIN, sorted(targets))
+        install(BIN, sorted(targets), agent=bool(agent), native=agent == "native")
+        if iptables != "nft":
+            Path(BIN, "iptables").symlink_to(f"/usr/sbin/iptables-{iptables}")
         Path(BIN, "bridge").write_text(BRIDGE, encoding="ascii")
         Path(BIN, "bridge").chmod(0o755)
         self.targets = targets
@@ -161,6 +164,22 @@ def environ(verb: str, name: str) -> dict[str, str]:
         found |= {"CNI_CONTAINERID": name, "CNI_IFNAME": "eth0", "CNI_NETNS": f"/run/netns/{name}"}
         found["CNI_ARGS"] = f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={name};K8S_POD_UID=uid-{name}"
     return found
+
+
+def launched(
+    name: str, verb: str, container: str, conf: dict[str, Any], socket: dict[str, str]
+) -> Callable[[], NoReturn]:
+    """A command as a runtime runs it; the process becomes the launcher. `socket`: the variable that names the agent's."""
+
+    def become() -> NoReturn:
+        given = os.memfd_create("conf")
+        os.write(given, json.dumps(conf).encode())
+        os.lseek(given, 0, os.SEEK_SET)
+        os.dup2(given, 0)
+        os.dup2(os.open("/run/said", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
+        os.execve(f"{BIN}/{name}", [name], environ(verb, container) | socket)
+
+    return become
 
 
 def command(plugin: Callable[[], Plugin], verb: str, name: str, conf: dict[str, Any]) -> Callable[[], dict[str, Any]]:

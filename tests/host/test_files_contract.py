@@ -61,6 +61,17 @@ def test_names_are_sorted_and_of_files_in_this_folder_only(files: Files, folder:
     assert files.names(f"{folder}/sub") == ["c"]
 
 
+def test_any_name_is_of_a_file_in_this_folder_that_ends_so(files: Files, folder: str) -> None:
+    assert not files.any_name(folder, "")
+    files.write(f"{folder}/sub.json/c.txt", b"x")
+    assert not files.any_name(folder, ".json")
+    files.write(f"{folder}/a.json", b"x")
+    assert files.any_name(folder, ".json")
+    assert not files.any_name(folder, ".txt")
+    with pytest.raises(OSError, match="irectory"):
+        files.any_name(f"{folder}/a.json", "")
+
+
 def test_a_folder_is_no_file_and_a_file_no_folder(files: Files, folder: str) -> None:
     files.write(f"{folder}/sub/c", b"x")
     for attempt in (

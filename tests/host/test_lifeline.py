@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cnimeta.errors import TryAgainLater
 from cnimeta.host.iptables.legacy import DONE, run_in_child
-from cnimeta.host.process import run_program
+from cnimeta.host.lock import NodeLock
+from cnimeta.host.process import run, run_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -127,3 +129,43 @@ def test_children_end_as_ever_when_the_parent_lives() -> None:
     assert run_program(["/bin/sh", "-c", "cat"], ENVIRON, b"given").stdout == b"given"
     assert run_in_child(lambda: None) == (DONE, "")
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+HOLDING = """
+import sys
+from cnimeta.host.lock import NodeLock
+from cnimeta.host.process import run_program
+with NodeLock(sys.argv[1], 10).held():
+    run_program(["/bin/sh", "-c", f"setsid sh -c 'echo > {sys.argv[2]}; sleep 1'"], {"PATH": "/usr/bin:/bin"})
+"""
+
+
+@pytest.mark.parametrize("waited", [False, True])
+def test_lock_is_held_until_the_last_program_of_a_killed_holder_is_gone(tmp_path: Path, *, waited: bool) -> None:
+    """What a killed program has asked of the kernel is carried out before it is gone. Here it escapes for a second.
+
+    A holder that has waited has the lock by filelock.
+    """
+    path, sign = str(tmp_path / "locks" / "one"), tmp_path / "sign"
+    before = NodeLock(path).held()
+    if waited:
+        before.__enter__()
+    with started("-c", HOLDING, path, str(sign)) as holder:
+        if waited:
+            time.sleep(0.5)
+            before.__exit__()
+        assert soon(sign.exists)
+        holder.kill()
+        holder.wait()
+        with pytest.raises(TryAgainLater), NodeLock(path, 0).held():
+            pass
+        with NodeLock(path, 10).held():
+            pass
+
+
+def test_plugin_leaves_no_lock_behind_in_what_it_leaves_running(tmp_path: Path) -> None:
+    path = str(tmp_path / "locks" / "one")
+    with NodeLock(path).held():
+        done = run(["/bin/sh", "-c", "sleep 30 > /dev/null 2>&1 & echo $!"], ENVIRON, b"", 10)
+    with NodeLock(path, 0).held():
+        os.kill(int(done.stdout), signal.SIGKILL)

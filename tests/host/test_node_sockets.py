@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -307,3 +308,17 @@ def test_drop_filter_is_one_instruction_that_accepts_nothing():
     from cnimeta.host import sockets
 
     assert struct.unpack("HBBI", sockets._DROP_ALL) == (0x06, 0, 0, 0)
+
+
+@pytest.mark.parametrize("text", ["32768", "32768\tsixty", "", "1 2 3"])
+def test_setting_that_says_something_else_is_unknown(tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "sys/net/ipv4"
+    folder.mkdir(parents=True)
+    for name in ("ip_local_port_range", "ip_local_reserved_ports"):
+        (folder / name).write_text(f"{text}\n", encoding="ascii")
+    sockets = NodeSockets(str(tmp_path))
+    with pytest.raises(IoFailure, match="ip_local_port_range"):
+        sockets.ephemeral()
+    if text not in ("32768", ""):
+        with pytest.raises(IoFailure, match="ip_local_reserved_ports"):
+            list(sockets.reserved())

@@ -68,8 +68,22 @@ def test_annotations_are_merged_with_one_request(cluster: Cluster) -> None:
     assert {seen.content_type for seen in cluster.pods.requests} == {"application/merge-patch+json"}
 
 
+def test_node_is_read_when_the_role_allows_it(cluster: Cluster) -> None:
+    """A node's own credentials reach its own Node alone."""
+    cluster.pods.create_node("node1", ("203.0.113.7",), {"a": "b"})
+    found = cluster.api(ANNOTATE | {"get nodes"}).node("node1", 5)
+    assert found["metadata"]["annotations"] == {"a": "b"}  # type: ignore[index, call-overload]
+    assert {"type": "ExternalIP", "address": "203.0.113.7"} in found["addresses"]  # type: ignore[operator]
+    assert failure(lambda: cluster.api().node("node1", 5)) == (403, "Forbidden")
+    api = cluster.api(ANNOTATE | {"get nodes"})
+    for name in ("none", "../pods/web", "n?x=1", ""):
+        assert failure(lambda n=name: api.node(n, 5))[0] == 404
+
+
 def test_pod_is_read_when_the_role_allows_it(cluster: Cluster) -> None:
+    cluster.pods.objects["default", "web"]["metadata"]["labels"] = {"app": "web"}
     found = cluster.api(ANNOTATE | {"get pods"}).read("default", "web", 5)
+    assert found["metadata"]["labels"] == {"app": "web"}  # type: ignore[index, call-overload]
     assert found["metadata"]["uid"] == "u1"
     assert found["metadata"]["annotations"] == {"kept": "yes"}
 

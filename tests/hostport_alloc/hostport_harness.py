@@ -10,9 +10,13 @@ from cnimeta.spec.result import Result
 from cnimeta.testing.addresses import FakeAddresses
 from cnimeta.testing.clock import FakeClock
 from cnimeta.testing.delegates import FakeDelegate, FakeExec, address_result
+from cnimeta.testing.files import MemoryFiles
+from cnimeta.testing.hook import FakeHook
 from cnimeta.testing.kube import FakePods
+from cnimeta.testing.lock import FakeLock
 from cnimeta.testing.memory import call
 from cnimeta.testing.namespaces import FakeNamespaces
+from cnimeta.testing.netfilter import FakeSysctl
 from cnimeta.testing.sockets import FakePortScan, FakeSockets
 from cnimeta.testing.store import FakeLocks, MemoryDatabases
 from cnimeta_plugins.hostport_alloc.main import HostportAlloc
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from cnimeta_plugins.hostport_alloc.state.store import Store
 
 DATA_DIR = "/data"
+RESERVED = "net/ipv4/ip_local_reserved_ports"
 
 
 class FakeMapper:
@@ -81,6 +86,10 @@ class Node:
         self.is_ours = False
         """Whether the portmap that is called is of this installation, so that it can be asked for all at once."""
         self.namespaces = FakeNamespaces()
+        self.files = MemoryFiles()
+        self.hook = FakeHook()
+        self.sysctl = FakeSysctl()
+        self.sysctl.values[RESERVED] = ""
         self.log: list[str] = []
         self.executor.hook = lambda *_: self.unlocked()
 
@@ -99,7 +108,13 @@ class Node:
             mapper=lambda name: self.mapper if name == "portmap" else None,
             mapper_here=lambda name, _: self.mapper if self.is_ours and name == "portmap" else None,
             namespaces=self.namespaces,
+            files=self.files,
+            hook=self.hook,
+            telling=FakeLock(),
+            sysctl=self.sysctl,
+            reserving=FakeLock(),
             boot_id=self.boot,
+            host_name="Node1",
         )
 
     @property
@@ -145,6 +160,12 @@ def conf(**keys: Any) -> dict[str, Any]:
         "dataDir": DATA_DIR,
         **keys,
     }
+
+
+def pod_args(name: str, namespace: str = "default", uid: str = "") -> str:
+    """CNI_ARGS of a Pod."""
+    given = f"IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name}"
+    return f"{given};K8S_POD_UID={uid}" if uid else given
 
 
 POD_ARGS = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID=0a-1b"

@@ -7,6 +7,7 @@ import pytest
 from cnimeta.errors import CniError
 from cnimeta.spec.fields import Fields
 from cnimeta_plugins.hostport_alloc.allocate.expose import (
+    SAME,
     Explicit,
     Exposure,
     parse_annotation,
@@ -30,6 +31,8 @@ RANGES = ("default", "games")
         ("games:9000-9003/udp", Exposure("games", 9000, ("udp",), 4)),
         (" 5060 / SCTP ", Exposure("default", 5060, ("sctp",))),
         ("65535/tcp", Exposure("default", 65535, ("tcp",))),
+        ("same", Exposure("default", SAME, ("tcp",))),
+        ("games: Same /udp+tcp", Exposure("games", SAME, ("tcp", "udp"))),
     ],
 )
 def test_exposure_is_read(text: str, wanted: Exposure) -> None:
@@ -56,6 +59,9 @@ def test_exposure_is_read(text: str, wanted: Exposure) -> None:
         "\uff180/tcp",
         "1e3/tcp",
         "80,81/tcp",
+        "same-9/tcp",
+        "80-same/tcp",
+        "samey/tcp",
     ],
 )
 def test_exposure_is_refused_with_path_and_text_when_malformed(text: str) -> None:
@@ -124,6 +130,11 @@ def test_random_mapping_is_refused_when_there_is_no_default_range() -> None:
 def test_earlier_source_wins_when_two_name_the_same_port() -> None:
     pod, conf = Exposure("games", 80, ("tcp",)), Exposure("default", 80, ("tcp",))
     assert union([pod], [conf]) == (pod,)
+
+
+def test_same_is_had_once_per_range_and_protocol() -> None:
+    pod = Exposure("games", SAME, ("udp",)), Exposure("default", SAME, ("tcp",))
+    assert union(pod, [Exposure("games", SAME, ("tcp", "udp"))]) == (*pod, Exposure("games", SAME, ("tcp",)))
 
 
 def test_later_source_keeps_what_is_left_when_it_overlaps() -> None:

@@ -13,7 +13,10 @@ import pytest
 from hostport_harness import POD_ARGS, Node, conf
 
 from cnimeta.errors import CniError, IoFailure, StateUnusable
+from cnimeta.spec.netconf import NetConf
 from cnimeta.testing.delegates import FakeDelegate
+from cnimeta_plugins.hostport_alloc.config import read_settings
+from cnimeta_plugins.hostport_alloc.hook.telling import tell_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +30,7 @@ SETTINGS = conf(
     ranges={"default": "20000"},
     quarantineSeconds=0,
     kubernetes={"kubeconfig": "/k", "policy": "required"},
+    notify={"program": "/usr/bin/tell", "policy": "required"},
 )
 NOTHING_VALID = {"cni.dev/valid-attachments": []}
 
@@ -57,6 +61,7 @@ class Fate:
         node.databases.hook = self._around(lambda _: None, StateUnusable("state: disk I/O error"))
         node.executor = Guarded(node.executor, "run", self._around(node.executor.run, IoFailure("cannot start")))
         node.pods = Guarded(node.pods, "patch_status", self._around(node.pods.patch_status, None))
+        node.hook = Guarded(node.hook, "tell", self._around(node.hook.tell, None))
 
     def _around(self, effect: Callable[..., Any], failure: Exception | None) -> Callable[..., Any]:
         def guarded(*args: Any) -> Any:
@@ -94,6 +99,7 @@ def revived(node: Node, how: str) -> Node:
     after.executor.plugins = node.executor.plugins
     after.bridge, after.portmap = node.bridge, node.portmap
     after.pods.objects = node.pods.objects
+    after.hook.events = node.hook.events
     return after
 
 
@@ -108,6 +114,15 @@ def all_gone(node: Node) -> None:
         assert plugin.attachments == {}
     assert list(node.store.records()) == []
     holds(node)
+    told_to_be_gone(node)
+
+
+def told_to_be_gone(node: Node) -> None:
+    """What the hook was told to be there, it is told to be gone; twice is no harm."""
+    tell_all(node.wiring, read_settings(NetConf(SETTINGS)), node.store, 60, node.log.append)
+    assert node.store.outbox.count() == 0
+    last = {event["attachment"]["containerID"]: event["event"] for event in node.hook.events}
+    assert set(last.values()) <= {"removed"}
     node.pods.objects["default", "web"]["metadata"].pop("annotations", None)
     node.call("ADD", SETTINGS, container_id="c9", args=POD_ARGS)
     assert node.ports("c9") == [20000]

@@ -53,8 +53,8 @@ def test_patch_is_refused_with_403_when_the_role_is_missing(server: PodServer, t
 
 
 def test_read_is_refused_when_only_the_manifests_role_is_given(server: PodServer, tmp_path: Path) -> None:
-    """The role is the one of deploy/rbac.yaml, read from the file itself."""
-    documents = list(yaml.safe_load_all((ROOT / "deploy" / "rbac.yaml").read_text()))
+    """The role is the one of deploy/base/rbac.yaml, read from the file itself."""
+    documents = list(yaml.safe_load_all((ROOT / "deploy" / "base" / "rbac.yaml").read_text()))
     (role,) = (document for document in documents if document["kind"] == "ClusterRole")
     allowed = frozenset(
         f"{verb} {resource}" for rule in role["rules"] for verb in rule["verbs"] for resource in rule["resources"]

@@ -87,6 +87,18 @@ def test_an_option_of_list_is_wrong_usage_when_the_action_is_another(shell: Shel
     assert shell("list", "--json", "-o", "yaml")[0] == 2
 
 
+def test_a_range_that_nobody_has_is_wrong_usage(node: Node, shell: Shell) -> None:
+    status, said = shell("list", "--range", "nope")
+    assert status == 2
+    assert said.startswith('cnimeta: there is no range "nope": default, games')
+    assert "explicit" in said
+    assert shell("list", "--range", "explicit")[0] == 0
+    assert shell("list", "--watch", "--range", "nope")[0] == 2
+    assert shell("show", "nope")[0] == 2
+    node.call("ADD", conf(ranges={"once": "7000-7999"}, expose=["once:1/tcp"]), container_id="c9")
+    assert {entry["containerID"] for entry in shell.json("list", "--range", "once")} == {"c9"}
+
+
 def test_every_form_tells_of_the_same_ports_when_it_is_chosen(shell: Shell) -> None:
     said = {form: shell("list", "-o", form) for form in FORMATS}
     assert {status for status, _ in said.values()} == {0}

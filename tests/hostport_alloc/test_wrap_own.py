@@ -314,6 +314,13 @@ def test_the_doctor_is_told_when_the_first_configuration_lacks_us(folder: Folder
     cache = str(tmp_path / "cache")
     assert told(folder, cache) == []
     folder.take()
+    (line,) = told(folder, cache)
+    assert "and nobody keeps it so" in line
+    kept = own.Keeper(str(folder.path), FakeClock(), print)
+    assert kept.look() == "ok"
+    assert told(folder, cache) == []
+    folder.take()  # the file that shows it is another one
+    assert kept.look() == "ok"
     assert told(folder, cache) == []
     folder.write(FLANNEL, "00-a.conflist")
     (line,) = told(folder, cache)
@@ -335,7 +342,7 @@ def test_containers_made_without_us_are_named_when_they_live(folder: Folder, tmp
     cache.store(Cached("cbr0", "c3", "eth0", "/run/netns/c3", config=json.dumps(FLANNEL).encode()))
     node = Node()
     node.namespaces.gone.add("/run/netns/c3")
-    (line,) = unserved(node.wiring, str(folder.path), str(tmp_path / "cache"))
+    *_, line = unserved(node.wiring, str(folder.path), str(tmp_path / "cache"))
     assert line.startswith("1 container made without hostport_alloc: shop/web;")
 
 

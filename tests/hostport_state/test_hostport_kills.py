@@ -50,6 +50,7 @@ def some(name: str, cases: list) -> list:
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_next_command_finds_all_whole_when_a_process_is_killed_at_any_system_call(tmp_path, name):
     stage = Stage(name, str(tmp_path))
+    stage.assert_recovers(stage.copy())  # what that imports is there by then: each import costs calls
     node = stage.copy()
     calls = tracing.calls(stage.command(node), node.folder, tracing.CHANGES, str(tmp_path / "trace"))
     assert len(calls) > 15, calls
@@ -66,6 +67,7 @@ def test_next_command_finds_all_whole_when_a_process_is_killed_at_any_system_cal
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_command_answers_clean_when_any_system_call_fails(tmp_path, name):
     stage = Stage(name, str(tmp_path))
+    stage.assert_recovers(stage.copy())  # what that imports is there by then: each import costs calls
     node = stage.copy()
     calls = tracing.calls(stage.command(node), node.folder, tuple(ERRORS), str(tmp_path / "trace"))
     cases = some(name, [(call, error) for call in calls for error in ERRORS[call.name]])

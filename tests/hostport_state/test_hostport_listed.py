@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _sqlite3
+import json
 import os
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,16 @@ from hostport_state_kit import BOOT, Node, demand, draft, key
 from cnimeta.store import sql
 from cnimeta.store.values import Schema
 from cnimeta_plugins.hostport_alloc.allocate.expose import Explicit
+from cnimeta_plugins.hostport_alloc.operator import formats
+from cnimeta_plugins.hostport_alloc.operator.listing import entries_of
 from cnimeta_plugins.hostport_alloc.state import listed
-from cnimeta_plugins.hostport_alloc.state.record import Annotation, Record, encode
+from cnimeta_plugins.hostport_alloc.state.record import Annotation, Pod, Record, encode
 from cnimeta_plugins.hostport_alloc.state.schema import SCHEMA
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from cnimeta_plugins.hostport_alloc.state.store import Store
 
 pytestmark = pytest.mark.unit
 
@@ -63,10 +68,64 @@ def test_list_shows_what_the_documents_say(node: Node) -> None:
 def test_list_reads_no_document(node: Node) -> None:
     populated(node)
     before = node.again().listed()
-    plan = node.sql(f"EXPLAIN QUERY PLAN {listed._QUERY}", node.boot_id, "x", 0.0)
+    plan = node.sql(f"EXPLAIN QUERY PLAN {listed.RELATION} {listed.ORDER}", node.boot_id, "x", 0.0)
     assert any("COVERING INDEX attachments_listed" in row[-1] for row in plan), plan
     node.damage_document("c1", "no document")
     assert node.again().listed() == before
+
+
+def rendered(store: Store, form: str, most: int | None = None) -> str:
+    """What Python makes of it."""
+    return formats.rendered(entries_of(store), form, most)
+
+
+def test_text_from_the_database_is_what_python_makes_of_it(node: Node) -> None:
+    populated(node)
+    for seconds in (0, 60, 59, 1, 7000, 80, 165_000, 20, 3 * 86400):
+        node.clock.advance(seconds)
+        store = node.again()
+        assert store.printed(formats.HEADS, None) == rendered(store, "table")
+        assert store.printed_json() == rendered(store, "json")
+    table = rendered(store, "table")
+    widest = max(map(len, table.splitlines()))
+    assert store.printed(formats.HEADS, widest) == table
+    assert store.printed(formats.HEADS, widest - 1) is None
+    assert rendered(store, "table", widest - 1) != table
+
+
+@pytest.mark.parametrize("name", ["\N{GREEK SMALL LETTER ALPHA}", "a\nb", "a\x1b[31m", "a\x7f"])
+def test_text_that_is_not_plain_is_left_to_python(node: Node, name: str) -> None:
+    store = node.again()
+    store.hold(draft("c1")._replace(pod=Pod("ns", name)), demand("80/tcp"))
+    assert store.printed(formats.HEADS, None) is None
+    assert "a\nb" not in rendered(store, "table")
+    found = store.printed_json()
+    assert found == (rendered(store, "json") if name in ("a\nb", "a\x1b[31m") else None)
+    if found is not None:
+        assert json.loads(found)[0]["pod"] == f"ns/{name}"
+
+
+def test_nothing_is_printed_when_nothing_is_held(node: Node) -> None:
+    store = node.again()
+    store.try_writing()
+    assert store.printed(formats.HEADS, None) is None
+    assert store.printed_json() is None
+
+
+@pytest.mark.parametrize("ifnames", [("eth0", "eth0"), ("eth0", "net1")])
+def test_gc_finds_what_the_runtime_does_not_list(node: Node, ifnames: tuple[str, str]) -> None:
+    store = node.again()
+    for container, ifname in zip(("c1", "c2"), ifnames, strict=True):
+        store.hold(draft(container)._replace(ifname=ifname), demand("80/tcp"))
+    store.hold(draft("c3", network="other"), demand("80/tcp"))
+    network = draft("c1").network
+    assert [record.container_id for record in store.unlisted(network, {("c1", ifnames[0])})] == ["c2"]
+    assert [record.container_id for record in store.unlisted(network, {("c1", "none"), ("c2", ifnames[1])})] == ["c1"]
+    assert store.unlisted("nowhere", ()) == []
+    assert len(store.unlisted(network, ())) == 2
+    odd = draft("a\x1fb\x1ec")
+    store.hold(odd, demand("80/tcp"))
+    assert {record.container_id for record in store.unlisted(network, {("c2", ifnames[1])})} == {"c1", odd.container_id}
 
 
 @pytest.mark.parametrize(
@@ -92,6 +151,17 @@ def test_check_finds_columns_that_are_not_what_the_document_says(node: Node, cha
     assert sorted(node.again().listed()) == expected(node, records)
 
 
+def test_repair_of_nothing_keeps_nobody_out(node: Node) -> None:
+    populated(node)
+    before = node.sql("SELECT value FROM meta WHERE key='sequence'")
+    node.again().rebuild()
+    assert node.sql("SELECT value FROM meta WHERE key='sequence'") == before
+    node.sql("INSERT INTO meta VALUES ('stale', 1)")
+    node.again().rebuild()
+    assert node.sql("SELECT 1 FROM meta WHERE key='stale'") == []
+    assert node.again().problems() == []
+
+
 def test_list_of_a_later_versions_state_is_read_from_the_documents(node: Node) -> None:
     records = populated(node)
     connection = (
@@ -106,6 +176,7 @@ def test_list_of_a_later_versions_state_is_read_from_the_documents(node: Node) -
     if node.is_real:
         connection.close()
     assert sorted(node.again().listed()) == expected(node, records)
+    assert node.again().printed(formats.HEADS, None) is node.again().printed_json() is None
 
 
 def test_containers_and_beginnings_are_found_without_reading_the_others(node: Node) -> None:

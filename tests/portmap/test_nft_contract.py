@@ -99,6 +99,9 @@ def test_elements_come_back_as_they_were_when_listed(table: Nft) -> None:
     assert table.elements("ports") == {ELEMENT: COMMENT, others[0]: ""}
     assert table.elements("ranges") == {others[1]: ""}
     assert table.elements("verdicts") == {others[2]: ""}
+    assert table.elements("ports", {COMMENT, "c2/eth0/net"}) == {others[0]: ""}
+    assert table.elements("ports", {""}) == {ELEMENT: COMMENT}
+    assert table.elements("none", {""}) == {}
 
 
 def test_elements_are_found_by_their_keys(table: Nft) -> None:

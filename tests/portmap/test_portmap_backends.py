@@ -17,6 +17,7 @@ from cnimeta.testing.files import Killed
 from cnimeta.testing.netfilter import Flow
 from cnimeta_plugins.portmap.backends import BACKENDS
 from cnimeta_plugins.portmap.config import PREFERRED, read_settings
+from cnimeta_plugins.portmap.notes import digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -758,6 +759,19 @@ def test_gc_removes_what_is_not_listed_when_it_is_of_this_network(node: Node, lo
     node.call("GC", gc("c2"))
     assert node.ports() == {8082: OTHER, 8083: "10.99.0.3"}
     assert len(node.records()) == (0 if lost else 2)
+
+
+def test_gc_reads_no_record_that_it_keeps(node: Node) -> None:
+    """Neither those that are listed nor other networks': their names tell."""
+    node.add(tcp(8081))
+    node.add(tcp(8082), ips=(f"{OTHER}/16",), container_id="c2")
+    node.call("ADD", {**conf(tcp(8083), ips=("10.99.0.3/16",)), "name": "other"}, "c3")
+    for name in node.files.content:
+        if name.endswith(".json") and digest("c1") not in name:
+            node.files.content[name] = b"damaged"
+    node.call("GC", gc("c2"))
+    assert node.ports() == {8082: OTHER, 8083: "10.99.0.3"}
+    assert not any("damaged" in line for line in node.lines)
 
 
 def test_gc_removes_nothing_when_there_is_no_list(node: Node) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 import pytest
@@ -329,6 +330,12 @@ def test_status_is_50_when_records_cannot_be_written() -> None:
     host = Host()
     host.files.fail_at(1, lasting=True)
     assert refusal(host, "STATUS", {"cniVersion": "1.1.0", "name": "net"}).code == 50
+
+
+def test_status_is_well_when_another_status_removed_what_it_tried_to_write() -> None:
+    host = Host()
+    host.files.fail_at(3, number=errno.ENOENT)
+    host.call("STATUS", {"cniVersion": "1.1.0", "name": "net"})
 
 
 @pytest.mark.parametrize("step", range(1, 6))

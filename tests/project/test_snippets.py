@@ -24,6 +24,7 @@ GUIDES = (
     "docs/runtime.md",
     "docs/upstream.md",
     "docs/portmap_backends.md",
+    "docs/tutorials/game_fleet.md",
 )
 SNIPPETS = {
     f"{Path(guide).stem}_{number}": block

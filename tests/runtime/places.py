@@ -33,6 +33,10 @@ class Place:
         self._pip("install", "--no-index", "--no-deps", *what, PYTHONPATH=str(tools))
         (self.site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
 
+    def replace(self, what: str) -> None:
+        """pip install over what is there, whichever version that is."""
+        self._pip("install", "--no-index", "--no-deps", "--force-reinstall", what)
+
     def uninstall(self, name: str) -> None:
         """pip uninstall."""
         self._pip("uninstall", "--yes", name)

@@ -20,6 +20,7 @@ from cnimeta.plugin.registry import Target
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import CodeType
+    from typing import Self
 
 pytestmark = pytest.mark.unit
 
@@ -44,7 +45,7 @@ class Copy:
         self.path = Path(bundle.path_of(str(self.package), "portmap"))
 
     @classmethod
-    def made(cls, folder: Path) -> Copy:
+    def made(cls, folder: Path) -> Self:
         skipped = shutil.ignore_patterns("__pycache__", "testing")
         for name in ("cnimeta", "plugins"):
             shutil.copytree(SOURCE.parent / name, folder / name, ignore=skipped)
@@ -101,7 +102,7 @@ def test_every_module_is_taken_from_it_when_nothing_has_changed(copy: Copy) -> N
     answer, loaded = copy.start("ADD", conf)
     assert "dataDir" in str(answer["msg"])
     assert {"cnimeta.plugin.dispatch", "cnimeta.errors", "cnimeta_plugins.portmap.mapper"} <= set(loaded)
-    assert {name for name, bundled in loaded.items() if not bundled} == set()
+    assert [name for name, bundled in loaded.items() if not bundled] == []
     assert copy.is_current()
 
 
@@ -144,7 +145,7 @@ def test_it_is_not_current_when_the_same_package_is_another_plugins(copy: Copy) 
 def usual_code(path: Path) -> dict[str, CodeType]:
     """The code of the modules that ADD and DEL need as a rule."""
     data = path.read_bytes()
-    end = marshal.loads(data[12:])[2][3]
+    end = marshal.loads(data[12:])[2][4]
     whole: dict[str, CodeType] = marshal.loads(data[bundle.FIRST_BYTES : end])[3]
     return whole
 
@@ -255,3 +256,66 @@ def test_nothing_stays_of_it_when_it_is_removed_twice(copy: Copy) -> None:
     for _ in range(2):
         bundle.remove(str(copy.package), "portmap")
         assert list(copy.path.parent.iterdir()) == []
+
+
+class Installed(Copy):
+    """A copy with the list of files that pip keeps."""
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "cnimeta-0.1.0.dist-info" / "RECORD"
+
+    def list(self) -> None:
+        self.record.parent.mkdir(exist_ok=True)
+        self.record.write_text("cnimeta/__init__.py,sha256=x,1\n")
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Installed:
+    made = Installed.made(tmp_path / "one")
+    assert isinstance(made, Installed)
+    made.list()
+    made.renew()
+    return made
+
+
+def newer(path: Path) -> None:
+    path.write_text(path.read_text() + "\nCURRENT = '0.4.0'\n")
+
+
+@pytest.mark.parametrize("name", ["plugin/dispatch.py", "spec/version.py"])
+@pytest.mark.parametrize(
+    "touch", [Path.unlink, lambda path: path.write_text("half of a f("), newer], ids=["gone", "half written", "newer"]
+)
+def test_every_module_is_taken_from_it_while_pip_is_at_work(
+    installed: Installed, name: str, touch: Callable[[Path], object]
+) -> None:
+    installed.record.unlink()
+    touch(installed.package / name)
+    (installed.folder / "plugins" / "__init__.py").unlink()
+    answer, loaded = installed.start()
+    assert answer["cniVersion"] == "1.1.0"
+    assert all(loaded.values())
+
+
+@pytest.mark.parametrize("name", ["cnimeta-0.1.0.dist-info", "cnimeta-0.2.0.dist-info"])
+def test_nothing_is_taken_from_it_when_pip_is_done(installed: Installed, name: str) -> None:
+    assert all(installed.start()[1].values())
+    shutil.rmtree(installed.record.parent)
+    newer(installed.package / "spec" / "version.py")
+    (installed.folder / name).mkdir()
+    (installed.folder / name / "RECORD").write_text("cnimeta/__init__.py,sha256=y,2\n")
+    answer, loaded = installed.start()
+    assert answer["cniVersion"] == "0.4.0"
+    assert not any(loaded.values())
+    assert not installed.is_current()
+
+
+def test_a_module_that_is_gone_is_taken_from_it(installed: Installed) -> None:
+    (installed.package / "spec" / "version.py").unlink()
+    assert installed.start()[0]["cniVersion"] == "1.1.0"
+
+
+def test_a_module_that_is_edited_counts_when_the_list_is_as_it_was(installed: Installed) -> None:
+    newer(installed.package / "spec" / "version.py")
+    assert installed.start()[0]["cniVersion"] == "0.4.0"

@@ -7,6 +7,7 @@ import time
 
 from cnimeta.errors import IoFailure, TryAgainLater
 from cnimeta.host.waiting import flocked, had_by
+from cnimeta.observe import notes
 
 LOCK_FILE = "/run/xtables.lock"
 """XTABLES_LOCKFILE of iptables' build."""
@@ -31,7 +32,7 @@ class XtablesLock:
         except OSError as error:
             raise IoFailure(f"the xtables lock {self.path} cannot be opened: {error.strerror}") from None
         try:
-            if not had_by(time.monotonic() + self.timeout_s, lambda: flocked(fd), _LONGEST_WAIT_S):
+            if not flocked(fd) and not self._waited(fd):
                 raise TryAgainLater(
                     f"the xtables lock {self.path} could not be acquired within {self.timeout_s:g} s: another program"
                     " has it"
@@ -43,6 +44,13 @@ class XtablesLock:
             os.close(fd)
             raise
         self._fd = fd
+
+    def _waited(self, fd: int) -> bool:
+        began = notes.moment()
+        try:
+            return had_by(time.monotonic() + self.timeout_s, lambda: flocked(fd), _LONGEST_WAIT_S)
+        finally:
+            notes.waited("xtables", began)
 
     def __exit__(self, *_: object) -> None:
         fd, self._fd = self._fd, -1

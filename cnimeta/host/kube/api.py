@@ -46,6 +46,12 @@ class KubernetesPodApi:
         """GET the Pod, within `timeout_s`; its metadata. Raises PodApiError."""
         return self._ask({"verb": "GET", "path": _pod_path(namespace, name), "body": None}, timeout_s)
 
+    def node(self, name: str, timeout_s: float) -> dict[str, JSON]:
+        """GET the Node, within `timeout_s`; its metadata and addresses. Raises PodApiError."""
+        from urllib.parse import quote
+
+        return self._ask({"verb": "GET", "path": f"/api/v1/nodes/{quote(name, safe='')}", "body": None}, timeout_s)
+
     def _ask(self, request: Mapping[str, JSON], timeout_s: float) -> dict[str, JSON]:
         from cnimeta.spec.fields import Fields
         from cnimeta.spec.jsonio import dumps, loads_object

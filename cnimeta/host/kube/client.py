@@ -1,4 +1,4 @@
-"""The helper's side of the Pod API, on the official `kubernetes` client: two requests, PATCH pods/status and GET pods.
+"""The helper's side of the Pod API, on the official `kubernetes` client: PATCH pods/status, GET pods and GET nodes.
 
 The client's configuration loader finds server, CA and credentials, and its HTTP pool sends the request. The generated
 model classes stay out: an annotation needs none. Proxies named in the environment are ignored: a runtime's environment
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 MERGE_PATCH = "application/merge-patch+json"
 BODY_MAX_BYTES = 4 << 20
 """Of an answer. The API server itself takes objects up to 3 MiB."""
-_KEPT = ("uid", "annotations")
+_KEPT = ("uid", "annotations", "labels")
+_NODES = "/api/v1/nodes/"
 _REASON_MAX, _MESSAGE_MAX = 64, 400
 _SECRET_MIN = 6
 """Shorter ones are ordinary words to a message, and no secret to anybody."""
@@ -98,7 +99,7 @@ class Client:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def request(self, verb: str, path: str, body: JSON, timeout_s: float) -> dict[str, JSON]:
-        """Send one request; the Pod's metadata."""
+        """Send one request; the metadata of the Pod or Node, and the addresses of the latter."""
         status, data, retry_after = self._exchange(verb, path, body, timeout_s)
         from cnimeta.errors import CniError
         from cnimeta.spec.jsonio import loads
@@ -111,9 +112,14 @@ class Client:
         if not 200 <= status < 300:
             raise self._failure(status, content, retry_after)
         metadata = content.get("metadata")
-        if content.get("kind") != "Pod" or not isinstance(metadata, dict):
-            raise PodApiError(0, "NotAPod", f"HTTP {status} from {self._shown} without a Pod: is it the API server?")
-        return {"metadata": {key: metadata[key] for key in _KEPT if key in metadata}}
+        kind = "Node" if path.startswith(_NODES) else "Pod"
+        if content.get("kind") != kind or not isinstance(metadata, dict):
+            raise PodApiError(0, "NotAPod", f"HTTP {status} from {self._shown} without a {kind}: is it the API server?")
+        found: dict[str, JSON] = {"metadata": {key: metadata[key] for key in _KEPT if key in metadata}}
+        if kind == "Node":
+            state = content.get("status")
+            found["addresses"] = state.get("addresses") if isinstance(state, dict) else None
+        return found
 
     def _exchange(self, verb: str, path: str, body: JSON, timeout_s: float) -> tuple[int, bytes, str]:
         """HTTP status, body and Retry-After."""

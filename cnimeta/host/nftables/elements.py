@@ -14,7 +14,7 @@ from cnimeta.spec.ip import Address, parse_ip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from cnimeta.host.nftables.values import Change, Map
 
@@ -160,20 +160,23 @@ def _numbers(kind: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def elements_in(name: str, layout: Layout, body: bytes) -> Iterator[tuple[Element, str]]:
-    """The elements in an answer to GET_ELEMENT, and their comments."""
+def elements_in(name: str, layout: Layout, body: bytes, but: Collection[str] = ()) -> Iterator[tuple[Element, str]]:
+    """The elements in an answer to GET_ELEMENT, and their comments, less those whose comment is in `but`."""
     for number, data in each_attribute(body[4:]):
         if number == 3:
             for _, element in each_attribute(data):
-                yield _element(name, layout, attributes(element))
+                found = attributes(element)
+                comment = comment_in(found.get(_USERDATA, b""))
+                if comment not in but:
+                    yield _element(name, layout, found), comment
 
 
-def _element(name: str, layout: Layout, found: dict[int, bytes]) -> tuple[Element, str]:
+def _element(name: str, layout: Layout, found: dict[int, bytes]) -> Element:
     first = attributes(found[_KEY])[_VALUE]
     last = attributes(found[_KEY_END])[_VALUE] if _KEY_END in found else first
     data = attributes(found.get(_DATA, b""))
     value = _verdict(attributes(data[_VERDICT])) if _VERDICT in data else _spelled(layout.value, data[_VALUE])
-    return Element(name, _spelled(layout.key, first, last), value), comment_in(found.get(_USERDATA, b""))
+    return Element(name, _spelled(layout.key, first, last), value)
 
 
 def _verdict(found: dict[int, bytes]) -> str:

@@ -30,7 +30,7 @@ from cnimeta.host.reading import told
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from cnimeta.host.netlink import Ask, Message
     from cnimeta.host.nftables.batch import Verdict
@@ -177,10 +177,11 @@ class KernelNft:
                 yield from elements_in(name, layout, answer.body)
 
     @netlink.understood("an nftables table")
-    def elements(self, name: str) -> dict[Element, str]:
+    def elements(self, name: str, but: Collection[str] = ()) -> dict[Element, str]:
         """Every element of a map and its comment, none when there is no such map; costs in proportion to the map.
 
-        The kernel lists them part by part, and holds no lock meanwhile.
+        Less those whose comment is in `but`, which are not taken apart. The kernel lists them part by part, and holds
+        no lock meanwhile.
         """
         try:
             layout = self._layout(name)
@@ -188,9 +189,9 @@ class KernelNft:
                 return {}
             body = INET + text(1, self.table) + text(2, name)
             answers = self._read(f"the nftables map {name}", GET_ELEMENT, DUMP, body, _GONE) or ()
-            return {one: said for answer in answers for one, said in elements_in(name, layout, answer.body)}
+            return dict(pair for answer in answers for pair in elements_in(name, layout, answer.body, but))
         except Unwritable:
-            return self.program.elements(name)
+            return self.program.elements(name, but)
 
     def _layout(self, name: str) -> Layout | None:
         """What the kernel says the map's keys and values are; None when there is no such map."""

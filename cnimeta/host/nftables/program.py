@@ -14,7 +14,7 @@ from cnimeta.spec.ip import parse_ip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from cnimeta.host.nftables.values import Change
 
@@ -99,11 +99,14 @@ class NftProgram:
         wanted = set(keys)
         return {one: comment for one, comment in self.elements(name).items() if one.key in wanted}
 
-    def elements(self, name: str) -> dict[Element, str]:
-        """Every element of a map and its comment, none when there is no such map; costs in proportion to the map."""
+    def elements(self, name: str, but: Collection[str] = ()) -> dict[Element, str]:
+        """Every element of a map and its comment, none when there is no such map; costs in proportion to the map.
+
+        Less those whose comment is in `but`.
+        """
         _, _, body = _hidden(self._listing("list", "map", "inet", self.table, name)).partition("elements = {")
         texts = (text for line in body.partition("}")[0].split(",\n") for text in line.split(", ") if text)
-        return dict(_element(name, text) for text in texts)
+        return {one: said for one, said in (_element(name, text) for text in texts) if said not in but}
 
     def _listing(self, *words: str) -> str:
         done = run_program([self._require(), *words], {}, b"", _TIMEOUT_S)

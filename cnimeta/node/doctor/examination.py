@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from cnimeta import __version__
+from cnimeta.node.doctor.agent import agent
 from cnimeta.node.doctor.finding import Finding
 from cnimeta.node.doctor.installation import plugins_and_launchers, required_packages
 from cnimeta.node.doctor.networks import networks, plugins_of_node
@@ -25,6 +26,7 @@ def examine(bin_dirs: Sequence[str], net_dir: str) -> Iterator[Finding]:
     yield Finding("root", "ok" if root else "fail", "plugins change the network: run as root" * (not root))
     yield from required_packages()
     yield from plugins_and_launchers(bin_dirs)
+    yield from agent(bin_dirs)
     yield from mapping()
     yield from forwarding()
     yield shaping(root)

@@ -40,15 +40,21 @@ def forwarding() -> Iterator[Finding]:
 
 
 def _ip_forward() -> Finding:
-    path = "/proc/sys/net/ipv4/ip_forward"
+    """Of IPv4, or of IPv6 on a node that has no other address."""
+    from cnimeta.host.addresses import RouteAddresses
+
+    primary = RouteAddresses().primary()
+    only_six = bool(primary) and all(":" in address for address in primary)
+    name = "net.ipv6.conf.all.forwarding" if only_six else "net.ipv4.ip_forward"
+    path = "/proc/sys/" + name.replace(".", "/")
     try:
         with open(path, encoding="ascii") as file:
             value = file.read().strip()
     except OSError as error:
         raise IoFailure(f"cannot read {path}: {error.strerror}") from None
     if value == "0":
-        return Finding("forwarding", "warn", "net.ipv4.ip_forward is 0: a mapped port reaches no container from afar")
-    return Finding("forwarding", "ok", f"net.ipv4.ip_forward is {value}")
+        return Finding("forwarding", "warn", f"{name} is 0: a mapped port reaches no container from afar")
+    return Finding("forwarding", "ok", f"{name} is {value}")
 
 
 def _forward_hook() -> Finding:

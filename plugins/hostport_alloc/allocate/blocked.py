@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 _ANY = ""
 
 
-def blocked_ports(sockets: Sockets, scan: PortScan) -> dict[str, PortSet]:
-    """The ports that must not be picked, per protocol. Raises IoFailure (code 5) when a source cannot be read."""
-    reserved = ports_of(sockets.reserved())
+def blocked_ports(sockets: Sockets, scan: PortScan, ours: PortSet = 0) -> dict[str, PortSet]:
+    """The ports that must not be picked, per protocol. Raises IoFailure (code 5) when a source cannot be read.
+
+    `ours`: reserved ports that we have reserved ourselves.
+    """
+    reserved = ports_of(sockets.reserved()) & ~ours
     blocked = dict.fromkeys(PROTOCOLS, reserved)
     for protocol, port in sockets.in_use():
         blocked[protocol] |= 1 << port

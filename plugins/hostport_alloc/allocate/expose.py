@@ -1,15 +1,16 @@
 """What a container wants reachable: the three sources of exposures, read and merged. Pure.
 
-An exposure is written `[RANGE:]PORT[-PORT][/PROTOCOL[+PROTOCOL]]`:
+An exposure is written `[RANGE:]PORT[-PORT][/PROTOCOL[+PROTOCOL]]`, or with `same` for PORT:
 
     80/tcp              one random host port for TCP 80, from the range `default`
     games:9000/udp      one from the range `games`
     80/tcp+udp          one number, free for both protocols
     9000-9003/udp       four consecutive numbers
+    games:same/udp      one from the range `games`, with the same number in the container
 
 The union is taken of the Pod's annotation `cnimeta.io/expose`, the runtime's port mappings with hostPort 0, and the
 network configuration's `expose`. Where two of them name the same container port and protocol, the first of that
-order wins, so a Pod can move a port to another range.
+order wins, so a Pod can move a port to another range. Of `same`, a container has one per range and protocol.
 """
 
 from __future__ import annotations
@@ -30,14 +31,23 @@ POD_ANNOTATIONS = "io.kubernetes.cri.pod-annotations"
 
 DEFAULT_RANGE = "default"
 PROTOCOLS = ("tcp", "udp", "sctp")
+SAME = 0
+"""Stands for the container port that is whatever the host port will be."""
+UNNAMED = ""
+"""The range of an exposure that names none, until it is known which range that is for its Pod."""
 _PORT_MAX = 65535
 _ANNOTATION_MAX = 64 * 1024
-_FORM = "[RANGE:]PORT[-PORT][/tcp|udp|sctp], protocols of one number joined by +, such as 80/tcp or games:9000/udp"
+_SAME = "same"
+_FORM = (
+    "[RANGE:]PORT[-PORT][/tcp|udp|sctp], protocols of one number joined by +, such as 80/tcp or games:9000/udp, or"
+    " same for PORT"
+)
 
 
 class Exposure(NamedTuple):
     """`length` consecutive container ports from `port`, each for every one of `protocols` (in PROTOCOLS' order).
 
+    With `port` SAME it is one, and the container port is the host port that is chosen.
     `host_ip` is where the runtime's mapping with hostPort 0 asked for it; empty for every address of the node.
     """
 
@@ -51,7 +61,7 @@ class Exposure(NamedTuple):
     def text(self) -> str:
         """The exposure as it would be written."""
         last = f"-{self.port + self.length - 1}" if self.length > 1 else ""
-        return f"{self.range}:{self.port}{last}/{'+'.join(self.protocols)}"
+        return f"{self.range}:{self.port or _SAME}{last}/{'+'.join(self.protocols)}"
 
 
 class Explicit(NamedTuple):
@@ -73,21 +83,24 @@ class Wanted(NamedTuple):
         return bool(self.exposures or self.explicit)
 
 
-def parse_exposure(text: str, path: str, ranges: Iterable[str]) -> Exposure:
-    """Read one exposure. Raises InvalidNetworkConfig (code 7) naming `path` and the text."""
+def parse_exposure(text: str, path: str, ranges: Iterable[str], default: str = DEFAULT_RANGE) -> Exposure:
+    """Read one exposure; one that names no range is of `default`.
+
+    Raises InvalidNetworkConfig (code 7) naming `path` and the text.
+    """
     name, colon, rest = text.strip().rpartition(":")
-    name = name.strip() if colon else DEFAULT_RANGE
+    name = name.strip() if colon else default
     ports, slash, protocols = rest.partition("/")
     first, dash, last = ports.strip().partition("-")
-    port = _port(first)
+    port = SAME if ports.strip().lower() == _SAME else _port(first)
     end = _port(last) if dash else port
-    if port is None or end is None or end < port or not name:
+    if port is None or end is None or end < port or (colon and not name):
         raise InvalidNetworkConfig(f"{path} must be {_FORM} with ports from 1 to {_PORT_MAX}, got {shown(text)}")
     names = [protocol.strip().lower() for protocol in protocols.split("+")] if slash else [PROTOCOLS[0]]
     if not set(names) <= set(PROTOCOLS) or len(set(names)) != len(names):
         raise InvalidNetworkConfig(f"{path} must be {_FORM}, got {shown(text)}")
     known = tuple(ranges)
-    if name not in known:
+    if name not in known and name != UNNAMED:
         raise InvalidNetworkConfig(f"{path} names the range {shown(name)}, $.ranges has {', '.join(known)}")
     return Exposure(name, port, tuple(protocol for protocol in PROTOCOLS if protocol in names), end - port + 1)
 
@@ -98,12 +111,12 @@ def _port(text: str) -> int | None:
     return int(text) if 1 <= int(text) <= _PORT_MAX else None
 
 
-def parse_annotation(text: str, path: str, ranges: Iterable[str]) -> tuple[Exposure, ...]:
+def parse_annotation(text: str, path: str, ranges: Iterable[str], default: str = DEFAULT_RANGE) -> tuple[Exposure, ...]:
     """Read the annotation's comma-separated list; empty text and empty entries say nothing."""
     if len(text) > _ANNOTATION_MAX:
         raise InvalidNetworkConfig(f"{path} has {len(text)} characters, at most {_ANNOTATION_MAX} are read")
     known = tuple(ranges)
-    return tuple(parse_exposure(part, path, known) for part in text.split(",") if part.strip())
+    return tuple(parse_exposure(part, path, known, default) for part in text.split(",") if part.strip())
 
 
 def pod_annotations(runtime_config: Fields) -> Fields:
@@ -111,7 +124,7 @@ def pod_annotations(runtime_config: Fields) -> Fields:
     return runtime_config.object(POD_ANNOTATIONS)
 
 
-def read_mappings(runtime_config: Fields, ranges: Iterable[str]) -> Wanted:
+def read_mappings(runtime_config: Fields, ranges: Iterable[str], default: str = DEFAULT_RANGE) -> Wanted:
     """`runtimeConfig.portMappings`: hostPort 0 asks for a random port, any other is explicit.
 
     Raises InvalidNetworkConfig (code 7) with the JSON path of the value.
@@ -129,11 +142,11 @@ def read_mappings(runtime_config: Fields, ranges: Iterable[str]) -> Wanted:
         host_ip = _host_ip(entry)
         if host_port:
             explicit.append(Explicit(host_port, container_port, protocol, host_ip))
-        elif DEFAULT_RANGE in ranges:
-            random.append(Exposure(DEFAULT_RANGE, container_port, (protocol,), 1, host_ip))
+        elif default in ranges:
+            random.append(Exposure(default, container_port, (protocol,), 1, host_ip))
         else:
             raise InvalidNetworkConfig(
-                f'{entry.at("hostPort")} is 0, which asks for a port of the range "default"; $.ranges has none'
+                f'{entry.at("hostPort")} is 0, which asks for a port of the range "{default}"; $.ranges has none'
             )
     return Wanted(tuple(random), tuple(dict.fromkeys(explicit)))
 
@@ -150,21 +163,22 @@ def _host_ip(entry: Fields) -> str:
 
 def union(*sources: Iterable[Exposure]) -> tuple[Exposure, ...]:
     """All exposures, each container port and protocol once: what an earlier source names, a later one cannot."""
-    taken: set[tuple[int, str]] = set()
+    taken: set[tuple[int | str, str]] = set()
     merged: list[Exposure] = []
     for source in sources:
         for exposure in source:
             merged.extend(_remaining(exposure, taken))
             for port in range(exposure.port, exposure.port + exposure.length):
-                taken.update((port, protocol) for protocol in exposure.protocols)
+                taken.update((port or exposure.range, protocol) for protocol in exposure.protocols)
     return tuple(merged)
 
 
-def _remaining(exposure: Exposure, taken: set[tuple[int, str]]) -> list[Exposure]:
+def _remaining(exposure: Exposure, taken: set[tuple[int | str, str]]) -> list[Exposure]:
     """What is left of an exposure: consecutive ports with the same protocols left stay one block."""
     left: list[Exposure] = []
     for port in range(exposure.port, exposure.port + exposure.length):
-        protocols = tuple(protocol for protocol in exposure.protocols if (port, protocol) not in taken)
+        named = port or exposure.range
+        protocols = tuple(protocol for protocol in exposure.protocols if (named, protocol) not in taken)
         if not protocols:
             continue
         before = left[-1] if left else None

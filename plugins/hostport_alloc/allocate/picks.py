@@ -36,6 +36,13 @@ class Port(NamedTuple):
     range: str
     host_ip: str = ""
     """Where the mapping listens; empty for every address of the node."""
+    same: bool = False
+    """The container port was not asked for by number: it is the host port."""
+
+    @property
+    def asked(self) -> int:
+        """The container port as the exposure has it: expose.SAME where it was to be the host port."""
+        return 0 if self.same else self.container_port
 
 
 class Exhausted(TryAgainLater):
@@ -105,7 +112,14 @@ def choose(
             raise
         starts = _place(exposures, order, ranges, _Room(situation), {}, None)
     return tuple(
-        Port(exposure.port + offset, protocol, start + offset, exposure.range, exposure.host_ip)
+        Port(
+            exposure.port + offset if exposure.port else start,
+            protocol,
+            start + offset,
+            exposure.range,
+            exposure.host_ip,
+            not exposure.port,
+        )
         for exposure, start in zip(exposures, starts, strict=True)
         for offset in range(exposure.length)
         for protocol in exposure.protocols

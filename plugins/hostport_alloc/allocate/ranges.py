@@ -7,7 +7,7 @@ from cnimeta.namedtuple import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import TypeAlias
 
     PortSet: TypeAlias = int
@@ -23,6 +23,12 @@ class PortRange(NamedTuple):
 
     name: str
     spans: tuple[tuple[int, int], ...]
+    namespaces: tuple[str, ...] = ()
+    """Whose Pods alone may have ports of it, as patterns; none: everybody."""
+    by_ordinal: bool = False
+    """Ports are those of the Pod's ordinal, and"""
+    refuses: bool = False
+    """no others, rather than random ones, where those cannot be had."""
 
     @property
     def ports(self) -> PortSet:
@@ -83,9 +89,44 @@ def refuse_reserved(ranges: Iterable[PortRange], reserved: Iterable[tuple[str, i
                 )
 
 
+def refuse_overlaps(ranges: Sequence[PortRange], where: str = "$.ranges.") -> None:
+    """Raise InvalidNetworkConfig (code 7) when two ranges share a port."""
+    for index, one in enumerate(ranges):
+        for other in ranges[:index]:
+            if one.ports & other.ports:
+                raise InvalidNetworkConfig(
+                    f"{where}{one.name} ({one.text}) overlaps {where}{other.name} ({other.text}): keep them apart"
+                )
+
+
 def ports_of(spans: Iterable[tuple[int, int]]) -> PortSet:
     """The set of all ports in `spans` (first, last), both included."""
     members = 0
     for first, last in spans:
         members |= ((1 << (last - first + 1)) - 1) << first
     return members
+
+
+def ports_of_all(ranges: Iterable[PortRange]) -> PortSet:
+    """The ports of all these ranges."""
+    return ports_of(span for found in ranges for span in found.spans)
+
+
+def ports_in(text: str) -> PortSet:
+    """The ports of a list as the kernel writes it, `8080,20000-24999`; 0 for none. ValueError for anything else."""
+    spans = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if first:
+            spans.append((int(first), int(last if dash else first)))
+    return ports_of(spans)
+
+
+def text_of(ports: PortSet) -> str:
+    """The list of a set, as the kernel writes it."""
+    parts, bits, end = [], bin(ports)[:1:-1], 0
+    while (first := bits.find("1", end)) >= 0:
+        end = bits.find("0", first)
+        end = len(bits) if end < 0 else end
+        parts.append(f"{first}-{end - 1}" if end - first > 1 else str(first))
+    return ",".join(parts)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING
 
 from cnimeta.errors import CniError, InvalidEnvironment, InvalidNetworkConfig, counted, shown
+from cnimeta.observe import notes
+from cnimeta.plugin.report import leave_event
 from cnimeta_plugins.hostport_alloc.config import LOCK_TIMEOUT_S
-from cnimeta_plugins.hostport_alloc.operator import looking, wrapping
-from cnimeta_plugins.hostport_alloc.operator.conf import CONF_DIR, bin_dirs, data_dir, log, opened, wants_json
+from cnimeta_plugins.hostport_alloc.operator import looking, reserving
+from cnimeta_plugins.hostport_alloc.operator.conf import CONF_DIR, OWN_NAME, bin_dirs, data_dir, log, opened, wants_json
 
 if TYPE_CHECKING:
     import argparse
@@ -19,13 +22,11 @@ if TYPE_CHECKING:
     from cnimeta_plugins.hostport_alloc.operator.repair import Repair
     from cnimeta_plugins.hostport_alloc.wiring import Wiring
 
-_DELIVER_LIMIT = 10_000
-
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], wiring: Wiring | None = None) -> None:
     """Add `ports` and `wrap`. Each parser's `run` default takes the arguments and returns the exit status."""
     _add_ports(subparsers, wiring)
-    wrapping.add_wrap(subparsers, lambda run: _guarded(run, wiring))
+    _add_wrap(subparsers, wiring)
 
 
 def _add_ports(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], wiring: Wiring | None) -> None:
@@ -37,7 +38,8 @@ def _add_ports(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], 
         ("show", looking.show_range, "draw a range's occupancy, and say it in words"),
         ("check", _check, "compare rules, records, bits and sockets; status 1 when they disagree"),
         ("repair", _repair, "rebuild bits and rules from the records"),
-        ("deliver", _deliver, "write the annotations that are pending"),
+        ("deliver", _deliver, "write the annotations that are pending, tell the hook of what waits"),
+        ("reserve", reserving.reserve, "keep the ranges in net.ipv4.ip_local_reserved_ports, as ADD does"),
         ("release", _release, "undo what a container had, when its DEL never comes"),
     ):
         action = actions.add_parser(name, help=about, description=about)
@@ -47,6 +49,10 @@ def _add_ports(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], 
             looking.add_top_options(action)
         if name == "check":
             action.add_argument("--deep", action="store_true", help="also ask the delegates that map no ports")
+        if name == "deliver":
+            action.add_argument("--again", action="store_true", help="tell the hook of every mapping anew")
+        if name == "reserve":
+            reserving.add_reserve_options(action)
         if name == "show":
             action.add_argument("range", metavar="RANGE", help="a range's name, or ports such as 20000-24999")
         if name == "release":
@@ -57,6 +63,38 @@ def _add_ports(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], 
     _add_common(ports)
     looking.add_list_options(ports)
     ports.set_defaults(run=_guarded(looking.list_ports, wiring))
+
+
+def _add_wrap(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], wiring: Wiring | None) -> None:
+    about = "put hostport_alloc around a network configuration, or take it off again"
+    parser = subparsers.add_parser("wrap", help=about, description=about)
+    parser.add_argument("file", metavar="FILE", help="a .conf or .conflist file; it is replaced, unless --own is given")
+    parser.add_argument("--unwrap", action="store_true", help="put the original back, with what was edited since")
+    parser.add_argument(
+        "--own", action="store_true", help=f"leave FILE alone: write {OWN_NAME} beside it, which is first"
+    )
+    parser.add_argument("--force", action="store_true", help="with --unwrap: the original, whatever FILE is now")
+    shown_only = parser.add_mutually_exclusive_group()
+    shown_only.add_argument("--print", action="store_true", dest="only_print", help="print the result, change nothing")
+    shown_only.add_argument("--diff", action="store_true", help="print what would differ, change nothing")
+    shown_only.add_argument("--keep", action="store_true", help=f"go on keeping {OWN_NAME} in step with FILE")
+    parser.add_argument("--range", action="append", default=[], metavar="NAME=FIRST-LAST", help="a range of host ports")
+    parser.add_argument(
+        "--expose", action="append", default=[], metavar="[RANGE:]PORT/PROTO", help="for every container"
+    )
+    parser.add_argument(
+        "--kubeconfig", metavar="FILE", help="annotate Pods with these credentials; `node`: the kubelet's"
+    )
+    parser.add_argument("--policy", choices=("deferred", "required"), default="", help="when a Pod cannot be annotated")
+    parser.add_argument("--data-dir", metavar="DIR", default="", help="where records are kept")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_guarded(_wrap, wiring))
+
+
+def _wrap(args: argparse.Namespace, wiring: Wiring) -> int:
+    from cnimeta_plugins.hostport_alloc.operator.wrapping import wrap
+
+    return wrap(args, wiring)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +124,11 @@ def _guarded(
         try:
             if getattr(args, "action", None) not in (None, "list"):
                 looking.refuse_listing_options(args)
-            return run(args, Wiring() if wiring is None else wiring)
+            notes.begin()
+            try:
+                return run(args, Wiring() if wiring is None else wiring)
+            finally:
+                leave_event(f"ports {getattr(args, 'action', None) or 'list'}", os.environ)
         except CniError as error:
             print(f"cnimeta: {error}", file=sys.stderr)
             return 2 if isinstance(error, InvalidEnvironment) else 1
@@ -157,14 +199,6 @@ def _print_problems(problems: Sequence[Problem]) -> None:
 
 
 def _deliver(args: argparse.Namespace, wiring: Wiring) -> int:
-    from cnimeta_plugins.hostport_alloc.pod.annotation import Deadline, deliver_pending
+    from cnimeta_plugins.hostport_alloc.operator.delivering import deliver
 
-    settings, store = opened(args, wiring)
-    if settings is None or settings.api is None:
-        raise InvalidNetworkConfig('no configuration with "kubernetes" was found: use --conf')
-    api = wiring.pods(settings.api.kubeconfig)
-    done = deliver_pending(store, api, Deadline(wiring.clock, 60), _DELIVER_LIMIT, log)
-    left = len(store.pending(_DELIVER_LIMIT))
-    text = f"{counted(done.written, 'annotation')} written, {done.dropped} of Pods that are gone, {left} still pending"
-    print(json.dumps({**done._asdict(), "pending": left}) if wants_json(args) else text)
-    return 1 if left else 0
+    return deliver(args, wiring)

@@ -24,9 +24,17 @@ if TYPE_CHECKING:
     from cnimeta_plugins.hostport_alloc.wiring import Wiring
 
 CONF_DIR = "/etc/cni/net.d"
+OWN_NAME = "00-cnimeta.conflist"
+"""The configuration of our own that `wrap --own` writes there."""
 
 
 def settings_of(args: argparse.Namespace) -> Settings | None:
+    """The settings of `conf_of`."""
+    found = conf_of(args)
+    return read_settings(found) if found is not None else None
+
+
+def conf_of(args: argparse.Namespace) -> NetConf | None:
     """The first hostport_alloc configuration in --conf, or in the runtime's folder; None when there is none."""
     given = getattr(args, "conf", None)
     found = entry_of(read_document(given)) if given else None
@@ -39,7 +47,7 @@ def settings_of(args: argparse.Namespace) -> Settings | None:
             continue  # not ours to judge
         if found is not None:
             break
-    return read_settings(found) if found is not None else None
+    return found
 
 
 def _names(folder: str) -> list[str]:

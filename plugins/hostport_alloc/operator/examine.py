@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cnimeta.errors import AnnotationFailed
+from cnimeta.errors import AnnotationFailed, counted
 from cnimeta.host.sockets import EPHEMERAL
 from cnimeta.host.values import PodApiError
 from cnimeta.ports.mapper import DATA_DIR
@@ -19,6 +19,7 @@ from cnimeta_plugins.hostport_alloc.config import (
     refuse_unreadable_credentials,
 )
 from cnimeta_plugins.hostport_alloc.keys import remarks
+from cnimeta_plugins.hostport_alloc.operator import reserving
 from cnimeta_plugins.hostport_alloc.verbs.steps import plan
 
 TYPE_CHECKING = False
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _POD = "default", "cnimeta-doctor"
 """A Pod that is asked for to see whether the API server answers; nobody needs to have it."""
+_MANY_EVENTS = 1000
 _MEANS_NOTHING = (403, 404)
 """The server knew who asks: that there is no such Pod, or that this one may not be read, is as good an answer."""
 
@@ -45,7 +47,7 @@ def validate(conf: NetConf) -> list[str]:
 
 def examine(wiring: Wiring, conf: NetConf) -> list[str]:
     """As `Plugin.examine`."""
-    settings = read_settings(conf)
+    settings = wiring.on_node(read_settings(conf))
     refuse_reserved(settings.ranges, settings.reserved(wiring.sockets.ephemeral()))
     refuse_unreadable_credentials(settings.api)
     told = remarks(conf)
@@ -53,6 +55,7 @@ def examine(wiring: Wiring, conf: NetConf) -> list[str]:
     if complaint and settings.api is not None and settings.api.required:
         raise AnnotationFailed(f'{complaint}, and $.kubernetes.policy is "required"')
     told += _damage(wiring, settings)
+    told += reserving.remarks(wiring, conf, settings)
     return [*told, complaint] if complaint else told
 
 
@@ -61,7 +64,13 @@ def _damage(wiring: Wiring, settings: Settings) -> list[str]:
     if not os.path.lexists(os.path.join(settings.data_dir, FILE)):
         return []
     store = wiring.store(settings.data_dir, settings.lock_timeout_s, lambda _: None)
-    return [f"{line}; `cnimeta ports repair` makes it anew" for line in store.damage()]
+    told = [f"{line}; `cnimeta ports repair` makes it anew" for line in store.damage()]
+    waiting = 0 if told else store.outbox.count()
+    if waiting and settings.notify is None:
+        told.append(f"{counted(waiting, 'event')} in the outbox, and $.notify names no hook: nobody delivers them")
+    elif waiting > _MANY_EVENTS:
+        told.append(f"{counted(waiting, 'event')} in the outbox: the hook does not take them, or nobody delivers them")
+    return told
 
 
 def _tried(wiring: Wiring, api: ApiSettings) -> str:

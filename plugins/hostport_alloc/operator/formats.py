@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 FORMATS = ("table", "wide", "json", "yaml", "name")
 SHORT_ID = 12
 """So much of a container ID is shown, as container runtimes do."""
-_HEADS = ("HOST PORT", "PROTOCOL", "RANGE", "PORT", "POD", "CONTAINER", "NETWORK", "AGE", "STATE", "ANNOTATION")
-_WIDE_HEADS = (*_HEADS, "HOST IP", "IFNAME", "POD UID", "ANNOTATION ERROR")
+HEADS = ("HOST PORT", "PROTOCOL", "RANGE", "PORT", "POD", "CONTAINER", "NETWORK", "AGE", "STATE", "ANNOTATION")
+_WIDE_HEADS = (*HEADS, "HOST IP", "IFNAME", "POD UID", "ANNOTATION ERROR")
 _NONE = "no host ports are allocated\n"
 
 
@@ -38,7 +38,7 @@ def rendered(entries: Sequence[Entry], form: str, most: int | None = None) -> st
 
 def listing(entries: Sequence[Entry], most: int | None = None) -> str:
     """The table for people, in lines of at most so many columns."""
-    return table_of(_HEADS, _columns(entries), most) if entries else _NONE
+    return table_of(HEADS, _columns(entries), most) if entries else _NONE
 
 
 def name_of(entry: Entry) -> str:
@@ -56,7 +56,8 @@ def yaml_of(value: object) -> str:
 
 def json_of(entries: Sequence[Entry]) -> str:
     """A JSON array with a line for each entry: to indent them too takes four times as long."""
-    return f"[{','.join(f'{chr(10)}  {json.dumps(entry)}' for entry in entries)}\n]\n" if entries else "[]\n"
+    lines = [json.dumps(entry, separators=(",", ":")) for entry in entries]
+    return f"[{','.join(f'{chr(10)}  {line}' for line in lines)}\n]\n" if lines else "[]\n"
 
 
 def _columns(entries: Sequence[Entry], *, wide: bool = False) -> list[Sequence[object]]:
@@ -99,7 +100,7 @@ class Changes:
         rows = [
             [legible(str(cell)) for cell in row] for row in zip((event for event, _ in changes), *columns, strict=True)
         ]
-        heads = ["EVENT", *(_WIDE_HEADS if wide else _HEADS)]
+        heads = ["EVENT", *(_WIDE_HEADS if wide else HEADS)]
         lines = rows if self._widths else [heads, *rows]
         least = self._widths or [len("MODIFIED"), *(0 for _ in heads[1:])]
         self._widths = [max(known, *(len(line[at]) for line in lines), 0) for at, known in enumerate(least)]

@@ -8,8 +8,12 @@ from cnimeta.errors import InvalidEnvironment, InvalidNetworkConfig, shown
 from cnimeta_plugins.hostport_alloc.allocate.expose import PROTOCOLS
 from cnimeta_plugins.hostport_alloc.allocate.ranges import parse_range, ports_of
 from cnimeta_plugins.hostport_alloc.operator.drawing import drawing, in_words
+from cnimeta_plugins.hostport_alloc.state.listed import KEYS
+from cnimeta_plugins.hostport_alloc.state.schema import EXPLICIT
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange, Ports, PortSet
     from cnimeta_plugins.hostport_alloc.config import Settings
     from cnimeta_plugins.hostport_alloc.state.store import Occupancy, Store
@@ -18,16 +22,9 @@ Entry = dict[str, str | int]
 """One host port of one attachment, with the keys that `--json` prints."""
 
 
-_KEYS = (
-    *("hostPort", "protocol", "range", "containerPort", "hostIP", "pod", "podUID", "containerID", "ifname", "network"),
-    *("ageSeconds", "state", "annotation", "annotationError"),
-)
-"""What `Store.listed` tells of a port."""
-
-
 def entries_of(store: Store) -> list[Entry]:
     """Every host port on record, by number."""
-    return [dict(zip(_KEYS, port, strict=True)) for port in store.listed()]
+    return [dict(zip(KEYS, port, strict=True)) for port in store.listed()]
 
 
 class RangeView(NamedTuple):
@@ -80,9 +77,22 @@ def range_named(name: str, settings: Settings | None) -> PortRange:
             return parse_range(name, name, "RANGE")
         except InvalidNetworkConfig as error:
             raise InvalidEnvironment(error.msg) from None
-    known = settings.ranges if settings is not None else ()
-    for found in known:
+    for found in settings.ranges if settings is not None else ():
         if found.name == name:
             return found
-    where = ", ".join(found.name for found in known) or "no configuration was found, use --conf"
-    raise InvalidEnvironment(f"there is no range {shown(name)}: {where}")
+    raise _no_range(name, settings)
+
+
+def refuse_unknown_ranges(names: Iterable[str], settings: Settings | None, entries: Iterable[Entry]) -> None:
+    """Raise InvalidEnvironment (code 4), wrong usage, for a name that neither the configuration nor a record has."""
+    configured = [found.name for found in settings.ranges] if settings is not None else []
+    known = {*configured, EXPLICIT, *(str(entry["range"]) for entry in entries)}
+    for name in names:
+        if name not in known:
+            raise _no_range(name, settings, known - set(configured))
+
+
+def _no_range(name: str, settings: Settings | None, more: Iterable[str] = ()) -> InvalidEnvironment:
+    known = [*(found.name for found in (settings.ranges if settings is not None else ())), *sorted(more)]
+    hint = "" if settings is not None else "no configuration was found, use --conf"
+    return InvalidEnvironment(f"there is no range {shown(name)}: {'; '.join(filter(None, (', '.join(known), hint)))}")

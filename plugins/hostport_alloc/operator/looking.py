@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from cnimeta.errors import InvalidEnvironment, counted
 from cnimeta.terminal.table import width
 from cnimeta_plugins.hostport_alloc.operator.conf import data_dir, log, opened, wants_json
-from cnimeta_plugins.hostport_alloc.operator.formats import FORMATS, Changes, rendered
-from cnimeta_plugins.hostport_alloc.operator.listing import RangeView, entries_of, range_named
-from cnimeta_plugins.hostport_alloc.operator.selection import OPTIONS, add_options, selection_of
+from cnimeta_plugins.hostport_alloc.operator.formats import FORMATS, HEADS, Changes, rendered
+from cnimeta_plugins.hostport_alloc.operator.listing import RangeView, entries_of, range_named, refuse_unknown_ranges
+from cnimeta_plugins.hostport_alloc.operator.selection import OPTIONS, Selection, add_options, selection_of
 from cnimeta_plugins.hostport_alloc.operator.watching import INTERVAL_S, stamp, watch
 from cnimeta_plugins.hostport_alloc.state.store import Occupancy
 
@@ -93,12 +93,15 @@ def list_ports(args: argparse.Namespace, wiring: Wiring) -> int:
     """`ports list`."""
     settings, store = opened(args, wiring)
     form, selection = _form(args), selection_of(args)
+    if selection.ranges:
+        refuse_unknown_ranges(selection.ranges, settings, _entries(store))
 
     def look() -> list[Entry]:
         return selection.of(_entries(store))
 
     if not getattr(args, "watch", False):
-        sys.stdout.write(rendered(look(), form, width()))
+        whole = _printed(store, form) if selection == Selection() else None
+        sys.stdout.write(rendered(look(), form, width()) if whole is None else whole)
         return 0
     shown = Changes(form)
 
@@ -111,6 +114,15 @@ def list_ports(args: argparse.Namespace, wiring: Wiring) -> int:
     return 0
 
 
+def _printed(store: Store, form: str) -> str | None:
+    """What `rendered` gives for everything, where the database can make it itself."""
+    if not store.exists():
+        return None
+    if form == "json":
+        return store.printed_json()
+    return store.printed(HEADS, width()) if form == "table" else None
+
+
 def _form(args: argparse.Namespace) -> str:
     form: str = getattr(args, "output", "")
     if wants_json(args) and form not in ("", "json"):
@@ -121,7 +133,8 @@ def _form(args: argparse.Namespace) -> str:
 def show_range(args: argparse.Namespace, wiring: Wiring) -> int:
     """`ports show`."""
     settings, store = opened(args, wiring)
-    view = RangeView.of(range_named(args.range, settings), _occupancy(store), wiring.blocked(log))
+    known = wiring.on_node(settings) if settings is not None else None
+    view = RangeView.of(range_named(args.range, known), _occupancy(store), wiring.blocked(log, settings))
     if wants_json(args):
         print(json.dumps(view.body))
     else:
@@ -166,6 +179,7 @@ def overview(wiring: Wiring, settings: Settings | None, store: Store) -> Overvie
     from cnimeta_plugins.hostport_alloc.operator.overview import Overview
 
     entries = _entries(store)
-    occupancy, blocked = _occupancy(store), wiring.blocked(log)
-    ranges = settings.ranges if settings is not None else ()
-    return Overview([RangeView.of(found, occupancy, blocked) for found in ranges], entries)
+    occupancy, blocked = _occupancy(store), wiring.blocked(log, settings)
+    ranges = wiring.on_node(settings).ranges if settings is not None else ()
+    quotas = settings.quotas if settings is not None else None
+    return Overview([RangeView.of(found, occupancy, blocked) for found in ranges], entries, quotas)

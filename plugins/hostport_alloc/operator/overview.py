@@ -5,11 +5,14 @@ from __future__ import annotations
 from cnimeta.errors import counted
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.terminal.table import age, table
+from cnimeta_plugins.hostport_alloc.state.listed import EARLIER_BOOT
+from cnimeta_plugins.hostport_alloc.state.schema import EXPLICIT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cnimeta_plugins.hostport_alloc.allocate.quotas import Quotas
     from cnimeta_plugins.hostport_alloc.operator.listing import Entry, RangeView
 
 _BAR = 20
@@ -23,6 +26,7 @@ class Overview(NamedTuple):
 
     ranges: Sequence[RangeView]
     entries: Sequence[Entry]
+    quotas: Quotas | None = None
 
     @property
     def containers(self) -> int:
@@ -70,9 +74,15 @@ class Overview(NamedTuple):
                 for view in self.ranges
             ],
             "otherRanges": [{"range": name, "used": used} for name, used in self.outside.items()],
-            "namespaces": [{"namespace": name, "hostPorts": count} for name, count in self.namespaces],
+            "namespaces": [
+                {"namespace": name, "hostPorts": count, **self._quota(name)} for name, count in self.namespaces
+            ],
             "newest": self.newest,
         }
+
+    def _quota(self, namespace: str) -> dict[str, int]:
+        limit = self.quotas.of_namespace(namespace).limit if self.quotas is not None and namespace else -1
+        return {"quota": limit, "quotaUsed": counted_by_quota(self.entries, namespace)} if limit >= 0 else {}
 
     def text(self, most: int | None = None) -> str:
         """For people, in lines of at most so many columns."""
@@ -93,13 +103,25 @@ class Overview(NamedTuple):
         rows += [[name, "", "", str(used), "", "", ""] for name, used in self.outside.items()]
         heads = ("RANGE", "PORTS", "OCCUPANCY", "USED", "FREE", "QUARANTINED", "BLOCKED")
         ranking = [[name or _NO_NAMESPACE, str(count)] for name, count in self.namespaces[:_NAMESPACES_MAX]]
+        columns: tuple[str, ...] = ("NAMESPACE", "HOST PORTS")
+        if self.quotas is not None:
+            columns = (*columns, "OF QUOTA")
+            for row, (name, _) in zip(ranking, self.namespaces, strict=False):
+                quota = self._quota(name)
+                row.append(f"{quota['quotaUsed']} of {quota['quota']}" if quota else "")
         keys = ("hostPort", "protocol", "range", "pod", "annotation")
         newest = [[*(str(entry[key]) for key in keys), age(float(entry["ageSeconds"]))] for entry in self.newest]
         return [
             table(heads, rows, most) if rows else "",
-            table(("NAMESPACE", "HOST PORTS"), ranking, most) if ranking else "",
+            table(columns, ranking, most) if ranking else "",
             table(("NEWEST", "PROTOCOL", "RANGE", "POD", "ANNOTATION", "AGE"), newest, most) if newest else "",
         ]
+
+
+def counted_by_quota(entries: Sequence[Entry], namespace: str) -> int:
+    """How many ports of a namespace a quota counts: of this boot, and not asked for by number."""
+    counting = [entry for entry in entries if entry["range"] != EXPLICIT and entry["state"] != EARLIER_BOOT]
+    return sum(str(entry["pod"]).partition("/")[0] == namespace for entry in counting)
 
 
 def percent(view: RangeView) -> int:

@@ -10,11 +10,15 @@ from __future__ import annotations
 import os
 
 from cnimeta.errors import CniError, DecodingFailure, InvalidNetworkConfig, IoFailure, shown
+from cnimeta.host.waiting import flocked, shared
 from cnimeta.namedtuple import NamedTuple
+from cnimeta.observe import notes
+from cnimeta.plugin.report import leave_event
 from cnimeta.runtime.conf import LIST_SUFFIX, SINGLE_SUFFIXES, config_names
 from cnimeta.spec.fields import Fields, without
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.hostport_alloc.config import read_settings
+from cnimeta_plugins.hostport_alloc.operator.conf import OWN_NAME
 from cnimeta_plugins.hostport_alloc.operator.wrap import Options, wrapped
 from cnimeta_plugins.hostport_alloc.operator.wrapfile import read_document, render, replace
 
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
     from cnimeta.host.protocols import Clock
     from cnimeta.spec.jsonio import JSON
 
-NAME = "00-cnimeta.conflist"
+NAME = OWN_NAME
 SUFFIX = ".cnimeta-own"
 """Never change: beside our file, what it is made from. No runtime loads files that end like this."""
 LOOK_S = 0.5
@@ -156,6 +160,44 @@ def in_step(own: Ownership) -> tuple[str, str]:
     )
 
 
+class Mark:
+    """By which a keeper shows that it is there: a shared lock on the file that says what ours is made from."""
+
+    def __init__(self) -> None:
+        self._descriptor = -1
+
+    def show(self, own: Ownership) -> None:
+        """Have it, also when the file was replaced since. Never raises."""
+        try:
+            if self._descriptor >= 0 and os.path.samestat(os.fstat(self._descriptor), os.stat(own.path + SUFFIX)):
+                return
+            self.close()
+            descriptor = os.open(own.path + SUFFIX, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self._descriptor = descriptor if shared(descriptor) else -1
+            if self._descriptor < 0:
+                os.close(descriptor)
+        except OSError:  # the next look tries again
+            pass
+
+    def close(self) -> None:
+        """Give it up."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def is_kept(own: Ownership) -> bool:
+    """Whether any keeper is there. Raises IoFailure (code 5) when that cannot be told."""
+    try:
+        descriptor = os.open(own.path + SUFFIX, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            return not flocked(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise IoFailure(f"cannot tell whether {shown(own.path)} is kept: {error.strerror or error}") from None
+
+
 class Keeper:
     """Keeps the configuration of a folder in step; `look` is to be called again and again.
 
@@ -168,6 +210,7 @@ class Keeper:
         self._log = log
         self._said = ""
         self._lost: list[float] = []
+        self._mark = Mark()
 
     def look(self) -> str:
         """One look, and what it takes to be in step; the state that was found."""
@@ -175,10 +218,14 @@ class Keeper:
             own = ownership(self.folder)
             if own is None:
                 return "none"
+            self._mark.show(own)
             state, message = in_step(own)
             if state in ("stale", "missing"):
+                notes.begin()
+                notes.count("cnimeta_configuration_derived_total", reason=state)
                 replace(own.path, render(derived(read_document(own.source), own.options)).encode(), _MODE)
                 message += ": it is derived anew"
+                leave_event("wrap --own --keep", os.environ)
                 self._count(state)
         except (CniError, OSError) as error:
             state, message = "unusable", str(error)

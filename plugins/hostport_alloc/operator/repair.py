@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 from cnimeta.errors import CniError, IncompatibleVersion, InvalidNetworkConfig, TryAgainLater, shown
+from cnimeta.observe import notes
 from cnimeta_plugins.hostport_alloc.config import PORTMAP_TYPE
 from cnimeta_plugins.hostport_alloc.operator.audit import Problem
 from cnimeta_plugins.hostport_alloc.operator.comparison import Comparison, Standing
@@ -82,6 +83,7 @@ class Repair:
             steps = [step for step in undo.steps if step.maps]
             for step in steps:
                 self._map_again(delegates, now, undo, step)
+            notes.count("cnimeta_repairs_total", what="rules")
             return bool(steps)
 
     def _map_again(self, delegates: Delegates, record: Record, undo: Undo, step: Step) -> None:

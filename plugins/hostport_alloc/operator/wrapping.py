@@ -1,4 +1,4 @@
-"""`cnimeta wrap`: its arguments, what it prints, and its exit status."""
+"""`cnimeta wrap`: what it prints, and its exit status."""
 
 from __future__ import annotations
 
@@ -18,45 +18,14 @@ from cnimeta_plugins.hostport_alloc.operator.wrap import Options, alone, wrapped
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Mapping
-    from typing import TypeAlias
+    from collections.abc import Mapping
 
-    from cnimeta.plugin.base import Commands
     from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.hostport_alloc.wiring import Wiring
 
-    Run: TypeAlias = Callable[[argparse.Namespace, Wiring], int]
-    Guarded: TypeAlias = Callable[[Run], Callable[[argparse.Namespace], int]]
 
-
-def add_wrap(subparsers: Commands, guarded: Guarded) -> None:
-    """Add `wrap`."""
-    about = "put hostport_alloc around a network configuration, or take it off again"
-    parser = subparsers.add_parser("wrap", help=about, description=about)
-    parser.add_argument("file", metavar="FILE", help="a .conf or .conflist file; it is replaced, unless --own is given")
-    parser.add_argument("--unwrap", action="store_true", help="put the original back, with what was edited since")
-    parser.add_argument(
-        "--own", action="store_true", help=f"leave FILE alone: write {own.NAME} beside it, which is first"
-    )
-    parser.add_argument("--force", action="store_true", help="with --unwrap: the original, whatever FILE is now")
-    shown_only = parser.add_mutually_exclusive_group()
-    shown_only.add_argument("--print", action="store_true", dest="only_print", help="print the result, change nothing")
-    shown_only.add_argument("--diff", action="store_true", help="print what would differ, change nothing")
-    shown_only.add_argument("--keep", action="store_true", help=f"go on keeping {own.NAME} in step with FILE")
-    parser.add_argument("--range", action="append", default=[], metavar="NAME=FIRST-LAST", help="a range of host ports")
-    parser.add_argument(
-        "--expose", action="append", default=[], metavar="[RANGE:]PORT/PROTO", help="for every container"
-    )
-    parser.add_argument(
-        "--kubeconfig", metavar="FILE", help="annotate Pods with these credentials; `node`: the kubelet's"
-    )
-    parser.add_argument("--policy", choices=("deferred", "required"), default="", help="when a Pod cannot be annotated")
-    parser.add_argument("--data-dir", metavar="DIR", default="", help="where records are kept")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=guarded(_wrap))
-
-
-def _wrap(args: argparse.Namespace, wiring: Wiring) -> int:
+def wrap(args: argparse.Namespace, wiring: Wiring) -> int:
+    """`wrap`."""
     if args.keep:
         own.Keeper(_folder(args), wiring.clock, log).keep()
     if args.own:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from cnimeta.errors import CniError, PodMismatch, legible, shown
 from cnimeta.host.values import PodApiError
 from cnimeta.namedtuple import NamedTuple
+from cnimeta.observe import notes
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.ip import parse_ip
 from cnimeta.spec.jsonio import dumps
@@ -45,10 +46,10 @@ def is_static(uid: str, annotations: Fields) -> bool:
     return len(uid) == _STATIC_UID_LENGTH and "-" not in uid
 
 
-def ports_value(record: Record, addresses: Sequence[str], families: Iterable[int]) -> str:
-    """The annotation's text: one object per exposed port and host address of a family the container has."""
+def port_entries(record: Record, addresses: Sequence[str], families: Iterable[int]) -> list[dict[str, JSON]]:
+    """What the annotation says: one object per exposed port and host address of a family the container has."""
     usable = [address for address in addresses if parse_ip(address).family in set(families)]
-    entries: list[JSON] = []
+    entries: list[dict[str, JSON]] = []
     for port in record.ports:
         for address in _advertised(port.host_ip, usable):
             entries.append(
@@ -60,7 +61,7 @@ def ports_value(record: Record, addresses: Sequence[str], families: Iterable[int
                     "range": port.range,
                 }
             )
-    return dumps(entries)
+    return entries
 
 
 def _advertised(host_ip: str, usable: Sequence[str]) -> Sequence[str]:
@@ -72,9 +73,12 @@ def _advertised(host_ip: str, usable: Sequence[str]) -> Sequence[str]:
     return [address for address in usable if parse_ip(address).family == wanted.family] or ("",)
 
 
-def patch_for(record: Record, value: str, *, static: bool) -> dict[str, JSON]:
+def patch_for(record: Record, entries: Sequence[Mapping[str, JSON]], *, static: bool) -> dict[str, JSON]:
     """The merge patch. A static Pod's UID is not its mirror's, so its patch carries none."""
-    annotations: JSON = {PORTS_ANNOTATION: value, CONTAINER_ANNOTATION: record.container_id}
+    annotations: JSON = {
+        PORTS_ANNOTATION: dumps([{**entry} for entry in entries]),
+        CONTAINER_ANNOTATION: record.container_id,
+    }
     uid = record.pod.uid if record.pod is not None and not static else ""
     return {"metadata": {**({"uid": uid} if uid else {}), "annotations": annotations}}
 
@@ -142,7 +146,9 @@ def _may_pass(error: PodApiError) -> bool:
 
 def _explained(error: PodApiError) -> str:
     if error.status == 403:
-        return f"{error}; the credentials need the role in deploy/rbac.yaml, patch on pods/status, or the node's own"
+        return (
+            f"{error}; the credentials need the role in deploy/base/rbac.yaml, patch on pods/status, or the node's own"
+        )
     return str(error)
 
 
@@ -182,12 +188,23 @@ class Delivery(NamedTuple):
     failed: int = 0
 
 
-def deliver_pending(store: Store, api: PodApi, deadline: Deadline, limit: int, log: Callable[[str], None]) -> Delivery:
-    """Deliver what earlier commands could not, oldest first; ends at the deadline or when the server fails again."""
+def deliver_pending(
+    store: Store,
+    api: PodApi,
+    deadline: Deadline,
+    limit: int,
+    log: Callable[[str], None],
+    amended: Callable[[JSON], JSON] = lambda patch: patch,
+) -> Delivery:
+    """Deliver what earlier commands could not, oldest first; ends at the deadline or when the server fails again.
+
+    `amended`: a patch with what is known by now.
+    """
     written = dropped = 0
     for record in store.pending(limit):
         if deadline.left() <= 0:
             break
+        record = record._replace(annotation=record.annotation._replace(patch=amended(record.annotation.patch)))
         try:
             state = deliver(api, record, deadline, patient=False)
         except PodMismatch as error:
@@ -197,6 +214,8 @@ def deliver_pending(store: Store, api: PodApi, deadline: Deadline, limit: int, l
         except CniError as error:  # released meanwhile, or the state is unusable: the next command will tell
             log(f"hostport_alloc: annotation of {record.container_id}: {error}")
             continue
+        result = {"pending": "deferred", "done": "written"}.get(state.state, "dropped")
+        notes.count("cnimeta_annotations_total", result=result)
         if state.state == "pending":
             return Delivery(written, dropped, 1)
         written += state.state == "done"

@@ -70,12 +70,18 @@ class PortContents:
         rows.renew_bits(new)
         if old is not None:
             self._keep_back(new, old)
+            from cnimeta_plugins.hostport_alloc.state.outbox import take_over
+
+            take_over(new, old, self.clock.now())
 
     def new_boot(self, connection: Connection) -> None:
         """Rules and namespaces are gone: no port is held. Records stay, since delegates may keep leases on disk."""
         connection.execute("DELETE FROM ports")
         connection.execute("DELETE FROM quarantine")
         rows.renew_bits(connection)
+        from cnimeta_plugins.hostport_alloc.state.outbox import end_all
+
+        end_all(connection, self.clock.now())
 
     def _insert(self, new: Connection, record: Record) -> None:
         try:

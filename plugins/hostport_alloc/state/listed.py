@@ -26,13 +26,23 @@ EARLIER_BOOT = "earlier boot"
 COLUMNS = ("pod_namespace", "pod_name", "pod_uid", "phase", "created", "annotation", "annotation_error")
 """What `attachments` has of a record for lists."""
 
-_FIELDS = """host_port, protocol, range, container_port, host_ip,
-    CASE pod_name WHEN '' THEN '' ELSE pod_namespace || '/' || pod_name END, pod_uid, container_id, ifname, network,
-    CASE created WHEN 0 THEN 0 ELSE CAST(round(?3 - created) AS INTEGER) END,
-    CASE boot_id WHEN ?1 THEN phase ELSE ?2 END, annotation, annotation_error"""
+KEYS = (
+    *("hostPort", "protocol", "range", "containerPort", "hostIP", "pod", "podUID", "containerID", "ifname", "network"),
+    *("ageSeconds", "state", "annotation", "annotationError"),
+)
+"""The names of what Listed has, as `--json` prints them."""
+_FIELDS = (
+    *("host_port", "protocol", "range", "container_port", "host_ip"),
+    *("CASE pod_name WHEN '' THEN '' ELSE pod_namespace || '/' || pod_name END", "pod_uid"),
+    *("container_id", "ifname", "network"),
+    "CASE created WHEN 0 THEN 0 ELSE CAST(round(?3 - created) AS INTEGER) END",
+    *("CASE boot_id WHEN ?1 THEN phase ELSE ?2 END", "annotation", "annotation_error"),
+)
 # The index has every column, and the rows of `exposed` come in its order; left alone, SQLite would read documents.
-_QUERY = f"""SELECT {_FIELDS} FROM exposed CROSS JOIN attachments INDEXED BY attachments_listed
-    ON attachments.id = exposed.attachment ORDER BY host_port, protocol"""
+RELATION = f"""SELECT {", ".join(f"{field} AS {key}" for field, key in zip(_FIELDS, KEYS, strict=True))}
+    FROM exposed CROSS JOIN attachments INDEXED BY attachments_listed ON attachments.id = exposed.attachment"""
+"""Every port, its columns named by KEYS. Values: what `values` makes."""
+ORDER = "ORDER BY hostPort, protocol"
 
 
 def facts(record: Record) -> Facts:
@@ -55,9 +65,14 @@ def insert(connection: Connection, number: int, record: Record) -> None:
     connection.executemany("INSERT INTO exposed VALUES (?, ?, ?, ?, ?, ?, ?)", found)
 
 
+def values(boot_id: str, now: float) -> tuple[str, str, float]:
+    """What RELATION is to be executed with."""
+    return boot_id, EARLIER_BOOT, now
+
+
 def every(connection: Connection, boot_id: str, now: float) -> list[Listed]:
     """Every port, by number."""
-    return connection.execute(_QUERY, (boot_id, EARLIER_BOOT, now)).fetchall()
+    return connection.execute(f"{RELATION} {ORDER}", values(boot_id, now)).fetchall()
 
 
 def of(record: Record, boot_id: str, now: float) -> Iterator[Listed]:

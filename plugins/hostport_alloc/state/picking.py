@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from cnimeta_plugins.hostport_alloc.allocate.expose import Exposure
     from cnimeta_plugins.hostport_alloc.allocate.picks import Port, Preferred, QuarantinedPort
+    from cnimeta_plugins.hostport_alloc.allocate.quotas import Quotas
     from cnimeta_plugins.hostport_alloc.allocate.ranges import PortRange, Ports
     from cnimeta_plugins.hostport_alloc.state.record import Record
 
@@ -29,6 +30,14 @@ class Demand(NamedTuple):
     """probe(protocol, port): whether the port can be bound and listened on right now. Not called in a transaction."""
     sticky: bool = True
     """Prefer the ports the same Pod had."""
+    fixed: Preferred = {}  # noqa: RUF012 - never changed
+    """The ports that are the Pod's by its ordinal."""
+    quotas: Quotas | None = None
+
+    @property
+    def port_count(self) -> int:
+        """How many ports are asked for; a number for two protocols counts as two, as it is held."""
+        return sum(exposure.length * len(exposure.protocols) for exposure in self.exposures)
 
 
 class View(NamedTuple):
@@ -51,7 +60,7 @@ def kept(before: Record | None, demand: Demand) -> tuple[Port, ...] | None:
         for offset in range(exposure.length)
         for protocol in exposure.protocols
     }
-    have = {(port.container_port, port.protocol, port.range, port.host_ip) for port in before.ports}
+    have = {(port.asked, port.protocol, port.range, port.host_ip) for port in before.ports}
     inside = all(
         port.range in demand.ranges and demand.ranges[port.range].ports >> port.host_port & 1 for port in before.ports
     )
@@ -62,9 +71,14 @@ def choose(view: View, draft: Record, demand: Demand) -> tuple[Port, ...]:
     """Pick until every picked port passes the probe; each that does not is out, so this ends."""
     used = rows.with_bits(view.used, ((port.protocol, port.host_port) for port in draft.explicit))
     blocked = dict(demand.blocked)
+    preferred = {**view.preferred, **demand.fixed} if demand.fixed else view.preferred
     while True:
         situation = Situation(used, blocked, view.quarantined)
-        ports = picks.choose(demand.exposures, demand.ranges, situation, view.preferred)
+        ports = picks.choose(demand.exposures, demand.ranges, situation, preferred)
+        if demand.fixed:
+            from cnimeta_plugins.hostport_alloc.allocate.ordinal import refuse_others
+
+            refuse_others(ports, demand.fixed, demand.ranges, used)
         refused = [port for port in ports if not demand.probe(port.protocol, port.host_port)]
         if not refused:
             return ports

@@ -110,6 +110,7 @@ def encode(record: Record) -> str:
                     "hostPort": port.host_port,
                     "range": port.range,
                     "hostIP": port.host_ip,
+                    **({"same": True} if port.same else {}),
                 }
                 for port in record.ports
             ],
@@ -179,6 +180,7 @@ def _chosen(entry: Mapping[str, JSON]) -> Port:
         _port(entry["hostPort"]),
         _text(entry["range"]),
         _text(entry["hostIP"]),
+        entry.get("same") is True,
     )
 
 

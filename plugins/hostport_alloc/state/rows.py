@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from binascii import crc32
+from itertools import filterfalse, repeat
 
 from cnimeta.errors import HostPortConflict, shown
 from cnimeta.namedtuple import NamedTuple
@@ -16,7 +17,7 @@ from cnimeta_plugins.hostport_alloc.state.record import Record, decode, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from cnimeta.store.values import Connection
     from cnimeta_plugins.hostport_alloc.allocate.expose import Explicit
@@ -28,6 +29,7 @@ BITMAP_BYTES = 8192
 REMEMBERED_MAX = 4096
 """Pods whose ports are remembered; those whose time ends first are forgotten first."""
 
+_APART, _NEXT = "\x1e", "\x1f"
 _KEPT = ("network", "container_id", "ifname", "token", "boot_id", "document")
 _INSERT = (
     f"INSERT INTO attachments ({', '.join((*_KEPT, *listed.COLUMNS))})"
@@ -76,6 +78,30 @@ def every(connection: Connection) -> Iterator[Row]:
     """All rows, one at a time. Raises Damage."""
     for cells in connection.execute(f"SELECT {_COLUMNS} FROM attachments"):
         yield _row(cells)
+
+
+def unkept(connection: Connection, network: str, keep: Collection[tuple[str, str]]) -> list[Row]:
+    """The rows of a network whose (container ID, ifname) is not in `keep`.
+
+    All the names come as one text, which takes less than so many rows; an interface's, where it is not the usual one.
+    """
+    usual = next(iter(keep), ("", ""))[1]
+    statement = f"""SELECT group_concat(
+        CASE ifname WHEN ?2 THEN container_id ELSE container_id || '{_APART}' || ifname END, '{_NEXT}'
+    ) FROM attachments WHERE network=?1"""
+    (text,) = connection.execute(statement, (network, usual)).fetchone()
+    names = text.split(_NEXT) if text is not None else []
+    found = [_taken_apart(*one) for one in filterfalse(keep.__contains__, zip(names, repeat(usual)))]
+    gone = [find(connection, (network, *one)) for one in found if one not in keep]
+    if None in gone:  # a name has one of these characters
+        every_name = connection.execute("SELECT container_id, ifname FROM attachments WHERE network=?", (network,))
+        gone = [find(connection, (network, *one)) for one in every_name.fetchall() if one not in keep]
+    return [row for row in gone if row is not None]
+
+
+def _taken_apart(container_id: str, usual: str) -> tuple[str, str]:
+    name, apart, ifname = container_id.partition(_APART)
+    return (name, ifname) if apart else (name, usual)
 
 
 def _row(cells: tuple[object, ...]) -> Row:
@@ -282,7 +308,7 @@ def remember(connection: Connection, record: Record, until: float, now: float) -
 
     if record.pod is None or not record.ports:
         return
-    ports = dumps([[port.container_port, port.protocol, port.range, port.host_port] for port in record.ports])
+    ports = dumps([[port.asked, port.protocol, port.range, port.host_port] for port in record.ports])
     connection.execute(
         "INSERT OR REPLACE INTO remembered VALUES (?, ?, ?, ?)",
         (*storable(record.pod.namespace, record.pod.name), until, ports),
@@ -312,7 +338,7 @@ def recall(connection: Connection, pod: Pod | None, boot_id: str, now: float) ->
     earlier = select(connection, condition, *names, boot_id)
     for row in earlier:
         ports = record_of(row).ports
-        return {(port.container_port, port.protocol, port.range): port.host_port for port in ports}
+        return {(port.asked, port.protocol, port.range): port.host_port for port in ports}
     return {}
 
 

@@ -18,7 +18,6 @@ later   for record in store.pending(limit): deliver record.annotation.patch, the
 from __future__ import annotations
 
 import os
-from itertools import filterfalse
 
 from cnimeta.errors import CniError, TryAgainLater, shown
 from cnimeta.namedtuple import NamedTuple
@@ -32,13 +31,14 @@ from cnimeta_plugins.hostport_alloc.state.record import SALVAGED, Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from cnimeta.host.protocols import Clock, Database
     from cnimeta.store.values import Connection
     from cnimeta_plugins.hostport_alloc.allocate.picks import Preferred, QuarantinedPort
     from cnimeta_plugins.hostport_alloc.allocate.ranges import Ports
     from cnimeta_plugins.hostport_alloc.state.listed import Listed
+    from cnimeta_plugins.hostport_alloc.state.outbox import Outbox
     from cnimeta_plugins.hostport_alloc.state.record import Key
 
 _ATTEMPTS = 100  # each that fails means that another command got a port
@@ -87,9 +87,9 @@ class Store:
     def hold(self, draft: Record, demand: Demand) -> Reservation:
         """Hold ports for `draft.key` and write its record, with `draft`'s netns, pod, explicit, undo and annotation.
 
-        Repeating it gives the same ports. Exhausted (11): no port free; HostPortConflict (100): an explicit mapping
-        is held by another container; StateUnusable (104) also when a later version wrote the state. Ports are picked
-        and probed from a snapshot, and the transaction tells whether they are still free.
+        Repeating it gives the same ports. Exhausted (11): no port free; QuotaExceeded (11 or 7); HostPortConflict
+        (100): an explicit mapping is held by another container; StateUnusable (104) also when a later version wrote the
+        state. Ports are picked and probed from a snapshot, and the transaction tells whether they are still free.
         """
         draft = draft._replace(
             token=os.urandom(8).hex(),
@@ -104,7 +104,7 @@ class Store:
             if ports is None:
                 ports = choose(view, draft, demand)
             record = draft._replace(ports=ports)
-            if self._database.write(lambda connection: self._commit(connection, record, view)):  # noqa: B023
+            if self._database.write(lambda connection: self._commit(connection, record, view, demand)):  # noqa: B023
                 before = view.before
                 fresh = before is None or (before.ports, before.explicit) != (record.ports, record.explicit)
                 return Reservation(record, fresh)
@@ -113,6 +113,7 @@ class Store:
     def _view(self, connection: Connection, draft: Record, demand: Demand) -> View:
         rows.refuse_conflicts(connection, draft.explicit, draft.container_id, draft.netns_id)
         used: Ports = rows.current_bits(connection)
+        _refuse_over_quota(connection, draft, demand, self._boot_id)
         row = rows.find(connection, draft.key)
         before = None
         if row is not None and row.boot_id == self._boot_id:
@@ -122,11 +123,11 @@ class Store:
         if demand.sticky:
             preferred = rows.recall(connection, draft.pod, self._boot_id, self._clock.now())
         if before is not None and not before.salvaged:
-            own = {(port.container_port, port.protocol, port.range): port.host_port for port in before.ports}
+            own = {(port.asked, port.protocol, port.range): port.host_port for port in before.ports}
             preferred = {**preferred, **own}
         return View(before, used, rows.quarantined(connection, self._clock.boottime()), preferred)
 
-    def _commit(self, connection: Connection, record: Record, view: View) -> bool:
+    def _commit(self, connection: Connection, record: Record, view: View, demand: Demand) -> bool:
         """Write the record; False, and nothing done, when what the pick was made from has changed."""
         rows.refuse_conflicts(connection, record.explicit, record.container_id, record.netns_id)
         row = rows.find(connection, record.key)
@@ -139,6 +140,7 @@ class Store:
             used = rows.without_row(connection, used, here, rows.record_of(here))
         if any(used.get(port.protocol, 0) >> port.host_port & 1 for port in record.ports):
             return False
+        _refuse_over_quota(connection, record, demand, self._boot_id)
         if row is not None:
             rows.delete(connection, row)
         rows.insert(connection, record)
@@ -183,8 +185,11 @@ class Store:
         """Whether the record is of this boot, so that its ports are held and its rules may exist."""
         return record.boot_id == self._boot_id
 
-    def settle(self, record: Record) -> None:
-        """Replace the record of the same key and token; its ports cannot change. Superseded (11) if it is gone."""
+    def settle(self, record: Record, event: str = "") -> None:
+        """Replace the record of the same key and token; its ports cannot change. Superseded (11) if it is gone.
+
+        `event`: what a hook is told of it, from then on until it ends.
+        """
 
         def work(connection: Connection) -> None:
             row = rows.find(connection, record.key)
@@ -195,6 +200,10 @@ class Store:
                     " this command worked on it; nothing of it was kept"
                 )
             rows.replace_document(connection, record)
+            if event:
+                from cnimeta_plugins.hostport_alloc.state.outbox import tell
+
+                tell(connection, record.key, event, self._clock.now())
 
         self._database.write(work)
 
@@ -239,6 +248,13 @@ class Store:
             now = self._clock.now()
             rows.remember(connection, record, now + sticky_s, now)
 
+    @property
+    def outbox(self) -> Outbox:
+        """What the hook is yet to be told."""
+        from cnimeta_plugins.hostport_alloc.state.outbox import Outbox
+
+        return Outbox(self._database, self._clock)
+
     # --- looking ---------------------------------------------------------------------------------------
 
     def exists(self) -> bool:
@@ -272,6 +288,24 @@ class Store:
             found.sort(key=lambda port: port[:2])
         return found
 
+    def printed(self, heads: Sequence[str], most: int | None) -> str | None:
+        """The table of every host port, as `printed.table` makes it; None where that does not, or not here."""
+        from cnimeta_plugins.hostport_alloc.state import printed
+
+        now = self._clock.now()
+        return self._printed(lambda connection: printed.table(connection, self._boot_id, now, heads, most))
+
+    def printed_json(self) -> str | None:
+        """The same as `printed.json` makes it."""
+        from cnimeta_plugins.hostport_alloc.state import printed
+
+        now = self._clock.now()
+        return self._printed(lambda connection: printed.json(connection, self._boot_id, now))
+
+    def _printed(self, work: Callable[[Connection], str | None]) -> str | None:
+        """A later version's tables are not known."""
+        return self._database.read(lambda connection: None if self._database.later else work(connection), tolerant=True)
+
     def containers(self) -> list[str]:
         """The IDs of the containers of this boot that have a record."""
         statement = "SELECT DISTINCT container_id FROM attachments WHERE boot_id=?"
@@ -295,10 +329,7 @@ class Store:
         """The records of a network whose (container ID, ifname) is not in `keep`. Reads no others."""
 
         def work(connection: Connection) -> list[Record]:
-            found = connection.execute("SELECT container_id, ifname FROM attachments WHERE network=?", (network,))
-            gone = filterfalse(keep.__contains__, found)
-            chosen = [rows.find(connection, (network, *names)) for names in list(gone)]
-            return [self._record(row) for row in chosen if row is not None]
+            return [self._record(row) for row in rows.unkept(connection, network, keep)]
 
         return self._database.read(work, tolerant=True)
 
@@ -340,8 +371,13 @@ class Store:
             return [str(error)]
 
     def rebuild(self) -> None:
-        """Make ports and bitmaps anew where anything is wrong with them: from records and rules, as after damage."""
+        """Make ports and bitmaps anew where anything is wrong with them: from records and rules, as after damage.
+
+        While nothing is, nobody waits: it is all read from one snapshot.
+        """
         found = self._database.problems()
+        if not found and not self._database.read(self._looked_through):
+            return
 
         def work(connection: Connection) -> None:
             if rows.bits(connection) is None:
@@ -352,3 +388,10 @@ class Store:
                 raise Damage(wrong[0])
 
         self._database.write(work)
+
+
+def _refuse_over_quota(connection: Connection, record: Record, demand: Demand, boot_id: str) -> None:
+    if demand.quotas is not None and demand.exposures:
+        from cnimeta_plugins.hostport_alloc.state.held import refuse_over_quota
+
+        refuse_over_quota(connection, record, demand.port_count, demand.quotas, boot_id)

@@ -6,8 +6,10 @@ to undo) is committed before the first delegate runs; the record goes only after
 
 from __future__ import annotations
 
-from cnimeta.errors import CniError, HostPortConflict, joined
-from cnimeta_plugins.hostport_alloc.allocate.ranges import refuse_reserved
+from cnimeta.errors import CniError, HostPortConflict, IoFailure, TryAgainLater, joined
+from cnimeta.observe import notes
+from cnimeta_plugins.hostport_alloc.allocate.picks import Exhausted
+from cnimeta_plugins.hostport_alloc.allocate.ranges import ports_of_all, refuse_reserved
 from cnimeta_plugins.hostport_alloc.config import read_settings
 from cnimeta_plugins.hostport_alloc.keys import remarks
 from cnimeta_plugins.hostport_alloc.pod.publish import Publisher
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from cnimeta.plugin.request import Request
     from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.result import Result
+    from cnimeta_plugins.hostport_alloc.allocate.picks import Preferred
     from cnimeta_plugins.hostport_alloc.config import Settings
+    from cnimeta_plugins.hostport_alloc.hook.event import Notify
     from cnimeta_plugins.hostport_alloc.state.record import Annotation
     from cnimeta_plugins.hostport_alloc.state.store import Store
     from cnimeta_plugins.hostport_alloc.verbs.steps import Step
@@ -59,7 +63,8 @@ class Add:
         self.publisher = Publisher(wiring, request, settings, self.pod)
         if self.pod is None:
             self.publisher.require_credentials()
-        self.wanted = wanted_by(request, settings, self.publisher.annotations())
+        annotations = self.publisher.annotations()
+        self.wanted = wanted_by(request, settings, annotations, self.publisher.labels)
         steps = plan(conf, settings.chain, settings.portmap, settings.data_dir)
         self.steps = steps if self.wanted else tuple(step for step in steps if not step.own)
         for step in self.steps:  # a plugin that is not installed fails ADD while there is nothing to undo
@@ -81,10 +86,13 @@ class Add:
         if not self.wanted:
             return self._without_ports()
         self._hold()
+        settings = self.settings
         try:
             result = self._delegate_and_map()
             annotation = self.publisher.publish(self.record, result)
-            self._settle(annotation, self._undo(result))
+            self._settle(annotation, self._undo(result), self._event(result))
+            if settings.notify is not None and settings.notify.required:
+                self._tell(settings.notify)
         except BaseException as error:
             self._roll_back(error)
             raise
@@ -95,9 +103,13 @@ class Add:
 
     def _hold(self) -> None:
         settings, wanted = self.settings, self.wanted
+        if wanted.exposures and settings.ranges_file:
+            settings = self.wiring.on_node(settings)
         ranges = {exposure.range: settings.range(exposure.range) for exposure in wanted.exposures}
         refuse_reserved(ranges.values(), settings.reserved(self.wiring.sockets.ephemeral()))
-        blocked = self.wiring.blocked(self.request.log) if wanted.exposures else {}
+        if wanted.exposures and settings.reserve_ports:
+            self._reserve(settings)
+        blocked = self.wiring.blocked(self.request.log, settings) if wanted.exposures else {}
         for port in self.avoid:
             blocked = {protocol: ports | 1 << port for protocol, ports in blocked.items()}
         netns = self.request.attachment.netns
@@ -109,8 +121,25 @@ class Add:
             explicit=wanted.explicit,
             undo=self._undo(None),
         )
-        demand = Demand(wanted.exposures, ranges, blocked, self.wiring.sockets.can_listen, settings.sticky)
-        self.record = self.store.hold(draft, demand).record
+        fixed: Preferred = {}
+        if any(found.by_ordinal for found in ranges.values()):
+            from cnimeta_plugins.hostport_alloc.allocate.ordinal import by_ordinal
+
+            fixed = by_ordinal(wanted.exposures, ranges, self.pod.name if self.pod is not None else "")
+        probe, sticky = self.wiring.sockets.can_listen, settings.sticky
+        demand = Demand(wanted.exposures, ranges, blocked, probe, sticky, fixed, settings.quotas)
+        try:
+            self.record = self.store.hold(draft, demand).record
+        except Exhausted as error:
+            notes.count("cnimeta_hostport_exhausted_total", range=error.range)
+            raise
+
+    def _reserve(self, settings: Settings) -> None:
+        """A precaution: where the setting cannot be written, ADD goes on as without."""
+        try:
+            self.wiring.reservation(settings.data_dir).keep(self.request.conf.name, ports_of_all(settings.ranges))
+        except (IoFailure, TryAgainLater) as error:
+            self.request.log(f"hostport_alloc: ports are not reserved: {error.msg}")
 
     def _undo(self, result: Result | None) -> JSON:
         called_with = self.request.environ.get("CNI_ARGS", ""), self.request.environ.get("CNI_PATH", "")
@@ -161,6 +190,7 @@ class Add:
             _explain(error, failed)
             return False
         self.avoid |= named
+        notes.count("cnimeta_hostport_conflicts_total")
         self.request.log(f"hostport_alloc: {error.msg}; picking other ports")
         self.store.release(self.record.key, token=self.record.token, quarantine_s=0, sticky_s=0)
         self._hold()
@@ -168,9 +198,22 @@ class Add:
 
     # --- settle, or take back --------------------------------------------------------------------------
 
-    def _settle(self, annotation: Annotation, undo: JSON) -> None:
+    def _settle(self, annotation: Annotation, undo: JSON, event: str) -> None:
         self.record = self.record._replace(phase="mapped", annotation=annotation, undo=undo)
-        self.store.settle(self.record)
+        self.store.settle(self.record, event)
+
+    def _event(self, result: Result) -> str:
+        """What the hook is told, where there is one."""
+        if self.settings.notify is None:
+            return ""
+        from cnimeta_plugins.hostport_alloc.hook.telling import event_of
+
+        return event_of(self.wiring, self.settings, self.record, result, self.publisher.outside)
+
+    def _tell(self, notify: Notify) -> None:
+        from cnimeta_plugins.hostport_alloc.hook.telling import tell_now
+
+        tell_now(self.wiring, self.settings.data_dir, notify, self.store, self.record.key, self.request.log)
 
     def _roll_back(self, error: BaseException) -> None:
         """Undo what was started, in reverse. Ports whose rules could not be removed stay allocated for DEL."""

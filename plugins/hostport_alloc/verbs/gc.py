@@ -39,6 +39,10 @@ def gc(wiring: Wiring, request: Request) -> None:
         failures.found += calls.gc(delegates, steps, request.conf)
     finally:
         deliver_earlier(wiring, request)
+        if fields.has("notify"):
+            from cnimeta_plugins.hostport_alloc.hook.telling import tell_earlier
+
+            tell_earlier(wiring, request)
     failures.raise_any()
 
 

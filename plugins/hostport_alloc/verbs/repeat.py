@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cnimeta.errors import CniError, joined
+from cnimeta.observe import notes
 from cnimeta.spec.version import at_least
 from cnimeta_plugins.hostport_alloc.verbs.steps import CHECK_SINCE, call_conf, check, mappings_of
 from cnimeta_plugins.hostport_alloc.verbs.undo import decode_undo, take_back
@@ -84,6 +85,7 @@ class Repeat:
         try:
             check(delegates, [step], mappings, result)
         except CniError:
+            notes.count("cnimeta_repairs_total", what="rules")
             errors, _ = take_back(self.adding.wiring, delegates, [step], mappings, result)
             failure = joined(errors)
             if failure is not None:

@@ -21,11 +21,12 @@ def status(wiring: Wiring, request: Request) -> None:
     store = wiring.store(settings.data_dir, settings.lock_timeout_s, request.log)
     delegates, steps = wiring.delegates(request.environ, request.cni_path, request.log), planned(request)
     try:
+        settings = wiring.on_node(settings)
         refuse_reserved(settings.ranges, settings.reserved(wiring.sockets.ephemeral()))
         refuse_unreadable_credentials(settings.api)
         store.try_writing()
         used = store.occupancy().used
-        blocked = wiring.blocked(request.log)
+        blocked = wiring.blocked(request.log, settings)
         for step in steps:
             delegates.locate(step.type, delegates.folders)
     except CniError as error:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from cnimeta.errors import InvalidNetworkConfig
-from cnimeta_plugins.hostport_alloc.allocate.expose import EXPOSE_ANNOTATION, parse_annotation, read_mappings, union
+from cnimeta_plugins.hostport_alloc.allocate.expose import (
+    EXPOSE_ANNOTATION,
+    UNNAMED,
+    parse_annotation,
+    read_mappings,
+    union,
+)
 from cnimeta_plugins.hostport_alloc.state.record import Pod
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from cnimeta.plugin.request import Request
     from cnimeta.spec.fields import Fields
+    from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.hostport_alloc.allocate.expose import Exposure, Wanted
     from cnimeta_plugins.hostport_alloc.config import Settings
     from cnimeta_plugins.hostport_alloc.state.record import Record
@@ -24,17 +31,28 @@ def pod_of(request: Request) -> Pod | None:
     return Pod(namespace, name, args.get("K8S_POD_UID", "")) if namespace and name else None
 
 
-def wanted_by(request: Request, settings: Settings, annotations: Fields) -> Wanted:
-    """The union. Raises InvalidNetworkConfig (code 7)."""
+def wanted_by(
+    request: Request, settings: Settings, annotations: Fields, labels: Mapping[str, JSON] | None = None
+) -> Wanted:
+    """The union. `labels`: the Pod's, where they are known. Raises InvalidNetworkConfig (code 7)."""
     names = tuple(found.name for found in settings.ranges)
-    given = read_mappings(request.conf.runtime_config, names)
+    pod = pod_of(request)
+    default = settings.default_range(pod, labels or {})
+    given = read_mappings(request.conf.runtime_config, names, default)
     asked = annotations.text(EXPOSE_ANNOTATION)
     path = f'the Pod\'s annotation "{EXPOSE_ANNOTATION}"'
-    sources = parse_annotation(asked, path, names), given.exposures, settings.expose
+    configured = tuple(one if one.range != UNNAMED else one._replace(range=default) for one in settings.expose)
+    sources = parse_annotation(asked, path, names, default), given.exposures, configured
     for source in sources:  # before they are taken apart: a short text can ask for very many
         _refuse_too_many(source, settings)
     exposures = union(*sources)
     _refuse_too_many(exposures, settings)
+    for name in dict.fromkeys(exposure.range for exposure in exposures):
+        found = settings.range(name)
+        if found.namespaces:
+            from cnimeta_plugins.hostport_alloc.range_config import refuse_foreign
+
+            refuse_foreign(found, pod)
     return given._replace(exposures=exposures)
 
 
@@ -59,5 +77,5 @@ def asked_by(wanted: Wanted) -> tuple[frozenset[object], frozenset[object]]:
 
 def given_to(record: Record) -> tuple[frozenset[object], frozenset[object]]:
     """What a record has, to be compared with what is asked for."""
-    ports = frozenset((port.container_port, port.protocol, port.range, port.host_ip) for port in record.ports)
+    ports = frozenset((port.asked, port.protocol, port.range, port.host_ip) for port in record.ports)
     return ports, frozenset(record.explicit)

@@ -6,7 +6,7 @@ Only when that fails is the whole table read, and what is missing made in the sa
 
 from __future__ import annotations
 
-from cnimeta.errors import CniError, Failures, IoFailure, shown
+from cnimeta.errors import CniError, Failures, IoFailure, StateUnusable, shown
 from cnimeta.host.iptables.adapters import installed, open_variant
 from cnimeta.host.iptables.values import FAMILIES, NAT, RAW, Change, Refused
 from cnimeta.namedtuple import NamedTuple
@@ -192,9 +192,15 @@ class IptablesBackend:
         """By name, whoever made it: this attachment's, and the container's on networks that it is not on any more.
 
         Those are the network's earlier names. Upstream's chain name has no interface in it: it stays when it is that of
-        another interface of the container.
+        another interface of the container. Where the records do not tell, that is so if this one has a second name.
         """
-        records = list(others.of_container(owner.container_id))
+        try:
+            records = list(others.of_container(owner.container_id))
+        except StateUnusable:
+            first = chain_name(owner.network, owner.container_id)
+            if not self._remove_everywhere(owner, {second_chain_name(owner)}):
+                self._remove_everywhere(owner, {first})
+            raise
         names = {second_chain_name(owner), chain_name(owner.network, owner.container_id)}
         names -= {record.payload.name for record in records if isinstance(record.payload, ContainerChain)}
         networks = {owner.network, *(record.owner.network for record in records)}

@@ -339,15 +339,13 @@ class NftBackend:
 
     def collect(self, network: str, valid: Collection[tuple[str, str]], others: Others) -> None:
         """By the comments on the claims."""
-        from cnimeta_plugins.portmap.nftables.listed import held_by, owners
+        from cnimeta_plugins.portmap.nftables.listed import strays
 
-        stale = {number for number, comment in owners(self.nft).items() if _is_stale(comment, network, valid)}
-        if stale:
-            stale -= {owner_id(*record.owner) for record in others.every()}
         failures = Failures()
-        for number in sorted(stale):
-            with failures:
-                self._remove(held_by(self.nft, number))
+        with failures:
+            for held in strays(self.nft, network, valid, others):
+                with failures:
+                    self._remove(held)
         with failures:
             self.tidy()
         failures.raise_any()
@@ -388,11 +386,3 @@ class NftBackend:
     def payload(self, value: JSON) -> Elements:
         """Read a payload."""
         return read_elements(value)
-
-
-def _is_stale(comment: str, network: str, valid: Collection[tuple[str, str]]) -> bool:
-    """Whether a claim's comment names an attachment of `network` that is not valid; a comment that was cut does not."""
-    parts = comment.split("/")
-    if len(parts) != 3 or comment.endswith("...") or parts[2] != network:
-        return False
-    return (parts[0], parts[1]) not in set(valid)

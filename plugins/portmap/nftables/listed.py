@@ -7,21 +7,25 @@ from __future__ import annotations
 
 from cnimeta.host.nftables.values import Element
 from cnimeta.ports.mapper import MappedPort
+from cnimeta_plugins.portmap.nftables.reading import Reading
 from cnimeta_plugins.portmap.nftables.rules import (
     BASE_CHAIN,
     SHARED,
     Elements,
     Group,
     conditional_chain_names,
+    owner_comment,
     owner_id,
 )
+from cnimeta_plugins.portmap.plan import Owner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from cnimeta.host.protocols import Nft
     from cnimeta_plugins.portmap.config import PortMapping
+    from cnimeta_plugins.portmap.records import Others
 
 _CLAIMS = ("claims4", "claims6", "hostclaims4", "hostclaims6", "addresses4", "addresses6")
 _TARGETS = {"claims": ("any", "range"), "hostclaims": ("host", "hostrange"), "addresses": ("snat",)}
@@ -53,15 +57,32 @@ def held_by(nft: Nft, owner: str) -> Elements:
     return Elements(tuple(groups), conditional_chain_names(owner))
 
 
-def owners(nft: Nft) -> dict[str, str]:
-    """Every owner in the kernel, and the comment on one of its claims."""
-    found: dict[str, str] = {}
-    if nft.has_chain(BASE_CHAIN):
-        for name in _CLAIMS:
-            for claim, comment in nft.elements(name).items():
-                if claim.value != SHARED:
-                    found.setdefault(claim.value, comment)
-    return found
+def strays(nft: Nft, network: str, valid: Collection[tuple[str, str]], others: Others) -> Iterator[Elements]:
+    """What the kernel holds for attachments of a network that are neither valid nor on record, one after the other.
+
+    Elements whose comment names a valid one are not looked at. A comment that was cut tells nobody's name.
+    """
+    kept = {owner_comment(network, *names) for names in valid}
+    found: dict[str, Owner] = {}
+    for name in _CLAIMS if nft.has_chain(BASE_CHAIN) else ():
+        for claim, comment in nft.elements(name, kept).items():
+            parts = comment.split("/")
+            if claim.value != SHARED and len(parts) == 3 and parts[2] == network and not comment.endswith("..."):
+                found.setdefault(claim.value, Owner(network, *parts[:2]))
+    gone = [
+        number
+        for number, owner in found.items()
+        if (owner.container_id, owner.ifname) not in valid and not _is_recorded(number, owner, others)
+    ]
+    reading = Reading(nft)
+    yield from (held_by(reading, number) for number in sorted(gone))
+
+
+def _is_recorded(number: str, owner: Owner, others: Others) -> bool:
+    """Whether an owner is on record, under the name that its comment tells or, where that is not quite it, another."""
+    if owner_id(*owner) == number:
+        return others.has(owner)
+    return any(owner_id(*record.owner) == number for record in others.every())
 
 
 def mapped_ports(nft: Nft) -> Iterator[MappedPort]:

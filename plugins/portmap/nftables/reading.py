@@ -9,7 +9,7 @@ from cnimeta.host.nftables.values import Element
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from cnimeta.host.nftables.values import Change, Rule
     from cnimeta.host.protocols import Nft
@@ -67,11 +67,12 @@ class Reading:
             self._rules = self._nft.all_rules()
         return self._rules
 
-    def elements(self, name: str) -> Mapping[Element, str]:
+    def elements(self, name: str, but: Collection[str] = ()) -> Mapping[Element, str]:
         """As `Nft`."""
         if name not in self._elements:
             self._elements[name] = self._nft.elements(name)
-        return self._elements[name]
+        found = self._elements[name]
+        return {one: said for one, said in found.items() if said not in but} if but else found
 
     def lookup(self, name: str, keys: Iterable[str]) -> dict[Element, str]:
         """The elements of a map that have one of these keys, and their comments."""

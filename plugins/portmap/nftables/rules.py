@@ -134,9 +134,9 @@ def owner_comment(network: str, container_id: str, ifname: str) -> str:
 
     An interface's name may have characters that would end the comment in nft's language: `_` stands for them.
     """
-    text = "".join(
-        char if " " <= char <= "~" and char not in '"\\' else "_" for char in f"{container_id}/{ifname}/{network}"
-    )
+    text = f"{container_id}/{ifname}/{network}"
+    if not (text.isascii() and text.isprintable()) or '"' in text or "\\" in text:
+        text = "".join(char if " " <= char <= "~" and char not in '"\\' else "_" for char in text)
     return text if len(text) <= _COMMENT_MAX else text[: _COMMENT_MAX - 3] + "..."
 
 
