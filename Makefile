@@ -32,7 +32,7 @@ fuzz: setup ## inputs of others, with coverage guidance, for MINUTES=10 minutes;
 SETTING ?=
 JOBS ?= $(shell nproc)
 faults: setup ## every call struck once, every kill, flip and loss of power (as root); hours; SETTING= for the calls of one
-	$(PY) tests/faults/run.py --jobs $(JOBS) $(if $(SETTING),--setting "$(SETTING)")
+	$(PY) tests/faults/every_strike.py --jobs $(JOBS) $(if $(SETTING),--setting "$(SETTING)")
 ifeq ($(SETTING),)
 	CNIMETA_EVERY=1 CNIMETA_FLIPS=1000 $(PY) -m pytest -s -m crash --timeout 14400 --ignore tests/faults/test_faults.py
 endif

@@ -32,5 +32,5 @@ def lowest() -> list[str]:
 @nox.parametrize("dependencies", ["lowest", "highest"])
 def unit(session: nox.Session, dependencies: str) -> None:
     """Pure tests."""
-    session.install(*TOOLS, *(lowest() if dependencies == "lowest" else []), ".")
+    session.install(*TOOLS, *(lowest() if dependencies == "lowest" else []), "--editable", ".")
     session.run("pytest", "-q", "-m", "unit", "-p", "no:cacheprovider", *session.posargs)

@@ -26,6 +26,7 @@ from cnimeta.agent.wire import (
     REQUEST,
     SOCKET,
     VARIABLE,
+    WAITING,
     Broken,
     identity,
     receive,
@@ -93,12 +94,15 @@ def _ask(connection: socket, agent: int, plugin: str, lifeline: list[int]) -> No
         raise Broken("another protocol")
     send(connection, identity(sys.modules["cnimeta"].__path__[0], plugin), lifeline)
     connection.settimeout(_LOOK_S)  # all of it is there: from here on, only what the agent says can tell
+    answer = WAITING
     try:
-        answer = _heard(connection, agent, 1)
+        while answer == WAITING:
+            answer = _heard(connection, agent, 1)
     except OSError:
         connection.shutdown(SHUT_RD)  # from here on it cannot accept; it may have done so just before
         connection.setblocking(False)
-        answer = connection.recv(1)
+        while answer == WAITING:
+            answer = connection.recv(1)
     if answer != ACCEPTED:
         raise Broken("refused")
 

@@ -24,9 +24,10 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define HELLO "cnimeta-agent 3\n"
+#define HELLO "cnimeta-agent 4\n"
 #define HELLO_BYTES 16
 #define ACCEPTED 'A'
+#define WAITING 'W'
 #define DESCRIPTORS 7
 #define PATIENCE_S 10       /* for each word of an agent that is not stopped */
 #define LARGEST (1u << 26)  /* of an answer */
@@ -304,10 +305,12 @@ static int accepted(int link, pid_t agent) {
     for (int i = 0; i < 4; i++) close(descriptors[i]);
     close(lifeline[0]);
     free(block);
-    int heard = receive(link, &answer, 1, agent);
+    int heard = 1;
+    for (answer = WAITING; heard == 1 && answer == WAITING;) heard = receive(link, &answer, 1, agent);
     if (heard != 1) { /* from the shutdown on it cannot accept; it may have done so just before */
         shutdown(link, SHUT_RD);
-        heard = recv(link, &answer, 1, MSG_DONTWAIT) == 1;
+        do heard = recv(link, &answer, 1, MSG_DONTWAIT) == 1;
+        while (heard == 1 && answer == WAITING);
     }
     return heard == 1 && answer == ACCEPTED;
 }

@@ -1,27 +1,29 @@
 """The agent's side: keeping workers ready.
 
-Workers are forked ahead and wait for connections themselves; each serves one and ends, and is replaced as soon as it
-has taken one. While none is free the agent takes the connections: it greets each at once, so that no launcher doubts
-that somebody is there, and forks a worker for it.
+Workers are forked ahead and wait for connections themselves. One that has served an invocation which left nothing
+behind comes back; any other ends, and is replaced as soon as that is known. While none is free the agent takes the
+connections: it greets each at once, so that no launcher doubts that somebody is there, and hands them to the workers
+that come back. `pool` says when there is to be another worker.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import select
 import signal
+import socket
 import time
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from cnimeta.agent.pages import take, tell, told
+from cnimeta.agent.pool import CONNECTION, DONE, LASTING, LEAVING, LISTENER, TAKEN, Greeted, Pool, Worker, handed, say
 from cnimeta.agent.systemd import Manager
 from cnimeta.agent.wire import REFUSED, Broken, Probed
 from cnimeta.agent.worker import SHORT, Service, accepted, greet, rehearse, serve
 from cnimeta.errors import shown
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Sequence
 
     from cnimeta.agent.listening import Listening
@@ -30,10 +32,12 @@ WORKERS = 4
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """What `serve` returns for. To be blocked from when the socket is there: it is removed at the end."""
 _LOOK_S = 1.0
+_LOOK_WAITING_S = 0.01
+"""How often it is asked whether there is to be another worker while somebody waits for one."""
 _SETTLED_S = 1.0
 _MOST = 256
-"""Workers alive at once. Beyond that, launchers work alone."""
-_REPORT_BYTES = 512  # less than PIPE_BUF: a report is written whole or not at all
+"""Processes alive at once. Beyond that, launchers wait."""
+_WAITS, _ASKED = "a worker", "a worker that was asked"
 _FAILED = 3
 
 
@@ -62,21 +66,18 @@ class Agent:
         self._listener = listening.socket
         self._service = service
         self._jobs = jobs
-        self._workers = workers
+        self._pool = Pool(workers)
         self._manager = manager or Manager()
         self._due = {job.name: time.monotonic() + (0 if job.lasting else job.seconds) for job in jobs}
-        self._idle: set[int] = set()
         self._children: dict[int, str] = {}
         """What each child is about, by process ID."""
-        self._waiting: list[socket.socket] = []
-        """Greeted, and without a worker yet."""
+        self._waiting: deque[Greeted] = deque()
         self._retired, self._keep = os.pipe()
-        self._reports, self._report = os.pipe()
         self._woken, self._wake = os.pipe()
         self._rehearsed = -1
         """Where the rehearsal tells, while it lasts."""
         self._pages = b""
-        for descriptor in (self._reports, self._report, self._woken, self._wake):
+        for descriptor in (self._woken, self._wake):
             os.set_blocking(descriptor, False)
         self._ended = ""
         self._may_fork = 0.0
@@ -108,8 +109,9 @@ class Agent:
         self._service.log.info(said, signal=self._ended, children=len(self._children))
         (self._manager.reloading if again else self._manager.stopping)()
         self._retire()
-        for connection in self._waiting:
-            connection.close()
+        while again and self._waiting and self._fork(self._waiting[0].connection):
+            self._waiting.popleft().connection.close()
+        self._refuse_all()
         return again
 
     def _rehearse(self) -> None:
@@ -133,10 +135,18 @@ class Agent:
             self._service = self._service._replace(pages=told(self._pages))
 
     def _retire(self) -> None:
-        """Let the workers that wait end."""
+        """Let the workers end: those that wait now, the others when they have answered. And lasting jobs."""
         keep, self._keep = self._keep, -1
         if keep >= 0:
             os.close(keep)
+        for pid in list(self._pool.workers):
+            self._pool.forget(pid)
+
+    def _refuse_all(self) -> None:
+        """Have those who wait work alone."""
+        while self._waiting:
+            with self._waiting.popleft().connection as connection:
+                _refuse(connection)
 
     def _end(self, number: int, _: object) -> None:
         self._ended = signal.Signals(number).name
@@ -144,27 +154,50 @@ class Agent:
     def _turn(self) -> None:
         """Wait for something to do, and do it."""
         poller = select.poll()
-        for descriptor in (self._reports, self._woken, self._rehearsed):
-            if descriptor >= 0:
-                poller.register(descriptor, select.POLLIN)
-        if not self._idle:
+        poller.register(self._woken, select.POLLIN)
+        links = {worker.link.fileno(): worker for worker in self._pool.workers.values()}
+        for descriptor in (*links, *([self._rehearsed] if self._rehearsed >= 0 else [])):
+            poller.register(descriptor, select.POLLIN)
+        if not self._pool.idle:
             poller.register(self._listener, select.POLLIN)
-        ready = {found for found, _ in poller.poll(_LOOK_S * 1000)}
-        _drained(self._woken)
+        ready = {found for found, _ in poller.poll((_LOOK_WAITING_S if self._waiting else _LOOK_S) * 1000)}
+        _drain(self._woken)
         if self._rehearsed in ready:
             self._learn()
-        self._hear(_drained(self._reports))
+        for descriptor in ready & links.keys():
+            self._hear(links[descriptor])
         self._reap()
         if self._listener.fileno() in ready and not self._ended:
             self._take()
         self._fill()
 
-    def _hear(self, reports: bytes) -> None:
-        for line in reports.decode("utf-8", "replace").splitlines():
-            pid, _, about = line.partition(" ")
-            self._idle.discard(int(pid))
-            if int(pid) in self._children:
-                self._children[int(pid)] = about
+    def _hear(self, worker: Worker) -> None:
+        while (said := worker.heard()) is not None:
+            word, about = said
+            if word in (TAKEN, LASTING, LEAVING):
+                worker.idle = False
+                self._pool.moved(time.monotonic())
+                self._children[worker.pid] = about or _ASKED
+            elif word == DONE:
+                worker.served += 1
+                self._children[worker.pid] = _WAITS
+                self._give(worker)
+            if word not in (TAKEN, LASTING, DONE):
+                self._pool.forget(worker.pid)
+            if worker.pid not in self._pool.workers:
+                return
+
+    def _give(self, worker: Worker) -> None:
+        """Have one that is back serve who waits, or wait itself, or end."""
+        if self._waiting:
+            if worker.hand(CONNECTION, self._waiting[0].connection):
+                self._waiting.popleft().connection.close()
+                self._children[worker.pid] = _ASKED
+                return
+        elif self._pool.may_wait(worker) and worker.hand(LISTENER, self._listener):
+            worker.idle = True
+            return
+        self._pool.forget(worker.pid)
 
     def _reap(self) -> None:
         while True:
@@ -175,8 +208,7 @@ class Agent:
             if pid == 0:
                 return
             about = self._children.pop(pid, "a process of an earlier agent")
-            if pid in self._idle:
-                self._idle.discard(pid)
+            if self._pool.forget(pid):
                 self._may_fork = time.monotonic() + _LOOK_S  # one that cannot even wait is not made again at once
             if status:
                 killed = os.waitstatus_to_exitcode(status) == -signal.SIGKILL
@@ -184,15 +216,19 @@ class Agent:
                 log(f"process {pid} ({about}) was ended by {_cause(status)}")
 
     def _fill(self) -> None:
-        """Have a worker for each connection that waits, and some that wait themselves."""
-        while self._waiting:
-            with self._waiting.pop(0) as connection:
-                if not self._fork(connection):
-                    _refuse(connection)
-            self._take()
-        while len(self._idle) < self._workers and not self._ended and time.monotonic() >= self._may_fork:
+        """Have workers for those who wait, as far as the pool wants more, and some that wait themselves."""
+        now = time.monotonic()
+        while self._waiting and self._pool.wants_another(now) and self._fork(self._waiting[0].connection):
+            self._waiting.popleft().connection.close()
+            self._pool.moved(now)
+        if not self._pool.workers:  # there can be none, and nobody will be back
+            self._refuse_all()
+        for gone in [waiting for waiting in self._waiting if not waiting.is_patient(now)]:
+            self._waiting.remove(gone)
+            gone.connection.close()
+        while self._pool.is_short() and not self._ended and now >= self._may_fork:
             if not self._fork(None):
-                self._may_fork = time.monotonic() + _LOOK_S
+                self._may_fork = now + _LOOK_S
 
     def _take(self) -> None:
         """Greet all who have connected."""
@@ -207,7 +243,7 @@ class Agent:
                     time.sleep(_LOOK_S / 10)
                 return
             if greet(connection):
-                self._waiting.append(connection)
+                self._waiting.append(Greeted(connection, time.monotonic()))
             else:
                 connection.close()
 
@@ -215,13 +251,26 @@ class Agent:
         """Make a worker: for this connection, or to wait for one."""
         if len(self._children) >= _MOST:
             return False
-        pid = self._forked("a worker", lambda: self._work(connection))
-        if pid and connection is None:
-            self._idle.add(pid)
-        return bool(pid)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            self._service.log(f"cannot make a worker: {error.strerror}")
+            return False
 
-    def _forked(self, about: str, run: Callable[[], None]) -> int:
-        """A child's process ID; 0 when there can be none."""
+        def work() -> None:
+            ours.close()
+            self._work(theirs, connection)
+
+        pid = self._forked(_WAITS if connection is None else _ASKED, work, connection)
+        theirs.close()
+        if not pid:
+            ours.close()
+            return False
+        self._pool.workers[pid] = Worker(pid, ours, idle=connection is None)
+        return True
+
+    def _forked(self, about: str, run: Callable[[], None], connection: socket.socket | None = None) -> int:
+        """A child's process ID; 0 when there can be none. Of those who wait, `connection` is left to it."""
         try:
             pid = os.fork()
         except OSError as error:
@@ -235,11 +284,13 @@ class Agent:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, *ENDING):
                 signal.signal(number, signal.SIG_DFL)
-            for descriptor in (self._keep, self._reports, self._woken, self._wake, self._rehearsed):
+            for descriptor in (self._woken, self._wake, self._rehearsed):
                 if descriptor >= 0:
                     os.close(descriptor)
+            self._retire()  # the ends of these links and of the pipe are the agent's
             for other in self._waiting:
-                other.close()
+                if other.connection is not connection:
+                    other.connection.close()
             run()
             status = 0
         except Exception as error:  # noqa: BLE001 - somebody has to be told
@@ -247,29 +298,25 @@ class Agent:
         finally:
             os._exit(status)
 
-    def _work(self, connection: socket.socket | None) -> None:
-        """A worker's life."""
-        gc.disable()  # it ends before it would be worth its while
+    def _work(self, link: socket.socket, connection: socket.socket | None) -> None:
+        """A worker's life: it serves as long as nothing of what it has served is left, and it is handed more.
+
+        While it works it has nothing open that listens: should the agent be killed, nobody is to wait for it.
+        """
         service = self._service._replace(log=self._service.log.kept())
+        os.close(self._retired)
         if connection is None:
             take(service.pages)
-            connection = accepted(self._listener, self._retired)
-            if connection is None:
-                return
-            self._tell("a worker that was asked")
-            if not greet(connection):
-                return
-        os.close(self._retired)
-        self._listener.close()
-        try:
-            serve(connection, service, self._tell)
-        except Probed:
-            pass
-        except (OSError, Broken) as error:
-            service.log(f"a launcher was not served: {error}")
-
-    def _tell(self, about: str) -> None:
-        _write(self._report, f"{os.getpid()} {about}"[: _REPORT_BYTES - 1] + "\n")
+            connection = _taken(self._listener, link)
+        else:
+            self._listener.close()
+        while connection is not None:
+            with connection:
+                if not _served(connection, service, link):
+                    return
+            say(link, DONE)
+            what, given = handed(link)
+            connection = given if given is None or what == CONNECTION else _taken(given, link)
 
     def _start_jobs(self, now: float) -> None:
         for job in self._jobs:
@@ -279,7 +326,6 @@ class Agent:
 
     def _do(self, job: Job) -> None:
         self._listener.close()
-        os.close(self._report)
         if job.lasting:
             _end_with(self._retired)
         else:
@@ -290,6 +336,7 @@ class Agent:
         """Refuse everybody until the installation changes no more, and then ask to be started again."""
         self._service.log.info("the installation has changed: starting again")
         self._retire()
+        self._refuse_all()
         since = time.monotonic()
         while not self._ended:
             self._manager.alive()
@@ -306,6 +353,28 @@ class Agent:
                     continue
                 _refuse(connection)
                 connection.close()
+
+
+def _taken(listener: socket.socket, link: socket.socket) -> socket.socket | None:
+    """Wait for a connection, and greet it. None when the agent needs this worker no more, or has ended."""
+    with listener:
+        while (connection := accepted(listener, link.fileno())) is not None:
+            if greet(connection):
+                say(link, TAKEN)
+                return connection
+            connection.close()
+    return None
+
+
+def _served(connection: socket.socket, service: Service, link: socket.socket) -> bool:
+    """Whether this worker may serve another one."""
+    try:
+        return serve(connection, service, lambda about, lasting: say(link, LASTING if lasting else LEAVING, about))
+    except Probed:
+        return True
+    except (OSError, Broken) as error:
+        service.log(f"a launcher was not served: {error}")
+        return False
 
 
 def _end_with(retired: int) -> None:
@@ -333,15 +402,8 @@ def _cause(status: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"a failure ({code})"
 
 
-def _drained(descriptor: int) -> bytes:
+def _drain(descriptor: int) -> None:
     try:
-        return os.read(descriptor, 1 << 16)
+        os.read(descriptor, 1 << 16)
     except BlockingIOError:
-        return b""
-
-
-def _write(descriptor: int, line: str) -> None:
-    try:
-        os.write(descriptor, line.encode("utf-8", "backslashreplace"))
-    except OSError:
         pass

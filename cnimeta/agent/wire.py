@@ -4,6 +4,7 @@
                         alive: in the queue of one that hangs, the launcher's descriptors would stay open
     launcher -> agent   HELLO, umask, two lengths; which plugin of which installation; the environment (KEY=VALUE, NUL
                         between). With the first byte come the DESCRIPTORS
+    agent -> launcher   WAITING, now and then, while every worker is at work
     agent -> launcher   ACCEPTED, when all of that is here and the launcher's place is taken; or REFUSED, or the end
     agent -> launcher   exit status, length, stdout
 
@@ -23,9 +24,9 @@ SOCKET = "/run/cnimeta/agent.sock"
 VARIABLE = "CNIMETA_AGENT"
 """Names another socket, for tests."""
 
-HELLO = b"cnimeta-agent 3\n"
+HELLO = b"cnimeta-agent 4\n"
 """Another protocol has another number here: neither side then goes on."""
-ACCEPTED, REFUSED = b"A", b"R"
+ACCEPTED, REFUSED, WAITING = b"A", b"R", b"W"
 REQUEST = struct.Struct("=16sIII")
 """HELLO, umask, length of the identity, length of the environment."""
 ANSWER = struct.Struct("=iI")

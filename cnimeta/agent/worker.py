@@ -1,14 +1,17 @@
-"""One invocation, in a process that was forked for it: in the launcher's place, with the agent's code.
+"""One invocation, in a process that was forked for such: in the launcher's place, with the agent's code.
 
 So a plugin behaves as in a process of its own: it may change its namespace, its environment and its memory, be killed,
 and leave nothing in the agent. It is forked ahead and waits in `accepted`; what can be done before is done by then.
+
+The process serves another one afterwards if it never had to leave the agent's place, the plugin says that it leaves
+nothing behind (`Plugin.reusable`), and nothing is seen to be left. Environment, umask, folder and streams are each
+launcher's own in any case, and the plugin is made anew.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import os
 import select
 import socket
@@ -21,7 +24,7 @@ from cnimeta.agent.peer import Peer
 from cnimeta.agent.rehearsal import Invocation, Stage
 from cnimeta.agent.wire import ACCEPTED, ANSWER, DESCRIPTORS, HELLO, REFUSED, REQUEST, Broken, Probed, receive
 from cnimeta.errors import CniError, shown
-from cnimeta.host import afterwards
+from cnimeta.host import afterwards, netlink
 from cnimeta.host.lifeline import is_cut, tie
 from cnimeta.host.netns import join, opened
 from cnimeta.observe import notes
@@ -42,6 +45,8 @@ SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """What accept says where something is used up: to ask again at once would use the processor up too."""
 _WHOLE = socket.MSG_WAITALL | socket.MSG_CMSG_CLOEXEC
 _ROOT = "/"
+_NETWORK, _MOUNTS = "/proc/self/ns/net", "/proc/self/ns/mnt"
+_ONE_THREAD = 3  # links of the folder /proc/self/task: two, and one for each thread
 _REFUSED_STDIN = b"""{"cniVersion":"1.1.0","name":"rehearsal","type":"rehearsal","runtimeConfig":{"portMappings":[]},
 "prevResult":{"interfaces":[{"name":"eth0","sandbox":"/"}],"ips":[{"address":"192.0.2.1/24","interface":0}]}}"""
 _REFUSED_ENVIRON = {
@@ -101,38 +106,43 @@ def greet(connection: socket.socket) -> bool:
     return welcome
 
 
-def serve(connection: socket.socket, service: Service, report: Callable[[str], None]) -> None:
+def serve(connection: socket.socket, service: Service, report: Callable[[str, bool], None]) -> bool:
     """Serve who has been greeted. Raises Broken or OSError when it goes away, or asks for nothing that there is.
 
-    `report` is told what it is about to do, once it is accepted.
+    True when this process may serve another one. `report` is told what it is about to do, once it is accepted, and
+    whether it may come back.
     """
+    connection.settimeout(_REQUEST_S)
     objection = Peer(connection).objection(service.capabilities)
     if objection or not service.code.is_current():
         if objection:
             service.log(f"a launcher works alone: {objection}")
         connection.sendall(REFUSED)
-        return
+        return True
     request = _Request(connection)
     plugin = service.plugins.get(request.identity)
     if plugin is None:
         connection.sendall(REFUSED)
-        return
-    request.take_place()
+        return False
+    here = not request.take_place()
     afterwards.begin(awaited=False)
     notes.begin()
     if service.traces:
         reports.enter_span(os.environ)
-    report(request.told())
+    report(request.told(), here and plugin.reusable)
     connection.sendall(ACCEPTED)  # after this nobody else does the work
     connection.settimeout(None)
-    outcome = answered(lambda: plugin, request.stdin)
+    outcome = answered(type(plugin), request.stdin)
     os.close(request.lifeline)
     answer = outcome.stdout.encode()
     request.let_go()
     connection.sendall(ANSWER.pack(outcome.status, len(answer)) + answer)
     connection.close()
     _tell(service)
+    if here and plugin.reusable and request.left_nothing():
+        return True
     afterwards.linger()
+    return False
 
 
 def _tell(service: Service) -> None:
@@ -149,7 +159,6 @@ def rehearse(service: Service) -> None:
 
     Changes this process as serving does, several times; it was forked for that.
     """
-    gc.disable()  # as in a worker
     quiet = service._replace(log=Log(descriptor=os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)), spool=None)
     try:
         stage: Stage | None = Stage()
@@ -183,7 +192,7 @@ def _serve_ourselves(service: Service, name: bytes, environ: Mapping[str, str], 
     lifeline: list[int] = []
     with ours, theirs:
         send(ours, name, lifeline)
-        serve(theirs, service, lambda _: None)
+        serve(theirs, service, lambda *_: None)
     os.close(lifeline[0])
 
 
@@ -204,15 +213,21 @@ class _Request:
         self._nothing = os.open("/dev/null", os.O_RDWR)  # where the launcher stands, there may be none
         *self._places, self.stdin, self._stderr, self.lifeline = descriptors
 
-    def take_place(self) -> None:
-        """Stand where the launcher stands; from here on its end ends this process, and its environment is ours."""
+    def take_place(self) -> bool:
+        """Stand where the launcher stands; from here on its end ends this process, and its environment is ours.
+
+        Whether that is in other namespaces, or under another root, than this process stood.
+        """
         network, mounts, folder, root = self._places
-        for descriptor, kind in ((mounts, "mnt"), (network, "net")):
-            if not _is_same(descriptor, f"/proc/self/ns/{kind}"):
+        moved = False
+        for descriptor, place in ((mounts, _MOUNTS), (network, _NETWORK)):
+            if not _is_same(descriptor, place):
                 join(descriptor)
+                moved = True
         if not _is_same(root, _ROOT):
             os.fchdir(root)
             os.chroot(".")
+            moved = True
         os.fchdir(folder)
         os.umask(self._umask)
         os.dup2(self._stderr, 1)
@@ -225,6 +240,8 @@ class _Request:
         tie(self.lifeline, os.getpid())
         if is_cut(self.lifeline):
             raise Broken("the launcher went away")
+        self._stands = _standing()
+        return moved
 
     def told(self) -> str:
         """What it is about, for the agent's log."""
@@ -236,6 +253,26 @@ class _Request:
         os.close(self.stdin)
         os.dup2(self._nothing, 1)
         os.dup2(self._nothing, 2)
+        os.close(self._nothing)
+
+    def left_nothing(self) -> bool:
+        """Whether this process is as it was when the request came, as far as can be seen: same namespaces, one thread,
+        no child, and of netfilter's sockets only such as wait for the next conversation in this namespace.
+        """
+        os.chdir(_ROOT)  # or the launcher's folder could not be unmounted
+        if self._stands != _standing() or os.stat("/proc/self/task").st_nlink != _ONE_THREAD:
+            return False
+        try:
+            os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return netlink.keeps_only_idle()
+        return False
+
+
+def _standing() -> list[tuple[int, int]]:
+    """Which namespaces this process is in."""
+    found = [os.stat(place) for place in (_NETWORK, _MOUNTS)]
+    return [(one.st_dev, one.st_ino) for one in found]
 
 
 def _is_same(descriptor: int, path: str) -> bool:

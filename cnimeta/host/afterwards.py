@@ -1,8 +1,8 @@
 """Closing late: what is slow to close, and changes nothing any more, is closed after the answer is out.
 
 The kernel works off what a netfilter socket has deleted while that socket closes, for 8-20 ms (a grace period of RCU).
-The runtime need not wait for that. So the processes that serve one invocation and then end (`begin`) hold such
-descriptors until they have answered; everywhere else they are closed at once.
+The runtime need not wait for that. So the processes that serve an invocation and then end, or another one (`begin`),
+hold such descriptors until they end; everywhere else they are closed at once.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _DESCRIPTORS_MAX = 1 << 16
 
 
 def begin(*, awaited: bool = True) -> None:
-    """This process answers once and ends: from now on, hold what is closed late.
+    """This process answers and ends, or answers another one: from now on, hold what is closed late.
 
     awaited: somebody waits for its end.
     """
     global _held, _awaited
-    _held, _awaited = [], awaited
+    _held, _awaited = _held or [], awaited
 
 
 def holding() -> bool:
@@ -54,6 +54,11 @@ def hold(thing: Closable) -> None:
     """Something to be closed with the process, which goes on using it. It is slow only after `expect_wait`."""
     if _held is not None:
         _held.append(thing)
+
+
+def count() -> int:
+    """How many things are held."""
+    return len(_held or ())
 
 
 def expect_wait() -> None:

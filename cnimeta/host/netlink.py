@@ -153,6 +153,11 @@ def _place() -> tuple[int, int]:
     return here.st_dev, here.st_ino
 
 
+def keeps_only_idle() -> bool:
+    """Whether all that this process holds for later (`afterwards`) are sockets for its next conversations here."""
+    return afterwards.count() == len(_idle.get(_place(), ()))
+
+
 class Conversation:
     """A socket to the kernel for a `with` block, with a receive timeout.
 

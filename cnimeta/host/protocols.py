@@ -151,6 +151,9 @@ class Sockets(Protocol):
     def can_listen(self, protocol: str, port: int) -> bool:
         """Whether the port can be bound and listened on now, IPv4 and IPv6; no connection is ever accepted."""
 
+    def is_unused(self, protocol: str, port: int) -> bool:
+        """Whether no socket has the port, not even in TIME_WAIT. Cheap, where `in_use` is not."""
+
 
 class PortScan(Protocol):
     """Which host ports somebody else's rules already redirect."""

@@ -7,6 +7,7 @@ The probe of a port, and why it is made so (net/ipv4/inet_connection_sock.c, ine
   both bind as long as neither listens; UDP binds without it, for with it a conflict would be hidden;
 - IPv4 and IPv6 are bound separately with IPV6_V6ONLY: a v4 bind does not see a v6-only listener;
 - a filter that drops everything is attached before the bind, so no client is ever accepted and then cut off.
+Without SO_REUSEADDR, a bind of TCP meets every socket that has the port, those in TIME_WAIT too.
 """
 
 from __future__ import annotations
@@ -127,10 +128,21 @@ class NodeSockets:
 
     def can_listen(self, protocol: str, port: int) -> bool:
         """Whether the port can be bound and listened on, IPv4 and IPv6. Raises IoFailure (code 5)."""
+        return self._probed(protocol, port, alone=False)
+
+    def is_unused(self, protocol: str, port: int) -> bool:
+        """Whether no socket at all has the port, IPv4 and IPv6. Raises IoFailure (code 5).
+
+        A bind that shares with nobody tells, in 0.05 ms. `in_use` makes the kernel go through its tables of all the
+        node's connections, which takes it 3 ms and more, however few there are.
+        """
+        return self._probed(protocol, port, alone=True)
+
+    def _probed(self, protocol: str, port: int, *, alone: bool) -> bool:
         sctp = f"{self._net}/sctp"
         if protocol == "sctp" and told(sctp, lambda: os.stat(sctp)) is None:
             return True  # no SCTP in this kernel yet; asking for a socket would load it
-        return all(_probe(self._connect, family, protocol, port) for family in (AF_INET, AF_INET6))
+        return all(_probe(self._connect, family, protocol, port, alone=alone) for family in (AF_INET, AF_INET6))
 
     @staticmethod
     def _lines(path: str, *, heading: bool = False, needed: bool = False) -> list[bytes]:
@@ -152,7 +164,7 @@ def _numbers(setting: str, words: list[bytes], least: int = 1) -> list[int]:
     return [int(word) for word in words]
 
 
-def _probe(connect: Connect, family: int, protocol: str, port: int) -> bool:
+def _probe(connect: Connect, family: int, protocol: str, port: int, *, alone: bool) -> bool:
     from array import array  # brings `collections` along, so not at the top
 
     kind = SOCK_DGRAM if protocol == "udp" else SOCK_STREAM
@@ -168,10 +180,10 @@ def _probe(connect: Connect, family: int, protocol: str, port: int) -> bool:
         probe.setsockopt(SOL_SOCKET, _SO_ATTACH_FILTER, pack("HP", 1, instructions.buffer_info()[0]))
         if family == AF_INET6:
             probe.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 1)
-        if protocol != "udp":
+        if protocol != "udp" and not alone:
             probe.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
         probe.bind(("::" if family == AF_INET6 else "0.0.0.0", port))  # noqa: S104 - nothing is ever received
-        if protocol != "udp":
+        if protocol != "udp" and not alone:
             probe.listen(1)
     except OSError as error:
         if error.errno in (errno.EADDRINUSE, errno.EACCES):

@@ -84,6 +84,11 @@ class Plugin:
     versions: tuple[str, ...] = ALL
     node_keys: tuple[str, ...] = ()
     """The keys of the section of its name in the node-wide configuration (`cnimeta.host.nodeconfig`)."""
+    reusable = False
+    """Whether an invocation leaves nothing in its process: no thread, no open file, no other namespace, nothing in the
+    memory of modules that the next one must not see. A worker of the node agent then serves others after it, each with
+    a plugin made anew; otherwise it ends, and another one is forked.
+    """
 
     usual: tuple[str, ...] = ()
     """The modules that its ADD and DEL import on their way as a rule, so that a launcher has them at hand: written out

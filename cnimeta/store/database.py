@@ -25,6 +25,7 @@ from cnimeta.errors import CniError, StateUnusable, TryAgainLater, shown
 from cnimeta.host import afterwards
 from cnimeta.host.owned import NotOurs, own_file, own_folder
 from cnimeta.store.folder import hindrance, is_full, is_partly_unreadable, is_there
+from cnimeta.store.left import Left, leave, of_parents, take
 from cnimeta.store.locks import OwnLock
 from cnimeta.store.making import DAMAGED, LOG_SUFFIX, Maker
 from cnimeta.store.sequence import Sequence
@@ -42,6 +43,7 @@ from cnimeta.store.sql import (
     is_damage,
     is_unread,
     judged,
+    keep_writers_out,
     meta,
     migrate,
     next_sequence,
@@ -67,13 +69,6 @@ _POLL_S = 0.13
 """So long SQLite waits by itself, asking every 1 to 25 ms. Later it would ask ten times a second only, and starve."""
 _NOT_FOR_THIS, _UNTOUCHED, _GIVEN_UP = range(3)
 """The room set aside for a full disk: whether this piece of work may have it, and whether it has."""
-
-_of_parents: list[Connection] = []
-"""Connections of the process that this one was forked from: not to be used here, nor closed: that touches its locks."""
-
-
-_left_open: list[Connection] = []
-"""Connections that end with this process."""
 
 
 class LaterVersion(StateUnusable):
@@ -260,8 +255,9 @@ class Database:
             self._create()
             self._inode = own_file(self.path)
         self._process = os.getpid()
-        self._connection = connection = connect(self.path, _POLL_S)
-        self._version = judged(connection, self.contents.schema.version)
+        left = take(self.path, self._inode)
+        self._connection = connection = connect(self.path, _POLL_S) if left is None else left.connection
+        self._version = judged(connection, self.contents.schema.version) if left is None else left.version
         if own_file(self.path) != self._inode:
             raise _Changed
         self._prepare(connection)
@@ -290,24 +286,19 @@ class Database:
 
     def _forget(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        if self._process != os.getpid():
-            _of_parents.append(connection)
-            return
+        if connection is not None and self._process != os.getpid():
+            of_parents.append(connection)
+            connection = None
         try:
-            connection.close()
+            if connection is not None:
+                connection.close()
         except (_sqlite3.Error, MemoryError):
             pass  # what was committed stays so; the next command does what a close does
 
     def __del__(self) -> None:
-        """Close it, unless it is of the process that this one was forked from.
-
-        The last to close a database puts its log away and waits for the disk, four times. A process that answers once
-        and ends has no use for that: the log is put away when it is full.
-        """
+        """Close it, unless it is another process's, or this one answers and ends, or answers again."""
         if self._connection is not None and afterwards.holding():
-            _left_open.append(self._connection)
+            leave(self.path, Left(self._connection, self._process, self._inode, self._version))
             self._connection = None
         self._forget()
         if self._copy is not None:
@@ -316,8 +307,8 @@ class Database:
     # --- making a database, and another one in place of a damaged one ----------------------------------
 
     def _lock(self) -> OwnLock:
-        folder = os.path.join(self.folder, "locks")
-        return OwnLock(folder, os.path.join(folder, "database"), self.timeout_s, "database")
+        folder = f"{self.folder}/locks"
+        return OwnLock(folder, f"{folder}/database", self.timeout_s, "database")
 
     def _create(self) -> None:
         with self._lock().held():
@@ -330,7 +321,7 @@ class Database:
             if own_file(self.path) == self._inode:
                 self.log(f"state: {self.path} is damaged ({why}): kept as {FILE}{DAMAGED}-…, made anew")
                 if self._connection is not None:
-                    _keep_writers_out(self._connection)
+                    keep_writers_out(self._connection)
                 self._maker.move_aside()
             self._forget()
             if own_file(self.path) is None:
@@ -340,10 +331,9 @@ class Database:
 
     def _give_up_reserve(self) -> bool:
         """Make room on a full disk; False when there is none to be made, or the disk is not full."""
-        if self._reserve == _UNTOUCHED and is_full(self.folder) and self._maker.drop_reserve():
-            self._reserve = _GIVEN_UP
-            return True
-        return False
+        made = self._reserve == _UNTOUCHED and is_full(self.folder) and self._maker.drop_reserve()
+        self._reserve = _GIVEN_UP if made else self._reserve
+        return made
 
     def _set_aside_again(self) -> None:
         """Put the log away, and set aside what that leaves before somebody else takes it."""
@@ -399,11 +389,3 @@ class Database:
             f"state: {where}: {why}; check dataDir {shown(self.folder)}: it must be a folder of root's on a writable"
             " file system with free space"
         )
-
-
-def _keep_writers_out(connection: Connection) -> None:
-    try:
-        begin_writing(connection)
-    except _sqlite3.Error as error:
-        if code_of(error) == BUSY:
-            raise

@@ -94,6 +94,15 @@ def begin_writing(connection: Connection) -> None:
         notes.waited("database", began, _WAIT_S)
 
 
+def keep_writers_out(connection: Connection) -> None:
+    """The same as far as a damaged database lets it; raises only where another command writes."""
+    try:
+        begin_writing(connection)
+    except _sqlite3.Error as error:
+        if code_of(error) == BUSY:
+            raise
+
+
 def begin(connection: Connection, schema: Schema, boot_id: str, sequence: int) -> None:
     """Make the tables of a new database."""
     connection.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID")

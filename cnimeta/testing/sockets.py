@@ -41,6 +41,10 @@ class FakeSockets:
         self.probed.append((protocol, port))
         return (protocol, port) not in self.busy | self.hidden
 
+    def is_unused(self, protocol: str, port: int) -> bool:
+        """As `can_listen`: nothing here is in TIME_WAIT."""
+        return self.can_listen(protocol, port)
+
 
 class FakePortScan:
     """PortScan for tests: the spans it is given."""

@@ -31,6 +31,7 @@ class Bandwidth(Plugin):
 
     name = "bandwidth"
     about = "limits a container's bandwidth with token bucket filters"
+    reusable = True
     versions = tuple(version for version in ALL if version not in ("0.1.0", "0.2.0"))
 
     def __init__(self, links: Links | None = None) -> None:

@@ -23,6 +23,7 @@ class HostportAlloc(Plugin):
 
     name = "hostport_alloc"
     about = "gives containers random free host ports and writes the addresses to their Pods"
+    reusable = True
 
     def __init__(self, wiring: Wiring | None = None) -> None:
         self.wiring = Wiring() if wiring is None else wiring

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Sysctl,
     )
     from cnimeta.ports.mapper import MappedPort, PortMapper
+    from cnimeta_plugins.hostport_alloc.allocate.blocked import Probe
     from cnimeta_plugins.hostport_alloc.allocate.ranges import PortSet
     from cnimeta_plugins.hostport_alloc.config import Settings
     from cnimeta_plugins.hostport_alloc.hook.event import Notify
@@ -139,15 +140,31 @@ class Wiring:
 
         `settings`: of a configuration that may have reserved ports itself.
         """
-        ours = self.reservation(settings.data_dir).ours() if settings is not None and settings.reserve_ports else 0
         from cnimeta_plugins.hostport_alloc.allocate.blocked import blocked_ports
 
-        scan = self._scan
-        if scan is None:
-            from cnimeta.host.portscan import RulesetScan
+        return blocked_ports(self.sockets, self._scanning(log), self._reserved_by_us(settings))
 
-            scan = RulesetScan(log)
-        return blocked_ports(self.sockets, scan, ours)
+    def set_aside(self, log: Callable[[str], None], settings: Settings) -> dict[str, PortSet]:
+        """Those of them that somebody has reserved or redirects."""
+        from cnimeta_plugins.hostport_alloc.allocate.blocked import set_aside
+
+        return set_aside(self.sockets, self._scanning(log), self._reserved_by_us(settings))
+
+    def probe(self) -> Probe:
+        """Whether a port is one of the sockets'."""
+        from cnimeta_plugins.hostport_alloc.allocate.blocked import Probe
+
+        return Probe(self.sockets)
+
+    def _scanning(self, log: Callable[[str], None]) -> PortScan:
+        if self._scan is not None:
+            return self._scan
+        from cnimeta.host.portscan import RulesetScan
+
+        return RulesetScan(log)
+
+    def _reserved_by_us(self, settings: Settings | None) -> PortSet:
+        return self.reservation(settings.data_dir).ours() if settings is not None and settings.reserve_ports else 0
 
     def reservation(self, folder: str) -> Reservation:
         """The ports that are reserved with the kernel, by us and by others."""

@@ -24,6 +24,7 @@ class Portmap(Plugin):
 
     name = "portmap"
     about = "maps host ports to container ports, with nftables or iptables"
+    reusable = True
     node_keys = ("backend", "dataDir")
     usual = (
         "cnimeta.host.clock",

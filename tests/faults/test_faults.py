@@ -1,4 +1,4 @@
-"""Fault injection at every call, reads included: a sample of what `make faults` makes whole (run.py).
+"""Fault injection at every call, reads included: a sample of what `make faults` makes whole (every_strike.py).
 
 Struck is every system call that a command makes, with each plausible error, a kill, a part of it done, or while another
 command runs; every program that it starts; every request to the API server. The law: one JSON document with a code that

@@ -19,7 +19,7 @@ from cnimeta.host.portscan import RulesetScan
 from cnimeta.host.process import run_program
 from cnimeta.host.sockets import NodeSockets
 from cnimeta.host.values import Completed
-from cnimeta_plugins.hostport_alloc.allocate.blocked import blocked_ports
+from cnimeta_plugins.hostport_alloc.allocate.blocked import Probe, blocked_ports
 from cnimeta_plugins.hostport_alloc.allocate.ranges import ports_of
 
 pytestmark = pytest.mark.kernel
@@ -72,7 +72,9 @@ def test_port_is_seen_and_cannot_be_listened_on_when_a_socket_has_it(ns, protoco
     with listener(family, address, 20000, v6only=v6only, kind=kind):
         assert (protocol, 20000) in sockets.in_use()
         assert not sockets.can_listen(protocol, 20000)
+        assert not sockets.is_unused(protocol, 20000)
         assert sockets.can_listen(other, 20000)
+        assert sockets.is_unused(other, 20000)
         for script in (DIAG, PROC):
             done = ns.run(sys.executable, "-c", script)
             assert [protocol, 20000] in json.loads(done.stdout)
@@ -84,6 +86,7 @@ def test_udp_port_is_refused_when_its_owner_allows_reuse(ns):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("0.0.0.0", 20000))
         assert not NodeSockets().can_listen("udp", 20000)
+        assert not NodeSockets().is_unused("udp", 20000)
 
 
 def test_source_port_of_an_outgoing_connection_is_seen_and_refused(ns):
@@ -92,6 +95,33 @@ def test_source_port_of_an_outgoing_connection_is_seen_and_refused(ns):
         out.connect(("127.0.0.1", 8080))
         assert ("tcp", 20000) in NodeSockets().in_use()
         assert not NodeSockets().can_listen("tcp", 20000)
+        assert not NodeSockets().is_unused("tcp", 20000)
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("where", ["bound alone", "its server closed", "shared", "on one address", "to one device"])
+def test_unused_port_is_one_that_no_socket_has_in_any_state(ns, protocol, where):
+    """Whatever the listing of all sockets has, a bind that shares with nobody meets."""
+    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(socket.AF_INET, kind) as sock, socket.socket(socket.AF_INET, kind) as client:
+        if where == "shared":
+            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                sock.setsockopt(socket.SOL_SOCKET, option, 1)
+        if where == "to one device":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        sock.bind(("127.0.0.1" if where == "on one address" else "0.0.0.0", 20000))
+        if where == "its server closed" and protocol == "tcp":
+            sock.listen()
+            client.connect(("127.0.0.1", 20000))
+            accepted, _ = sock.accept()
+            with accepted:
+                sock.close()
+                assert ("tcp", 20000) in NodeSockets().in_use()
+                assert not NodeSockets().is_unused("tcp", 20000)
+            return
+        assert not NodeSockets().is_unused(protocol, 20000)
+        assert NodeSockets().is_unused(protocol, 20001)
+    assert NodeSockets().is_unused(protocol, 20000)
 
 
 def test_time_wait_alone_does_not_block_a_port(ns):
@@ -105,6 +135,9 @@ def test_time_wait_alone_does_not_block_a_port(ns):
         assert any(":4E20 " in line and " 06 " in line for line in file)
     assert ("tcp", 20000) not in NodeSockets().in_use()
     assert NodeSockets().can_listen("tcp", 20000)
+    assert not NodeSockets().is_unused("tcp", 20000)  # and so it is looked at twice
+    probe = Probe(NodeSockets())
+    assert (probe("tcp", 20000), probe.used()["tcp"] >> 20000 & 1) == (True, 0)
     assert ["tcp", 20000] not in json.loads(ns.run(sys.executable, "-c", DIAG).stdout)
 
 

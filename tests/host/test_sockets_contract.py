@@ -73,15 +73,19 @@ def test_port_is_in_use_and_cannot_be_listened_on_while_it_is_taken(node: Node, 
     with node.taken(protocol, 20000):
         assert set(node.sockets.in_use()) == {(protocol, 20000)}
         assert not node.sockets.can_listen(protocol, 20000)
+        assert not node.sockets.is_unused(protocol, 20000)
+        assert node.sockets.is_unused(protocol, 20001)
         assert node.sockets.can_listen("udp" if protocol == "tcp" else "tcp", 20000)
         assert node.sockets.can_listen(protocol, 20001)
     assert set(node.sockets.in_use()) == set()
     assert node.sockets.can_listen(protocol, 20000)
+    assert node.sockets.is_unused(protocol, 20000)
 
 
 def test_probing_takes_nothing(node: Node) -> None:
     for _ in range(3):
         assert all(node.sockets.can_listen(protocol, 20000) for protocol in ("tcp", "udp", "sctp"))
+        assert all(node.sockets.is_unused(protocol, 20000) for protocol in ("tcp", "udp", "sctp"))
     assert set(node.sockets.in_use()) == set()
 
 

@@ -15,7 +15,7 @@ from store_kit import ONE, TWO, Place, Things, everything, put
 
 from cnimeta.errors import CniError, StateUnusable, TryAgainLater
 from cnimeta.host import afterwards
-from cnimeta.store import database as database_module
+from cnimeta.store import left
 from cnimeta.store.database import LaterVersion
 from cnimeta.store.sql import set_seal
 from cnimeta.store.values import Damage
@@ -288,7 +288,7 @@ def test_connection_never_crosses_a_fork(real):
                 inherited = database._connection
                 database.write(put(f"child {os.getpid()}"))
                 assert database._connection is not inherited
-                assert inherited in database_module._of_parents
+                assert inherited in left.of_parents
                 del database
                 status = 0
             finally:
@@ -514,3 +514,42 @@ def test_process_that_answers_once_leaves_its_log_to_the_next(real, once):
         os._exit(int(os.path.exists(log) and os.path.getsize(log) > 0))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == int(once)
     assert real.database().read(everything) == {"a": "v", "b": "v"}
+
+
+def test_process_that_answers_again_goes_on_with_its_connection_to_the_same_file(real):
+    """And opens another one where the file is another, or the process is."""
+
+    def opened() -> list[str]:
+        links = (f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd"))
+        return sorted(os.readlink(link) for link in links if os.path.lexists(link))
+
+    def one_command(key: str) -> dict[str, str]:
+        database = real.database()
+        database.write(put(key))
+        return dict(database.read(everything))
+
+    child = os.fork()
+    if child == 0:
+        status = 9
+        try:
+            afterwards.begin()
+            one_command("a")
+            before = [path for path in opened() if path.startswith(real.path)]
+            assert before
+            for key in "bcdefgh":
+                one_command(key)
+            assert [path for path in opened() if path.startswith(real.path)] == before
+            grandchild = os.fork()
+            if grandchild == 0:
+                os._exit(0 if len(one_command("i")) == 9 else 1)
+            assert os.waitpid(grandchild, 0)[1] == 0
+            assert len(one_command("j")) == 10
+            for name in os.listdir(os.path.dirname(real.path)):
+                if name.startswith(os.path.basename(real.path)) or name == "sequence":
+                    os.unlink(f"{os.path.dirname(real.path)}/{name}")
+            assert one_command("k") == {"k": "v"}
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert real.database().read(everything) == {"k": "v"}

@@ -1,7 +1,7 @@
-"""Which ports of the node are not to be had, beside those in records: gathered before the lock is taken.
+"""Which ports of the node are not to be had, beside those in records.
 
-Sources: sockets, net.ipv4.ip_local_reserved_ports, and DNAT rules of others in iptables and nftables. The picked port
-is then probed under the lock (`Sockets.can_listen`), so a source that is late or blind only costs another pick.
+Sources: net.ipv4.ip_local_reserved_ports, DNAT rules of others in iptables and nftables, and sockets. ADD asks about
+the ports that it picks (`Probe`), which costs little, and has all sockets listed only when one of these may be in use.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from cnimeta_plugins.hostport_alloc.allocate.ranges import ports_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cnimeta.host.protocols import PortScan, Sockets
-    from cnimeta_plugins.hostport_alloc.allocate.ranges import PortSet
+    from cnimeta_plugins.hostport_alloc.allocate.ranges import Ports, PortSet
 
 _ANY = ""
 
@@ -22,11 +22,43 @@ def blocked_ports(sockets: Sockets, scan: PortScan, ours: PortSet = 0) -> dict[s
 
     `ours`: reserved ports that we have reserved ourselves.
     """
+    blocked, used = set_aside(sockets, scan, ours), used_by(sockets)
+    return {protocol: blocked[protocol] | used[protocol] for protocol in PROTOCOLS}
+
+
+def set_aside(sockets: Sockets, scan: PortScan, ours: PortSet = 0) -> dict[str, PortSet]:
+    """Those of them that are reserved, or that somebody's rules redirect."""
     reserved = ports_of(sockets.reserved()) & ~ours
     blocked = dict.fromkeys(PROTOCOLS, reserved)
-    for protocol, port in sockets.in_use():
-        blocked[protocol] |= 1 << port
     for protocol, first, last in scan.redirected():
         for name in PROTOCOLS if protocol == _ANY else (protocol,):
             blocked[name] |= ports_of([(first, last)])
     return blocked
+
+
+def used_by(sockets: Sockets) -> dict[str, PortSet]:
+    """Those of them that sockets have."""
+    used = dict.fromkeys(PROTOCOLS, 0)
+    for protocol, port in sockets.in_use():
+        used[protocol] |= 1 << port
+    return used
+
+
+class Probe:
+    """Whether picked ports are free of sockets. Once one may not be, all sockets are listed, and `used` has them."""
+
+    def __init__(self, sockets: Sockets) -> None:
+        self._sockets = sockets
+        self._used: Ports | None = None
+
+    def __call__(self, protocol: str, port: int) -> bool:
+        """Whether the port can be had. Raises IoFailure (code 5)."""
+        if self._sockets.is_unused(protocol, port):
+            return True
+        if self._used is None:
+            self._used = used_by(self._sockets)
+        return not self._used[protocol] >> port & 1 and self._sockets.can_listen(protocol, port)
+
+    def used(self) -> Ports:
+        """The ports of all sockets, as far as they had to be listed."""
+        return self._used or {}

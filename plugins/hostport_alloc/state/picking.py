@@ -25,14 +25,16 @@ class Demand(NamedTuple):
     ranges: Mapping[str, PortRange]
     """Every range an exposure names."""
     blocked: Ports
-    """Ports not to be had, from `blocked.blocked_ports`."""
+    """Ports not to be had, from `blocked.set_aside`."""
     probe: Callable[[str, int], bool]
-    """probe(protocol, port): whether the port can be bound and listened on right now. Not called in a transaction."""
+    """probe(protocol, port): whether no socket has the port right now. Not called in a transaction."""
     sticky: bool = True
     """Prefer the ports the same Pod had."""
     fixed: Preferred = {}  # noqa: RUF012 - never changed
     """The ports that are the Pod's by its ordinal."""
     quotas: Quotas | None = None
+    used: Callable[[], Ports] = dict
+    """What the probe has learnt of other ports that are not to be had."""
 
     @property
     def port_count(self) -> int:
@@ -84,3 +86,5 @@ def choose(view: View, draft: Record, demand: Demand) -> tuple[Port, ...]:
             return ports
         for port in refused:
             blocked[port.protocol] = blocked.get(port.protocol, 0) | 1 << port.host_port
+        for protocol, in_use in demand.used().items():
+            blocked[protocol] = blocked.get(protocol, 0) | in_use

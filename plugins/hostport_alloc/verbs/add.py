@@ -109,7 +109,7 @@ class Add:
         refuse_reserved(ranges.values(), settings.reserved(self.wiring.sockets.ephemeral()))
         if wanted.exposures and settings.reserve_ports:
             self._reserve(settings)
-        blocked = self.wiring.blocked(self.request.log, settings) if wanted.exposures else {}
+        blocked = self.wiring.set_aside(self.request.log, settings) if wanted.exposures else {}
         for port in self.avoid:
             blocked = {protocol: ports | 1 << port for protocol, ports in blocked.items()}
         netns = self.request.attachment.netns
@@ -126,8 +126,8 @@ class Add:
             from cnimeta_plugins.hostport_alloc.allocate.ordinal import by_ordinal
 
             fixed = by_ordinal(wanted.exposures, ranges, self.pod.name if self.pod is not None else "")
-        probe, sticky = self.wiring.sockets.can_listen, settings.sticky
-        demand = Demand(wanted.exposures, ranges, blocked, probe, sticky, fixed, settings.quotas)
+        probe, sticky = self.wiring.probe(), settings.sticky
+        demand = Demand(wanted.exposures, ranges, blocked, probe, sticky, fixed, settings.quotas, probe.used)
         try:
             self.record = self.store.hold(draft, demand).record
         except Exhausted as error:

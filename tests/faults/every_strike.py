@@ -1,6 +1,6 @@
 """Every strike of every setting, once; `make faults` calls it. An interrupted run goes on where it was.
 
-run.py [--setting NAME …] [--jobs N] [--notes FILE] [--seed N]
+every_strike.py [--setting NAME …] [--jobs N] [--notes FILE] [--seed N]
 
 A line in the notes for each strike. They are of one state of the code: another one begins anew.
 """
