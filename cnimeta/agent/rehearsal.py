@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 from typing import TYPE_CHECKING, NamedTuple
 
 from cnimeta.host.netns import made
@@ -37,13 +36,18 @@ class Invocation(NamedTuple):
 
 
 class Stage:
-    """The node and the container. Raises OSError or CniError where they cannot be made."""
+    """The node and the container. Raises OSError or CniError where they cannot be made.
 
-    def __init__(self) -> None:
+    `folder`: of state, which is made; what is left there of a rehearsal that was killed goes.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
         self._closing = contextlib.ExitStack()
         with self._closing:
-            self._folder = tempfile.mkdtemp(prefix="cnimeta-rehearsal-")
-            self._closing.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.mkdir(folder, 0o700)
+            self._closing.callback(shutil.rmtree, folder, ignore_errors=True)
             self.node, self._container = self._namespace(), self._namespace()
             network = KernelNetworks()
             with network.within(self.node) as here:

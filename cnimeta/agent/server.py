@@ -74,6 +74,7 @@ class Agent:
         self._waiting: deque[Greeted] = deque()
         self._retired, self._keep = os.pipe()
         self._woken, self._wake = os.pipe()
+        self._folder = f"{listening.path}.rehearsal"
         self._rehearsed = -1
         """Where the rehearsal tells, while it lasts."""
         self._pages = b""
@@ -118,7 +119,7 @@ class Agent:
         """Have a process find out which memory serving takes. Workers that are there by then go without."""
         self._rehearsed, told_to = os.pipe()
         os.set_blocking(self._rehearsed, False)
-        job = Job("the rehearsal", 0, lambda: tell(told_to, lambda: rehearse(self._service)))
+        job = Job("the rehearsal", 0, lambda: tell(told_to, lambda: rehearse(self._service, self._folder)))
         self._forked(job.name, lambda: self._do(job))
         os.close(told_to)
 

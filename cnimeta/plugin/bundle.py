@@ -38,7 +38,7 @@ _RECORD = "RECORD"
 _BOOT = "cnimeta.plugin.boot"
 _ANSWERING = ("cnimeta", "cnimeta.spec.version", "cnimeta.plugin.dispatch")
 """Where the answer to VERSION comes from, beside the plugin's own module."""
-_OURS = ("cnimeta", "cnimeta_plugins")
+_OURS = "cnimeta"
 _HEAD_BYTES = 12
 """The first bytes of a bundle: the magic number of the Python that wrote it, and the hash of its first part's rest.
 
@@ -277,7 +277,7 @@ class _Modules:
         import ast
 
         tree = self._tree(name)
-        ours = name.partition(".")[0] in _OURS
+        ours = name.startswith(_OURS)
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and ours:
                 _forget_types(node)

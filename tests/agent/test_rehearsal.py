@@ -23,6 +23,7 @@ from cnimeta.plugin.registry import installed, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from cnimeta.plugin.request import Request
     from cnimeta.spec.jsonio import JSON
@@ -49,15 +50,16 @@ def forked(run: Callable[[int], object]) -> bytes:
     return found
 
 
-def rehearsed(plugins: list[Plugin]) -> tuple[list[str], list[str]]:
+def rehearsed(plugins: list[type[Plugin]], folder: Path) -> tuple[list[str], list[str]]:
     """What a rehearsal logs, and what the plugins note."""
 
     def run(descriptor: int) -> None:
+        named = {}
         for plugin in plugins:
-            if isinstance(plugin, Seeing | Watched):
-                plugin.descriptor = descriptor
-        named = {identity(package_folder(), f"tests:{plugin.name}"): plugin for plugin in plugins}
-        worker.rehearse(Service(named, Code([]), own_capabilities(), Log(descriptor=descriptor)))
+            setattr(plugin, "descriptor", descriptor)  # noqa: B010 - some have none
+            named[identity(package_folder(), f"tests:{plugin.name}")] = plugin()
+        service = Service(named, Code([]), own_capabilities(), Log(descriptor=descriptor))
+        worker.rehearse(service, str(folder / "rehearsal"))
 
     lines = forked(run).decode().splitlines()
     mark = "cnimeta agent: "
@@ -65,45 +67,45 @@ def rehearsed(plugins: list[Plugin]) -> tuple[list[str], list[str]]:
     return logged, [one for one in lines if not one.startswith(mark)]
 
 
-def seen() -> tuple[list[str], list[str], str]:
-    """What a stage could leave: files, interfaces, descriptors; and the namespace that this process is in."""
-    temporary = sorted(name for name in os.listdir("/tmp") if name.startswith("cnimeta-rehearsal"))
-    return temporary, sorted(os.listdir("/sys/class/net")), os.readlink("/proc/self/ns/net")
+def seen(folder: Path) -> tuple[list[str], list[str], str]:
+    """What a stage could leave: files, interfaces; and the namespace that this process is in."""
+    return sorted(os.listdir(folder)), sorted(os.listdir("/sys/class/net")), os.readlink("/proc/self/ns/net")
 
 
-def test_every_plugin_of_ours_that_names_something_can_be_rehearsed_and_nothing_is_left() -> None:
-    before = seen()
+def test_every_plugin_of_ours_that_names_something_can_be_rehearsed_and_nothing_is_left(tmp_path: Path) -> None:
+    left = tmp_path / "rehearsal" / "of one that was killed"
+    left.mkdir(parents=True)
     plugins = [load(target) for target in installed().values()]
     assert {"portmap", "bandwidth"} <= {plugin.name for plugin in plugins if [*plugin.rehearsal()]}
-    said, done = rehearsed([Watched(plugin) for plugin in plugins])
+    watched = [type("Watching", (Watched,), {"name": plugin.name, "plugin": plugin}) for plugin in plugins]
+    before = seen(tmp_path)
+    said, done = rehearsed(watched, tmp_path)
     assert said == []
     verbs = ("ADD", "ADD", "CHECK", "DEL", "DEL")
     assert done == [f"{plugin.name} {verb}" for plugin in plugins for _ in plugin.rehearsal() for verb in verbs]
-    assert seen() == before
+    assert seen(tmp_path) == ([], *before[1:])
 
 
 class Watched(Plugin):
     """A plugin that notes how each verb ended: the answer of a rehearsal is not looked at."""
 
     descriptor = -1
-
-    def __init__(self, plugin: Plugin) -> None:
-        self.name, self._plugin = plugin.name, plugin
+    plugin = Plugin()
 
     def rehearsal(self) -> list[dict[str, JSON]]:
-        return [*self._plugin.rehearsal()]
+        return [*self.plugin.rehearsal()]
 
     def add(self, request: Request) -> Result:
-        result = self._plugin.add(request)
+        result = self.plugin.add(request)
         self.note(request)
         return result
 
     def check(self, request: Request) -> None:
-        self._plugin.check(request)
+        self.plugin.check(request)
         self.note(request)
 
     def delete(self, request: Request) -> None:
-        self._plugin.delete(request)
+        self.plugin.delete(request)
         self.note(request)
 
     def note(self, request: Request) -> None:
@@ -145,8 +147,8 @@ class Seeing(Plugin):
         os.write(self.descriptor, f"{request.verb} {there} {place}\n".encode())
 
 
-def test_one_that_fails_is_told_of_and_keeps_nobody_from_rehearsing() -> None:
-    said, noted = rehearsed([Failing(), Seeing()])
+def test_one_that_fails_is_told_of_and_keeps_nobody_from_rehearsing(tmp_path: Path) -> None:
+    said, noted = rehearsed([Failing, Seeing], tmp_path)
     assert said == ['failing is not rehearsed: IoFailure: "no"']
     assert [line.split()[:2] for line in noted] == [[verb, "True"] for verb in ("ADD", "ADD", "CHECK", "DEL", "DEL")]
     places = {line.split()[2] for line in noted}
@@ -154,17 +156,17 @@ def test_one_that_fails_is_told_of_and_keeps_nobody_from_rehearsing() -> None:
     assert os.readlink("/proc/self/ns/net") not in places
 
 
-def test_plugins_are_not_called_where_no_stage_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, descriptors = seen(), len(os.listdir("/proc/self/fd"))
+def test_plugins_are_not_called_where_no_stage_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, descriptors = seen(tmp_path), len(os.listdir("/proc/self/fd"))
 
     def refused() -> int:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(rehearsal, "made", refused)
     with pytest.raises(PermissionError):
-        Stage()
-    assert rehearsed([Seeing()]) == (['plugins are not rehearsed: "[Errno 1] Operation not permitted"'], [])
-    assert seen() == before
+        Stage(str(tmp_path / "rehearsal"))
+    assert rehearsed([Seeing], tmp_path) == (['plugins are not rehearsed: "[Errno 1] Operation not permitted"'], [])
+    assert seen(tmp_path) == before
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
