@@ -42,7 +42,7 @@ soak: setup ## anything in any order on the real kernel for MINUTES=10 minutes, 
 	$(PY) tests/soak/run.py --minutes $(MINUTES) --steps "$(STEPS)"
 
 bench: setup ## measurements against the reference plugins; writes docs/benchmarks.md; QUICK=1: to see that they work
-	$(PY) bench/run.py
+	$(PY) bench/benchmarks.py
 
 cluster: ## Pods on a real kubelet, containerd and API server, which are compiled the first time (as root)
 	@scripts/setup cluster

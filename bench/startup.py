@@ -1,6 +1,6 @@
 """What it costs to start a plugin and answer VERSION.
 
-python bench/run.py startup
+python bench/benchmarks.py startup
 """
 
 from __future__ import annotations

@@ -16,10 +16,14 @@ from cnimeta.testing.netns import Namespace
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# CI repeats itself; by hand, every run looks somewhere else.
-hypothesis.settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    hypothesis.settings.load_profile("ci")
+# A clock tells what else the machine does. CI repeats itself; by hand, every run looks somewhere else.
+hypothesis.settings.register_profile(
+    "here",
+    derandomize=bool(os.environ.get("CI")),
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("here")
 
 os.environ.setdefault("CNIMETA_OBSERVED", "/dev/null/none")  # nothing is counted where the machine does it
 os.environ.pop("COLUMNS", None)  # tables are as wide as they are, whatever terminal the tests are run from

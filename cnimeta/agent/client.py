@@ -58,18 +58,23 @@ def hand_over(plugin: str) -> None:
         for descriptor in lifeline:
             os.close(descriptor)
         return
-    try:
-        connection.settimeout(None)
-        status, length = ANSWER.unpack(receive(connection, ANSWER.size))
-        answer = receive(connection, length)
-    except (OSError, Broken):
-        status, answer = 1, _LOST
+    status, answer = _outcome(connection)
     try:
         while answer:
             answer = answer[_written(answer) :]
     except OSError:
         status = status or 1
     sys.exit(status)
+
+
+def _outcome(connection: socket) -> tuple[int, bytes]:
+    """What an agent that has accepted says in the end: exit status and stdout."""
+    try:
+        connection.settimeout(None)
+        status, length = ANSWER.unpack(receive(connection, ANSWER.size))
+        return status, receive(connection, length)
+    except (OSError, Broken):
+        return 1, _LOST
 
 
 def _connect(connection: socket) -> int:

@@ -14,17 +14,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
-    class Closable(Protocol):
+    class Held(Protocol):
         """A socket, say."""
 
         def fileno(self) -> int:
             """Its descriptor."""
-
-        def close(self) -> object:
-            """Give it up."""
+            ...
 
 
-_held: list[Closable] | None = None
+_held: list[Held] | None = None
 _slow = False
 _awaited = True
 _GRACE_PERIOD_S = 0.05
@@ -50,7 +48,7 @@ def may_linger() -> bool:
     return _held is not None and not _awaited
 
 
-def hold(thing: Closable) -> None:
+def hold(thing: Held) -> None:
     """Something to be closed with the process, which goes on using it. It is slow only after `expect_wait`."""
     if _held is not None:
         _held.append(thing)
@@ -65,15 +63,6 @@ def expect_wait() -> None:
     """Something was deleted: to close any of what is held takes a grace period now."""
     global _slow  # noqa: PLW0603 - it is about this process
     _slow = True
-
-
-def close(thing: Closable) -> None:
-    """Close it when the answer is out; now, in a process that answers more than once."""
-    if _held is None:
-        thing.close()
-    else:
-        hold(thing)
-        expect_wait()
 
 
 def leave(*streams: int) -> None:

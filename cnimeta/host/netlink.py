@@ -177,7 +177,15 @@ class Conversation:
         return self
 
     def _opened(self) -> socket:
-        link = self._connect(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, self._protocol)
+        try:
+            link = self._connect(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, self._protocol)
+        except OSError as error:
+            if error.errno != errno.EAFNOSUPPORT:
+                raise
+            # Every kernel has netlink: a filter says so (systemd's RestrictAddressFamilies), whatever the kernel holds.
+            raise PermissionError(
+                errno.EPERM, "netlink is forbidden to this process (RestrictAddressFamilies?)"
+            ) from None
         try:
             link.setsockopt(SOL_SOCKET, SO_RCVTIMEO, struct.pack("@ll", _TIMEOUT_S, 0))
         except BaseException:

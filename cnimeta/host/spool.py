@@ -68,7 +68,7 @@ class Spool:
         For one reader at a time. Raises OSError, NotOurs (code 104).
         """
         path, taken = (os.path.join(self.folder, name) for name in (_FILE, _TAKEN))
-        if not os.path.lexists(taken):
+        if not os.path.lexists(taken):  # unknown: the rename, or the opening, meets the same failure
             try:
                 os.rename(path, taken)
             except FileNotFoundError:

@@ -142,7 +142,7 @@ def _report() -> None:
     """The answer is out: tell what was noted on the way, where somebody wants to know."""
     noted = notes.end()
     folder = os.environ.get(notes.VARIABLE) or notes.FOLDER
-    if noted is not None and os.path.isdir(folder):
+    if noted is not None and os.path.isdir(folder):  # unknown: as if nobody wants to know
         from cnimeta.plugin import report
 
         way = report.FALLBACK if "cnimeta.agent.client" in sys.modules else report.ALONE

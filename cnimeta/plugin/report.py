@@ -50,6 +50,7 @@ def leave_event(name: str, environ: Mapping[str, str], **fields: JSON) -> None:
     """Leave what was noted of something that is no invocation, such as a command; it ends the notes. Never raises."""
     noted = notes.end()
     folder = environ.get(notes.VARIABLE) or notes.FOLDER
+    # unknown: as if nobody wants to know
     if os.path.isdir(folder) and (fields or (noted is not None and noted.counted)):
         from cnimeta.host.spool import Spool
 

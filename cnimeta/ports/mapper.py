@@ -66,9 +66,9 @@ class MappedPort(NamedTuple):
     container_port: int
     host_ip: str = ""
     recorded: bool = True
-    """False: only the kernel knows of it, and `managed_by` is not known."""
-    managed_by: str = ""
-    """The type of the plugin on whose behalf it was made, as MANAGED_BY said; empty for none."""
+    """False: only the kernel knows of it."""
+    managed_by: str | None = ""
+    """The type of the plugin on whose behalf it was made, as MANAGED_BY said; empty for none, None for not known."""
 
 
 class Expected(NamedTuple):

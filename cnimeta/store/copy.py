@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import _sqlite3
 import os
 
 from cnimeta.host.owned import own_open
+from cnimeta.store.engine import sqlite as _sqlite3
 
 _PLACES = ("/run", "/dev/shm", "/tmp")  # noqa: S108 - the folder made there is this process's alone
 _SIZE_MAX = 1 << 30

@@ -17,13 +17,13 @@ What SQLite does not promise is added here:
 
 from __future__ import annotations
 
-import _sqlite3
 import os
 import time
 
 from cnimeta.errors import CniError, StateUnusable, TryAgainLater, shown
 from cnimeta.host import afterwards
 from cnimeta.host.owned import NotOurs, own_file, own_folder
+from cnimeta.store.engine import sqlite as _sqlite3
 from cnimeta.store.folder import hindrance, is_full, is_partly_unreadable, is_there
 from cnimeta.store.left import Left, leave, of_parents, take
 from cnimeta.store.locks import OwnLock
@@ -197,8 +197,8 @@ class Database:
     def _mend(self, failure: Exception) -> None:
         """Put right what failed, or raise what callers are told."""
         code = code_of(failure)
-        if isinstance(failure, _Changed):
-            self._forget()
+        if isinstance(failure, _Changed) or (code == CANTOPEN and own_file(self.path) is None):
+            self._forget()  # in the latter case another command has just moved it aside, and makes a new one
         elif is_damage(failure) or self._is_unreadable(failure):
             if self.later:
                 raise self._unusable(failure)

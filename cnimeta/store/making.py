@@ -7,11 +7,11 @@ under its date for people to look at, the last few of them.
 
 from __future__ import annotations
 
-import _sqlite3
 import os
 
 from cnimeta.host.owned import own_file
 from cnimeta.observe import notes
+from cnimeta.store.engine import sqlite as _sqlite3
 from cnimeta.store.folder import is_there, unlink
 from cnimeta.store.rescue import tolerant
 from cnimeta.store.sql import begin, connect, is_unread, meta

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import _sqlite3
-
 from cnimeta.namedtuple import NamedTuple
+from cnimeta.store.engine import sqlite as _sqlite3
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

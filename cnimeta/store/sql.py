@@ -1,15 +1,12 @@
-"""What SQLite is told, and what its answers mean: connections, versions, the table `meta` that every database has.
-
-The C module is imported, not `sqlite3`, which loads `datetime` and more for conversions that nothing here uses.
-"""
+"""What SQLite is told, and what its answers mean: connections, versions, the table `meta` that every database has."""
 
 from __future__ import annotations
 
-import _sqlite3
 import os
 from binascii import crc32
 
 from cnimeta.observe import notes
+from cnimeta.store.engine import sqlite as _sqlite3
 from cnimeta.store.values import Damage
 
 TYPE_CHECKING = False
@@ -36,9 +33,12 @@ _WAIT_S = 0.001
 
 
 def connect(path: str, timeout_s: float = 10, *, without_log: bool = False) -> Connection:
-    """Open a database; nothing is read yet. `without_log`: to read what its file has, for a log that cannot be read."""
-    name = f"file:{quote(path)}?immutable=1" if without_log else path
-    connection = _sqlite3.connect(name, timeout=timeout_s, isolation_level=None, uri=without_log)
+    """Open a database; nothing is read yet. A missing one is an error: SQLite would make an empty one in its place.
+
+    `without_log`: to read what its file has, for a log that cannot be read.
+    """
+    name = f"file:{quote(path)}?{'immutable=1' if without_log else 'mode=rw'}"
+    connection = _sqlite3.connect(name, timeout=timeout_s, isolation_level=None, uri=True)
     try:
         for statement in _OPEN:
             connection.execute(statement)

@@ -41,6 +41,11 @@ class Bandwidth(Plugin):
         """Shape; the ifb, when there is one, is appended to the result's interfaces."""
         settings = _settings(request)
         result = request.conf.require_prev_result()
+        if not settings.limited or request.conf.runtime_config.has("bandwidth"):
+            from cnimeta_plugins.bandwidth.keys import idle_keys
+
+            for text in idle_keys(request.conf):
+                request.log(f"bandwidth: {text}")
         if not settings.limited:
             return result
         key = request.attachment.key
@@ -109,11 +114,11 @@ class Bandwidth(Plugin):
 
     def validate(self, conf: NetConf) -> Iterable[str]:
         """Keys and values."""
-        from cnimeta.spec.keys import OF_EVERY_PLUGIN, strangers
-        from cnimeta_plugins.bandwidth.config import KEYS, read_settings
+        from cnimeta_plugins.bandwidth.config import read_settings
+        from cnimeta_plugins.bandwidth.keys import remarks
 
         read_settings(conf)
-        return strangers(conf.fields, (*OF_EVERY_PLUGIN, *KEYS))
+        return remarks(conf)
 
     def _shaper(self) -> Shaper:
         from cnimeta_plugins.bandwidth.apply import Shaper

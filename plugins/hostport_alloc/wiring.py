@@ -89,7 +89,7 @@ class Wiring:
         from cnimeta_plugins.hostport_alloc.state.contents import PortContents
         from cnimeta_plugins.hostport_alloc.state.store import Store
 
-        contents = PortContents(lambda: self._attached(folder, log), self.clock, self.boot_id, log)
+        contents = PortContents(lambda: self.mappings(folder, log), self.clock, self.boot_id, log)
         if self._open_database is not None:
             database = self._open_database(folder, contents, self.boot_id, log, timeout_s)
         else:
@@ -255,10 +255,6 @@ class Wiring:
         mapper = self.registered_mapper(PORTMAP_TYPE, log)
         return of_hostport_alloc(mapper.mappings(folder, log) if mapper is not None else ())
 
-    def _attached(self, folder: str, log: Callable[[str], None]) -> tuple[MappedPort, ...]:
-        """Those that a record can be made of: a foreign plugin would never have it released."""
-        return tuple(one for one in self.mappings(folder, log) if one.ifname)
-
     # --- the container, its node and its Pod -------------------------------------------------------------
 
     @property
@@ -325,7 +321,7 @@ class Wiring:
 
 
 def of_hostport_alloc(mappings: Iterable[MappedPort]) -> tuple[MappedPort, ...]:
-    """Those that were made for hostport_alloc, or may have been: on whose behalf is on record only."""
+    """Those that were made for hostport_alloc, or may have been: not every kind of rule tells."""
     from cnimeta_plugins.hostport_alloc.config import PLUGIN_TYPE
 
-    return tuple(one for one in mappings if one.managed_by == PLUGIN_TYPE or not one.recorded)
+    return tuple(one for one in mappings if one.managed_by in (PLUGIN_TYPE, None))

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from cnimeta.ports.mapper import MappedPort
     from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.portmap.config import PortMapping
+    from cnimeta_plugins.portmap.others import Others
     from cnimeta_plugins.portmap.plan import Owner, Plan
-    from cnimeta_plugins.portmap.records import Others
 
 P = TypeVar("P")
 
@@ -55,6 +55,7 @@ class Backend(Protocol[P]):
         """Take out what there is of an attachment without a record, and what other programs' portmap made for it.
 
         `mappings` tell where to look: those of its configuration, none when its record was there, None for everywhere.
+        What the rules of these tell to be the same interface's, under another name of the network, goes too.
         True when there was any.
         """
         ...

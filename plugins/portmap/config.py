@@ -25,6 +25,7 @@ KEYS = (
 """The keys of a configuration that are portmap's own."""
 _PORT_MAX = 65535
 _CONDITION_MAX = 4096
+_NAME_MAX = 255
 _VERDICTS = ("accept", "drop", "continue", "return", "goto", "jump", "vmap")
 """What decides about a packet in nft's language and may be followed by more; nft itself refuses others (`reject`)."""
 
@@ -100,6 +101,8 @@ class Settings(NamedTuple):
     conditions_v4: tuple[str, ...] = ()
     conditions_v6: tuple[str, ...] = ()
     data_dir: str = DATA_DIR
+    managed_by: str = ""
+    """The plugin on whose behalf it maps: see `MANAGED_BY`."""
 
     def conditions(self, family: int) -> tuple[str, ...]:
         """The conditions of one family, 4 or 6."""
@@ -153,7 +156,14 @@ def read_settings(
         conditions["conditionsV4"],
         conditions["conditionsV6"],
         read_data_dir(fields, node),
+        read_managed_by(fields),
     )
+
+
+def read_managed_by(fields: Fields) -> str:
+    """On whose behalf it maps; what cannot be a plugin's name counts as nobody's."""
+    found = fields.get(MANAGED_BY)
+    return found if isinstance(found, str) and "/" not in found and len(found) <= _NAME_MAX else ""
 
 
 def read_data_dir(fields: Fields, node: NodeDefaults = NO_NODE_DEFAULTS) -> str:

@@ -45,6 +45,11 @@ class Portmap(Plugin):
         result = request.conf.require_prev_result()
         mapper = self._mapper(request)
         settings = mapper.settings(request.conf)
+        if not settings.snat:
+            from cnimeta_plugins.portmap.keys import idle_keys
+
+            for text in idle_keys(request.conf):
+                request.log(f"portmap: {text}")
         if settings.mappings:
             mapper.add(request.attachment, request.conf, settings, result)
         return result

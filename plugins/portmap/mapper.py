@@ -14,8 +14,9 @@ from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.portmap.config import DEFAULTS, NodeDefaults, read_data_dir, read_mappings, read_settings
 from cnimeta_plugins.portmap.localhost import Localhost
 from cnimeta_plugins.portmap.locking import HeldIfPossible
+from cnimeta_plugins.portmap.others import Others
 from cnimeta_plugins.portmap.plan import Owner, plan_mappings
-from cnimeta_plugins.portmap.records import Life, Others, Record, Records
+from cnimeta_plugins.portmap.records import Life, Record, Records
 from cnimeta_plugins.portmap.sharing import same_container, served, waiting, without
 
 TYPE_CHECKING = False
@@ -259,14 +260,17 @@ class Mapper:
             problem = found.problem
             recorded = [found.record] if found.record is not None else []
             if not recorded and not problem:
-                recorded = self._renamed(records, attachment, asked)
+                damaged: list[str] = []
+                recorded = self._renamed(records, attachment, asked, damaged)
+                with failures:
+                    self._drop_damaged(records, attachment, damaged)
             is_read = True
         for record in recorded:
             with failures:
                 self._unmap(record, records)
         with failures:
             suspected = () if recorded else None if problem else asked
-            if self._sweep(owner, suspected, records) and not recorded:
+            if self.sweep(owner, suspected, records) and not recorded:
                 self._forget_flows(asked, (4, 6))
             if is_read and not recorded:
                 records.forget(owner)  # a damaged one, or what a killed ADD had begun to write
@@ -278,19 +282,30 @@ class Mapper:
         self._forget_flows(record.mappings, families, record.addresses)
         records.forget(record.owner, record.addresses)
 
-    def _renamed(self, records: Records, attachment: Attachment, asked: Sequence[PortMapping]) -> list[Record]:
-        """The records of the same interface under an earlier name of the network.
+    def _renamed(
+        self, records: Records, attachment: Attachment, asked: Sequence[PortMapping], damaged: list[str]
+    ) -> list[Record]:
+        """The records of the same interface under an earlier name of the network. Damaged ones' files go to `damaged`.
 
         Told from another network of the container by this: it is dead, or has the very mappings that are asked for.
         """
         return [
             record
-            for record in records.of_container(attachment.container_id)
+            for record in records.of_container(attachment.container_id, damaged)
             if record.owner.ifname == attachment.ifname
             and (self.life.is_dead(record) or (asked and set(asked) == set(record.mappings)))
         ]
 
-    def _sweep(self, owner: Owner, mappings: Sequence[PortMapping] | None, records: Records) -> bool:
+    def _drop_damaged(
+        self, records: Records, of: Attachment | None, files: Sequence[str], valid: Collection[tuple[str, str]] = ()
+    ) -> None:
+        """See cnimeta_plugins.portmap.damaged; nearly always there is none."""
+        if files:
+            from cnimeta_plugins.portmap.damaged import drop
+
+            drop(self, records, of, files, valid)
+
+    def sweep(self, owner: Owner, mappings: Sequence[PortMapping] | None, records: Records) -> bool:
         """What no record tells of; whether there was any."""
         found = []
         failures = Failures()
@@ -315,7 +330,8 @@ class Mapper:
         """Unmap the network's attachments that are not in `valid`: the recorded, and those only the kernel knows."""
         records = self.records(self._data_dir(conf))
         failures = Failures()
-        gone = list(records.of_network(conf.name, valid, failures))
+        damaged: list[str] = []
+        gone = list(records.of_network(conf.name, valid, failures, damaged))
         for record in gone:
             with failures, self._lock(record.owner, records):
                 now = records.find(record.owner).record
@@ -326,6 +342,8 @@ class Mapper:
         for backend in self.backends.holding():
             with failures:
                 backend.collect(conf.name, valid, self._others(records, None))
+        with failures:
+            self._drop_damaged(records, None, damaged, valid)
         self._leave(records, ())
         failures.raise_any()
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.portmap.config import PortMapping
+    from cnimeta_plugins.portmap.others import Others
     from cnimeta_plugins.portmap.plan import Owner, Plan
-    from cnimeta_plugins.portmap.records import Others
 
 
 def registry(backend: MemoryBackend) -> Mapping[str, Source]:
@@ -107,13 +107,22 @@ class MemoryBackend:
 
     # --- what there is without a record ----------------------------------------------------------------------
 
-    def sweep(self, owner: Owner, mappings: Sequence[PortMapping] | None, _others: Others) -> bool:
-        """Everything of the owner's, when one of its ports is as suspected."""
-        suspected = {(mapping.protocol, mapping.first) for mapping in mappings or ()}
-        held = self.held.get(owner, ())
-        if mappings is None or any((port.protocol, port.host_port) in suspected for port in held):
+    def sweep(self, owner: Owner, mappings: Sequence[PortMapping] | None, others: Others) -> bool:
+        """Everything of the owner's, when one of its ports is as suspected; under another network's name too."""
+        if mappings is None:
             return self.held.pop(owner, None) is not None
-        return False
+        suspected = {(mapping.protocol, mapping.first) for mapping in mappings}
+        recorded = {record.owner for record in others.of_container(owner.container_id)}
+        found = [
+            one
+            for one, ports in self.held.items()
+            if one[1:] == owner[1:]
+            and one not in recorded
+            and any((port.protocol, port.host_port) in suspected for port in ports)
+        ]
+        for one in found:
+            del self.held[one]
+        return bool(found)
 
     def collect(self, network: str, valid: Collection[tuple[str, str]], others: Others) -> None:
         """By owner."""
@@ -136,7 +145,9 @@ class MemoryBackend:
         for owner, ports in self.held.items():
             for port in sorted({port._replace(family=0, container="") for port in ports}):
                 yield MappedPort(
-                    *owner, port.protocol, port.host_port, port.container_port, port.host_ip, recorded=False
+                    *(*owner, port.protocol, port.host_port, port.container_port, port.host_ip),
+                    recorded=False,
+                    managed_by=None,
                 )
 
     def frozen(self) -> MemoryBackend:

@@ -12,9 +12,9 @@ from cnimeta.errors import CniError, IoFailure
 from cnimeta.host.clock import boot_id
 from cnimeta.host.files import PosixFiles
 from cnimeta.spec.jsonio import loads_object
-from cnimeta.spec.keys import OF_EVERY_PLUGIN, strangers
 from cnimeta_plugins.portmap.backends import Backends
-from cnimeta_plugins.portmap.config import DEFAULTS, KEYS, read_data_dir, read_settings
+from cnimeta_plugins.portmap.config import DEFAULTS, read_data_dir, read_settings
+from cnimeta_plugins.portmap.keys import remarks
 from cnimeta_plugins.portmap.records import Records
 from cnimeta_plugins.portmap.wiring import node_defaults, read_node_defaults
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def validate(conf: NetConf) -> Iterable[str]:
     """As `Plugin.validate`: with any of the backends there are, and no node-wide defaults."""
     read_settings(conf, backends=Backends().names)
-    return strangers(conf.fields, (*OF_EVERY_PLUGIN, *KEYS))
+    return remarks(conf)
 
 
 def examine(conf: NetConf) -> Iterable[str]:
@@ -44,7 +44,7 @@ def examine(conf: NetConf) -> Iterable[str]:
 
         if not detect():
             raise IoFailure("the configuration needs iptables, which is not installed")
-    return strangers(conf.fields, (*OF_EVERY_PLUGIN, *KEYS))
+    return remarks(conf)
 
 
 def examine_node(section: Fields) -> str:

@@ -11,11 +11,11 @@ from cnimeta.errors import CniError, Failures
 from cnimeta.host.clock import boot_id
 from cnimeta.host.files import PosixFiles
 from cnimeta.plugin.request import Attachment
-from cnimeta.ports.mapper import MANAGED_BY, Compared, MappedPort, Repaired
+from cnimeta.ports.mapper import Compared, MappedPort, Repaired
 from cnimeta.spec.fields import Fields
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.portmap.backends import BACKENDS, Backends
-from cnimeta_plugins.portmap.config import AUTO, DEFAULTS
+from cnimeta_plugins.portmap.config import AUTO, DEFAULTS, read_managed_by
 from cnimeta_plugins.portmap.frozen import FrozenMapper
 from cnimeta_plugins.portmap.plan import Owner
 from cnimeta_plugins.portmap.records import Records
@@ -146,7 +146,7 @@ class PortmapPorts:
 
 def _ports_of(record: Record) -> Iterator[MappedPort]:
     conf = Fields(record.conf if isinstance(record.conf, dict) else {})
-    managed_by = conf.get(MANAGED_BY)
+    managed_by = read_managed_by(conf)
     for mapping in record.mappings:
         for port in mapping.host_ports:
             yield MappedPort(
@@ -155,5 +155,5 @@ def _ports_of(record: Record) -> Iterator[MappedPort]:
                 port,
                 mapping.target(port),
                 mapping.where,
-                managed_by=managed_by if isinstance(managed_by, str) else "",
+                managed_by=managed_by,
             )

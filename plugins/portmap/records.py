@@ -150,24 +150,49 @@ class Records:
         except OSError as error:
             raise self._unusable(error) from None
 
-    def of_container(self, container_id: str) -> Iterator[Record]:
-        """The records of one container, whatever the network; the folder's names are listed, the others not read."""
+    def of_container(self, container_id: str, damaged: list[str] | None = None) -> Iterator[Record]:
+        """The records of one container, whatever the network; the folder's names are listed, the others not read.
+
+        The files of those that are damaged go to `damaged`.
+        """
         prefix = digest(container_id)
         for name in self._names():
             if name.startswith(prefix):
-                record = self._find(name).record
+                record = self._noted(name, damaged)
                 if record is not None and record.owner.container_id == container_id:
                     yield record
 
-    def of_network(self, network: str, but: Collection[tuple[str, str]], failures: Failures) -> Iterator[Record]:
+    def _noted(self, name: str, damaged: list[str] | None) -> Record | None:
+        found = self._find(name)
+        if damaged is not None and found.problem and not found.newer:
+            damaged.append(name)
+        return found.record
+
+    def drop_damaged(self, name: str) -> None:
+        """Remove a file that is still damaged: an ADD may have written it anew."""
+        now: list[str] = []
+        self._noted(name, now)
+        try:
+            if now:
+                self._notes.leave_addresses(name, (), ())
+                self._files.remove(os.path.join(self.folder, name))
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def of_network(
+        self, network: str, but: Collection[tuple[str, str]], failures: Failures, damaged: list[str]
+    ) -> Iterator[Record]:
         """The records of a network whose (container ID, ifname) is not in `but`. Of others the names alone are read.
 
-        What cannot be read is among the failures, and keeps nobody from the others.
+        What cannot be read is among the failures, and keeps nobody from the others. The files of damaged ones go to
+        `damaged`.
         """
         ends = {ifname: _end(network, ifname) for ifname in {ifname for _, ifname in but}}
         kept = {digest(container_id) + ends[ifname] for container_id, ifname in but}
         of_it = f"-{digest(network)}-"
-        for record in self._each([name for name in self._names() if of_it in name and name not in kept], failures):
+        for record in self._each(
+            [name for name in self._names() if of_it in name and name not in kept], failures, damaged
+        ):
             if record.owner.network == network:
                 yield record
 
@@ -211,11 +236,11 @@ class Records:
         """All that can be understood; what cannot be read is among the failures, and keeps nobody from the others."""
         yield from self._each(self._names(), failures)
 
-    def _each(self, names: Iterable[str], failures: Failures) -> Iterator[Record]:
+    def _each(self, names: Iterable[str], failures: Failures, damaged: list[str] | None = None) -> Iterator[Record]:
         for name in names:
             record = None
             with failures:
-                record = self._find(name).record
+                record = self._noted(name, damaged)
             if record is not None:
                 yield record
 
@@ -267,39 +292,6 @@ class Records:
 
     def _unusable(self, error: OSError) -> StateUnusable:
         return StateUnusable(f"$.dataDir: cannot use {error.filename or self.folder}: {error.strerror or error}")
-
-
-class Others(NamedTuple):
-    """The records of every attachment but one, for what must know whom else it meets."""
-
-    records: Records
-    life: Life
-    owner: Owner | None
-
-    def every(self) -> Iterator[Record]:
-        """All that can be understood."""
-        return (record for record in self.records.every() if record.owner != self.owner)
-
-    def of_container(self, container_id: str) -> Iterator[Record]:
-        """Those of one container."""
-        return (record for record in self.records.of_container(container_id) if record.owner != self.owner)
-
-    def has(self, owner: Owner) -> bool:
-        """Whether there is a record of this one."""
-        return owner != self.owner and self.records.find(owner).record is not None
-
-    def at(self, address: Address) -> Iterator[Record]:
-        """Those that have a container address, as far as it is noted."""
-        return (record for record in self.records.at(address) if record.owner != self.owner)
-
-    def take(self, addresses: Iterable[Address]) -> None:
-        """Note that the attachment which these are the others of has these container addresses."""
-        if self.owner is not None:
-            self.records.take(self.owner, addresses)
-
-    def is_dead(self, record: Record) -> bool:
-        """Whether the record's container cannot be alive."""
-        return self.life.is_dead(record)
 
 
 def file_name(owner: Owner) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cnimeta.errors import CniError
+from cnimeta.spec.netconf import NetConf
 from cnimeta.testing import call
 from cnimeta.testing.links import FakeLinks
 from cnimeta_plugins.bandwidth.main import Bandwidth
@@ -264,3 +265,36 @@ def test_del_takes_the_ifb_away_when_the_veth_refuses(links: FakeLinks) -> None:
         call(Bandwidth(links), "DEL", conf(**RATES))
     assert caught.value.code == 5
     assert links.ifbs() == []
+
+
+RATES_OF_POD = {"bandwidth": {"ingressRate": 8000, "ingressBurst": 8000}}
+ASKABLE = {"capabilities": {"bandwidth": True}}
+NO_RATE = "no rate is set, and no Pod can ask for one: capabilities.bandwidth"
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"latency": 5}, [f"$.latency has no effect: {NO_RATE}"]),
+        ({"shapedSubnets": ["10.0.0.0/8"]}, [f"$.shapedSubnets has no effect: {NO_RATE}"]),
+        ({"latency": 5, **ASKABLE}, []),
+        ({"latency": 5, "runtimeConfig": RATES_OF_POD}, []),
+        ({"latency": 5, **RATES_OF_POD["bandwidth"]}, []),
+        (
+            {**ASKABLE, "runtimeConfig": {"bandwidth": {"unshapedSubnets": ["::/0"]}}},
+            ["$.runtimeConfig.bandwidth.unshapedSubnets has no effect: no rate is set"],
+        ),
+        (
+            {**RATES_OF_POD["bandwidth"], "runtimeConfig": RATES_OF_POD},
+            ["$.runtimeConfig.bandwidth has no effect: the network's own rates go before it"],
+        ),
+        ({}, []),
+    ],
+    ids=str,
+)
+def test_key_that_decides_nothing_is_told(links: FakeLinks, keys: dict[str, Any], told: list[str]) -> None:
+    lines: list[str] = []
+    body = conf(**keys)
+    call(Bandwidth(links), "ADD", body, netns=NETNS, log=lines)
+    assert lines == [f"bandwidth: {line}" for line in told]
+    assert list(Bandwidth(links).validate(NetConf(body))) == told

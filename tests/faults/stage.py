@@ -220,13 +220,14 @@ def plain(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def strays(known: set[int], within_s: float = 2.0) -> list[str]:
+def strays(known: set[int], within_s: float = 2.0, more: Callable[[], set[int]] = set) -> list[str]:
     """The processes of this process namespace that are not known: what a command left running.
 
-    Those that sleep off the kernel's grace periods after the answer are given the time for it.
+    Those that sleep off the kernel's grace periods after the answer are given the time for it. `more`: what is known
+    besides, asked anew each time.
     """
     deadline = time.monotonic() + within_s
-    while (found := _others(known)) and time.monotonic() < deadline:
+    while (found := _others(known | more())) and time.monotonic() < deadline:
         reap()
         time.sleep(0.02)
     return found

@@ -69,8 +69,8 @@ ERRORS = {
     "ioctl": ("EIO", "ENODEV"),
 }
 """Each call with the errors that it may plausibly give."""
-LACKING = ("EAFNOSUPPORT", "EPROTONOSUPPORT")
-"""What says that the kernel lacks something; it does not lose netlink while that holds rules."""
+LACKING = ("EPROTONOSUPPORT",)
+"""What says that the kernel lacks netlink for netfilter; it does not lose that while it holds rules."""
 ENDS_WITHOUT_ANSWER = {"setns": 70}
 """A process that cannot come back from a container's namespace ends at once: it must not go on there."""
 

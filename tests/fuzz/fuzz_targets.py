@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import struct
 import sys
 import tempfile
@@ -18,6 +19,9 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(
 
 from hostport_harness import POD_ARGS, Node, conf
 
+from cnimeta.agent import client
+from cnimeta.agent.wire import ACCEPTED, ANSWER, HELLO, REFUSED, REQUEST, Broken, identity
+from cnimeta.agent.worker import Service, serve
 from cnimeta.delegate.call import Delegates
 from cnimeta.errors import CniError
 from cnimeta.host import netlink
@@ -352,6 +356,64 @@ def kubeconfig(data: bytes) -> None:
         os.unlink(_KUBECONFIG)
 
 
+# --- the agent ------------------------------------------------------------------------------------------------------
+
+
+class _Same:
+    """The code of an installation that nobody changes."""
+
+    def is_current(self) -> bool:
+        return True
+
+
+_STATE = Service({}, _Same(), 0, lambda _: None)  # type: ignore[arg-type]
+
+
+def agent_request(data: bytes) -> None:
+    """What a stranger sends to the agent: first byte the number of descriptors, the rest the bytes."""
+    before = set(os.listdir("/proc/self/fd"))
+    theirs, ours = socket.socketpair()
+    with theirs, ours:
+        ours.setblocking(False)
+        descriptors = [0] * ((data[0] if data else 0) % 12)
+        if data[1:]:
+            socket.send_fds(ours, [data[1:]], descriptors)
+        ours.shutdown(socket.SHUT_WR)
+        try:
+            serve(theirs, _STATE, lambda _: None)
+            assert ours.recv(2) == REFUSED  # there is no plugin of any name
+        except Broken:
+            pass
+    for name in set(os.listdir("/proc/self/fd")) - before:  # a worker ends after one request
+        try:
+            os.close(int(name))
+        except OSError:
+            pass
+
+
+def agent_answer(data: bytes) -> None:
+    """What something that listens where an agent would says to the launcher in Python."""
+    theirs, ours = socket.socketpair()
+    lifeline: list[int] = []
+    with theirs, ours:
+        ours.setblocking(False)
+        ours.sendall(data)
+        ours.shutdown(socket.SHUT_WR)
+        try:
+            client._ask(theirs, os.getpid(), "portmap", lifeline)
+            status, answer = client._outcome(theirs)
+            assert data.startswith(HELLO + ACCEPTED)
+            said = data[len(HELLO) + 1 :]
+            length = int.from_bytes(said[4:8], "little")
+            whole = len(said) >= ANSWER.size and len(said) - ANSWER.size >= length
+            assert answer == said[ANSWER.size : ANSWER.size + length] if whole else status == 1
+        except Broken:
+            pass
+        finally:
+            for descriptor in lifeline:
+                os.close(descriptor)
+
+
 # --- the table ----------------------------------------------------------------------------------------------------
 
 
@@ -376,7 +438,27 @@ _KEYS = (
     *("null", "true", "\\ud800", "1e999", "{}", "[]", "K8S_POD_NAME=", "IgnoreUnknown=1"),
 )
 
+_IDENTITY, _ENVIRONMENT = identity("/usr/lib/python3/cnimeta", "portmap"), b"CNI_COMMAND=ADD\0CNI_IFNAME=eth0"
+
 TARGETS: dict[str, Target] = {
+    "agent_request": Target(
+        agent_request,
+        [
+            b"\7" + REQUEST.pack(HELLO, 0o22, len(_IDENTITY), len(_ENVIRONMENT)) + _IDENTITY + _ENVIRONMENT,
+            b"\0" + HELLO,
+            b"\7" + REQUEST.pack(HELLO, 0, 1 << 31, 1 << 26),
+        ],
+        ("cnimeta-agent 3", "cnimeta", "\0portmap", "CNI_COMMAND="),
+    ),
+    "agent_answer": Target(
+        agent_answer,
+        [
+            HELLO + ACCEPTED + ANSWER.pack(0, 3) + b"{}\n",
+            HELLO + ACCEPTED + ANSWER.pack(-1, 1 << 31),
+            HELLO + REFUSED,
+        ],
+        ("cnimeta-agent 3",),
+    ),
     "invocation": Target(invocation, CALLS, _KEYS, 60_000),
     "annotation": Target(
         annotation, [b"80", b"80/tcp+udp,games:9000-9003/udp", b" 1 , ,2/sctp"], ("tcp", "games:", "-65535"), 40_000

@@ -76,11 +76,12 @@ def entered(fd: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def fresh_network() -> Iterator[None]:
-    """This process inside a new network namespace, which lives on if something holds it."""
+def fresh_network(*, up: bool = True) -> Iterator[None]:
+    """This process inside a new network namespace, which lives on if something holds it. `up`: with its loopback up."""
     with _back_home():
         _must(_LIBC.unshare(_NEWNET), "unshare")
-        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        if up:
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         yield
 
 

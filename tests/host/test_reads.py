@@ -294,6 +294,17 @@ def test_family_that_the_kernel_lacks_has_no_address_and_blocks_no_port(number: 
     assert NodeSockets(connect=failing(number)).can_listen("tcp", 80)
 
 
+def test_netlink_that_a_filter_forbids_is_unknown_and_no_kernel_without_nftables() -> None:
+    """As a service's RestrictAddressFamilies does: DEL would leave its rules, and succeed."""
+    connect = failing(errno.EAFNOSUPPORT)
+    for read in (
+        lambda: netlink.nft_table_exists("inet", "t", ask=lambda *args: netlink.ask(*args, connect)),
+        lambda: netlink.nft_tables(ask=lambda *args: netlink.ask(*args, connect)),
+    ):
+        with pytest.raises(IoFailure, match="forbidden"):
+            read()
+
+
 # --- files and programs -------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from hostport_state_kit import Node, demand, draft, key, mappings_of
 
 from cnimeta.errors import CniError, StateUnusable
 from cnimeta.store import document
+from cnimeta.store.database import Database
 from cnimeta_plugins.hostport_alloc.allocate.expose import Explicit
 from cnimeta_plugins.hostport_alloc.allocate.picks import Port
 from cnimeta_plugins.hostport_alloc.state.record import Record, encode
@@ -291,6 +292,42 @@ def test_mappings_of_two_containers_on_one_port_do_not_stop_anything(node):
     node.again().try_writing()
     assert node.held() == [("tcp", 20100)]
     node.assert_whole()
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_record_of_an_attachment_that_was_deleted_stays_away_when_transactions_are_lost(tmp_path, mapped):
+    node = Node(str(tmp_path / "state"))
+    step = {"conf": {"type": "portmap"}, "maps": True, "own": True}
+    held = node.again().hold(draft("c1")._replace(undo={"steps": [step]}), demand()).record
+    kept = node.again().hold(draft("c2"), demand()).record
+    saved = {
+        name: (tmp_path / "state" / name).read_bytes()
+        for name in ("cnimeta.db", "cnimeta.db-wal")
+        if (tmp_path / "state" / name).exists()
+    }
+    node.again().release(held.key)
+    for name, data in saved.items():
+        (tmp_path / "state" / name).write_bytes(data)
+    node.rules = mappings_of(held) if mapped else []
+    assert {record.key for record in node.again().records()} == {kept.key, *([held.key] if mapped else [])}
+    assert any("left out" in line for line in node.log) != mapped
+
+
+class Wrong(Database):
+    """A database in which the check of every page finds something."""
+
+    def problems(self, *, quick=False):
+        return ["row 1 missing from index"]
+
+
+def test_database_that_its_check_finds_wrong_is_made_anew_by_rebuilding(tmp_path):
+    node = Node(str(tmp_path / "state"))
+    held = node.again().hold(draft("c1"), demand()).record
+    node.open = Wrong
+    node.again().rebuild()
+    assert [line for line in node.log if "is damaged (row 1 missing from index)" in line]
+    node.open = Database
+    assert node.held() == sorted(held.held)
 
 
 def test_nothing_is_reported_when_the_folder_is_used_for_the_first_time(node):

@@ -500,6 +500,73 @@ def test_a_damaged_record_is_reported_and_its_mappings_go_when_deleted(
     assert any("damaged" in line and path in line for line in node.lines)
 
 
+def test_mappings_whose_record_is_lost_go_when_their_network_has_another_name(node: Node) -> None:
+    node.add(tcp(8080), tcp(7070, 70, hostIP="192.0.2.1"))
+    node.files.content.clear()
+    node.call("DEL", {**conf(tcp(8080)), "name": "renamed"})
+    assert node.is_clean()
+
+
+def test_mappings_of_another_network_stay_when_their_record_tells_more_than_is_asked_for(node: Node) -> None:
+    node.add(tcp(8080), tcp(8081))
+    node.call("DEL", {**conf(tcp(8080)), "name": "other"})
+    assert node.ports() == {8080: ADDRESS, 8081: ADDRESS}
+
+
+@pytest.mark.parametrize("reboot", [False, True])
+def test_a_port_that_is_anothers_since_is_in_nobodys_way_when_add_is_repeated_without_it(
+    node: Node, reboot: bool
+) -> None:
+    """The record is of before a flush, or of an earlier boot."""
+    node.add(tcp(8080), tcp(7070, 70, hostIP="192.0.2.1"), tcp(9000))
+    node.flush()
+    if reboot:
+        node.boot = "boot-2"
+    node.add(tcp(8080), tcp(7070, 70, hostIP="192.0.2.1"), ips=(f"{OTHER}/16",), container_id="c2")
+    node.add(tcp(8081), tcp(9000))
+    assert node.ports() == {8080: OTHER, 7070: OTHER, 8081: ADDRESS, 9000: ADDRESS}
+    for container_id in ("c1", "c2"):
+        node.call("DEL", conf(), container_id)
+    assert node.is_clean()
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_a_damaged_record_goes_with_its_mappings_when_its_network_has_another_name(node: Node, flushed: bool) -> None:
+    node.add(tcp(8080))
+    (path,) = node.records()
+    node.files.content[path] = spoiled(node.files.content[path], "cut")
+    if flushed:
+        node.flush()
+    node.call("DEL", {**conf(tcp(8080)), "name": "renamed"})
+    assert node.is_clean()
+
+
+def test_a_damaged_record_of_another_interface_stays_when_its_mappings_do(node: Node) -> None:
+    if node.backend == "iptables":
+        node.backend = "nftables"  # upstream's rules name no interface: the container's go with the first DEL
+    node.add(tcp(8080))
+    (path,) = node.records()
+    node.files.content[path] = spoiled(node.files.content[path], "cut")
+    node.call("DEL", {**conf(tcp(8081)), "name": "other"}, ifname="eth1")
+    assert node.records() == [path]
+    assert node.ports() == {8080: ADDRESS}
+
+
+@pytest.mark.parametrize(("flushed", "valid", "left"), [(True, [], 0), (True, ["c1"], 1), (False, [], 0)])
+def test_a_damaged_record_goes_with_gc_when_no_rule_is_left(
+    node: Node, flushed: bool, valid: list[str], left: int
+) -> None:
+    node.add(tcp(8080))
+    (path,) = node.records()
+    node.files.content[path] = spoiled(node.files.content[path], "cut")
+    if flushed:
+        node.flush()
+    entries = [{"containerID": one, "ifname": "eth0"} for one in valid]
+    node.call("GC", {**conf(), "cni.dev/valid-attachments": entries})
+    assert node.records() == [path] * left
+    assert node.ports() == {}
+
+
 def test_a_damaged_record_is_reported_and_made_anew_when_added(node: Node) -> None:
     node.add(tcp(8080))
     (path,) = node.records()

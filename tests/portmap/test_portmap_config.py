@@ -11,6 +11,7 @@ from portmap_kit import Host, conf, tcp
 from cnimeta.errors import CniError
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.portmap.config import NodeDefaults, read_mappings, read_settings
+from cnimeta_plugins.portmap.operator import validate
 
 pytestmark = pytest.mark.unit
 
@@ -148,3 +149,14 @@ def test_a_link_local_host_address_is_refused_with_the_reason(address: str) -> N
     with pytest.raises(CniError, match=r"hostIP must be no link-local address: fe80::/10 means nothing") as caught:
         read_mappings(NetConf(body))
     assert caught.value.code == 7
+
+
+@pytest.mark.parametrize("keys", [{"masqAll": True}, {"markMasqBit": 5}], ids=str)
+def test_key_that_decides_nothing_is_told_when_nothing_is_masqueraded(keys: dict[str, Any]) -> None:
+    (name,) = keys
+    for snat in (False, True):
+        lines: list[str] = []
+        Host().call("ADD", conf(tcp(80), snat=snat, **keys), log=lines)
+        told = [f"portmap: $.{name} has no effect: $.snat is false"] * (not snat)
+        assert lines == told
+        assert list(validate(NetConf(conf(snat=snat, **keys)))) == [line.removeprefix("portmap: ") for line in told]

@@ -93,11 +93,37 @@ def test_mappings_are_told_by_the_kernel_when_their_records_are_lost(node: Node,
     node.call("ADD", body)
     node.lose_records()
     node.call("ADD", conf(tcp(8081), backend=backend, ips=("10.88.0.3/16",)), "c2")
+    told = None if backend == "memory" else ""
     assert node.mappings() == {
-        MappedPort("net", "c1", "eth0", "tcp", 8080, 80, recorded=False),
-        MappedPort("net", "c1", "eth0", "tcp", 7070, 70, "192.0.2.1", recorded=False),
+        MappedPort("net", "c1", "eth0", "tcp", 8080, 80, recorded=False, managed_by=told),
+        MappedPort("net", "c1", "eth0", "tcp", 7070, 70, "192.0.2.1", recorded=False, managed_by=told),
         MappedPort("net", "c2", "eth0", "tcp", 8081, 80),
     }
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("network", "managed_by", "told"),
+    [
+        ("net", "", ""),
+        ("net", "hostport_alloc", "hostport_alloc"),
+        ("n" * 105, "hostport_alloc", "hostport_alloc"),
+        ("n" * 106, "hostport_alloc", None),  # no room in the comment
+        ("n" * 119, "hostport_alloc", None),
+        ("n" * 120, "", ""),
+        ("net", "some/body", ""),
+    ],
+)
+def test_the_kernel_tells_on_whose_behalf_a_port_is_mapped(
+    node: Node, network: str, managed_by: str, told: str | None
+) -> None:
+    node.call("ADD", {**conf(tcp(8080), managedBy=managed_by), "name": network}, "c")
+    node.lose_records()
+    assert node.mappings() == {
+        MappedPort(network, "c", "eth0", "tcp", 8080, 80, recorded=False, managed_by=told),
+    }
+    node.call("GC", {**conf(), "name": network, "cni.dev/valid-attachments": []})
+    assert node.mappings() == set()
 
 
 @pytest.mark.unit

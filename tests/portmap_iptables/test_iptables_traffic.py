@@ -1,10 +1,12 @@
 """Packets through the executable's iptables rules: what upstream's integration suite does, with IPv6, SCTP and ranges."""
 
 import json
+import os
 import sys
 import textwrap
 
 import pytest
+import sctp
 
 from cnimeta.cli.install import install
 
@@ -41,30 +43,21 @@ CLIENT = """
         client.send(b"hello")
     print(client.recv(64).decode())
 """
-SCTP_SENDER = """
-    import socket, struct, sys
-    def crc32c(data):
-        crc = 0xFFFFFFFF
-        for byte in data:
-            crc ^= byte
-            for _ in range(8):
-                crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-        return crc ^ 0xFFFFFFFF
-    address, port = sys.argv[1], int(sys.argv[2])
-    init = struct.pack(">BBHIIHHI", 1, 0, 20, 0x1234, 65535, 1, 1, 1)
-    head = struct.pack(">HHI", 5000, port, 0)
-    packet = head + struct.pack("<I", crc32c(head + bytes(4) + init)) + init
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    socket.socket(family, socket.SOCK_RAW, 132).sendto(packet, (address, 0))
+_WITH_SCTP = f"""
+    import socket, sys
+    sys.path.insert(0, {os.path.dirname(sctp.__file__)!r})
+    import sctp
 """
-SCTP_RECEIVER = """
-    import socket, struct, sys
+SCTP_SENDER = f"""{_WITH_SCTP}
+    address, port = sys.argv[1], int(sys.argv[2])
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    socket.socket(family, socket.SOCK_RAW, sctp.PROTOCOL).sendto(sctp.init_from(5000, port), (address, 0))
+"""
+SCTP_RECEIVER = f"""{_WITH_SCTP}
     family = socket.AF_INET6 if sys.argv[1] == "6" else socket.AF_INET
-    server = socket.socket(family, socket.SOCK_RAW, 132)
+    server = socket.socket(family, socket.SOCK_RAW, sctp.PROTOCOL)
     print("ready", flush=True)
-    packet = server.recv(2048)
-    offset = (packet[0] & 15) * 4 if family == socket.AF_INET else 0
-    print(*struct.unpack_from(">HH", packet, offset), flush=True)
+    print(*sctp.ports_of(server.recv(2048), family), flush=True)
 """
 HOST4, HOST6 = "192.0.2.1", "2001:db8:1::1"
 

@@ -15,9 +15,9 @@ from cnimeta.cli.install import install
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "bench"))
 
+import benchmarks  # noqa: E402
 import common  # noqa: E402
 import picture  # noqa: E402
-import run  # noqa: E402
 
 pytestmark = pytest.mark.unit
 
@@ -42,7 +42,7 @@ def test_a_row_has_its_ratio_and_bar() -> None:
         common.Row("alone", 5, None, "ms", 20),
         common.Row("rate", 99, 98, "%"),
     ]
-    lines = run.table("Title", "How.", rows).splitlines()
+    lines = benchmarks.table("Title", "How.", rows).splitlines()
     assert lines[:3] == ["## Title", "", "How."]
     assert lines[-3:] == [
         "| ADD | 5.0 ms | 10.0 ms | 0.5 x | 0.55 x |",
@@ -57,7 +57,7 @@ def test_every_section_is_a_benchmark_and_every_benchmark_a_section() -> None:
         for path in (ROOT / "bench").glob("*.py")
         if any(f"\ndef {word}(" in path.read_text(encoding="utf-8") for word in ("measure", "section"))
     }
-    assert found - {"run"} == set(run.SECTIONS)
+    assert found - {"benchmarks"} == set(benchmarks.SECTIONS)
 
 
 def test_the_probe_is_a_launcher_that_tells_where_its_time_went(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 LOOK_EVERY = 100
 """Steps between two looks from outside."""
-_SHORTEN_S = 300
 
 
 class Report(NamedTuple):
@@ -24,6 +23,9 @@ class Report(NamedTuple):
 
     served: int
     codes: dict[str, int]
+    """By verb and answer."""
+    kinds: dict[str, int]
+    """By kind of step."""
     finding: str
     failed: list[Step]
 
@@ -37,18 +39,19 @@ def soak(steps: Sequence[Step], until: float) -> Report:
         for batch in batches(list(steps)):
             taken += batch
             node.take(batch)
-            if len(taken) - looked >= LOOK_EVERY:
-                looked = len(taken)
+            if node.served - looked >= LOOK_EVERY:
+                looked = node.served
                 node.look()
                 if time.monotonic() > until:
                     break
         node.look()
         node.end()
     except Finding as finding:
-        return Report(node.served, node.codes, str(finding), taken)
+        text = f"{finding}\n{node.told_of(str(finding))}"
+        return Report(node.served, dict(node.codes), dict(node.kinds), text, taken)
     finally:
-        node.pods.close()
-    return Report(node.served, node.codes, "", [])
+        node.close()
+    return Report(node.served, dict(node.codes), dict(node.kinds), "", [])
 
 
 def run(steps: Sequence[Step], seconds: float) -> Report:
@@ -56,7 +59,7 @@ def run(steps: Sequence[Step], seconds: float) -> Report:
     try:
         return inside(functools.partial(soak, steps, time.monotonic() + seconds), seconds + 600)
     except Failed as error:
-        return Report(0, {}, f"the soak itself: {error}", list(steps))
+        return Report(0, {}, {}, f"the soak itself: {error}", list(steps))
 
 
 def seeded(seed: str, count: int) -> list[Step]:
@@ -65,7 +68,7 @@ def seeded(seed: str, count: int) -> list[Step]:
     return [drawn(chance) for _ in range(count)]
 
 
-def shortened(steps: list[Step], seconds: float = _SHORTEN_S) -> list[Step]:
+def shortened(steps: list[Step], seconds: float) -> list[Step]:
     """A shorter sequence that fails too, as far as time allows. (Kills come at another moment each time.)"""
     until, size = time.monotonic() + seconds, len(steps) // 2
     while size and time.monotonic() < until:
@@ -80,7 +83,7 @@ def shortened(steps: list[Step], seconds: float = _SHORTEN_S) -> list[Step]:
     return steps
 
 
-def told(seed: str, report: Report, *, shorten: bool = True) -> str:
-    """What is printed of a finding."""
-    shortest = shortened(report.failed) if shorten else report.failed
+def told(seed: str, report: Report, shorten_s: float) -> str:
+    """What is printed of a finding: the shortest sequence that can be had in that time."""
+    shortest = shortened(report.failed, shorten_s)
     return f"seed {seed}, step {len(report.failed)}: {report.finding}\nagain: make soak STEPS='{as_text(shortest)}'"

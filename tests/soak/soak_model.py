@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+Mapping = tuple[str, int, int]
+"""Protocol, host port, container port."""
+
 _NFT = re.compile(r"map any4: (\w+) \. (\d+)(?: comment \S+)? : ([\d.]+) \. (\d+)$")
 _IPTABLES = re.compile(r"nat -A CNI-DN-\S+ -p (\w+) -m \w+ --dport (\d+) -j DNAT --to-destination ([\d.]+):(\d+)$")
 
@@ -19,15 +22,22 @@ class Attachment:
 
     name: str
     network: str
+    named: str
+    """What the network was called at its ADD."""
     address: str
     wanted: frozenset[tuple[str, int]]
     sure: bool = True
     flushed: bool = False
     damaged: bool = False
+    """Its record may be lost."""
     old: bool = False
     """Of an earlier boot."""
-    ports: frozenset[tuple[str, int, int]] = frozenset()
-    """(protocol, host port, container port), as first seen; they stay."""
+    gone: bool = False
+    """Its namespace has ended."""
+    told: bool = False
+    """Its Pod has been told of its ports."""
+    ports: frozenset[Mapping] = frozenset()
+    """As first seen; they stay."""
 
 
 @dataclass
@@ -36,12 +46,16 @@ class Seen:
 
     rules: frozenset[str]
     records: frozenset[str]
-    """The containers of which a database or a file tells."""
+    """The containers of which a database or a file tells, one that is damaged too."""
     running: tuple[str, ...] = ()
+    places: dict[str, str] = field(default_factory=dict)
+    """Where else than in the database there is a record, by container."""
+    told: dict[str, set[Mapping]] = field(default_factory=dict)
+    """What the annotations say, by container."""
 
-    def mapped(self) -> dict[str, set[tuple[str, int, int]]]:
-        """By container address: (protocol, host port, container port)."""
-        found: dict[str, set[tuple[str, int, int]]] = {}
+    def mapped(self) -> dict[str, set[Mapping]]:
+        """By container address."""
+        found: dict[str, set[Mapping]] = {}
         for line in self.rules:
             match = _NFT.search(line) or _IPTABLES.search(line)
             if match:
@@ -54,11 +68,6 @@ class Model:
     """The attachments by name."""
 
     attachments: dict[str, Attachment] = field(default_factory=dict)
-    excused: set[str] = field(default_factory=set)
-    """Deleted when their record may have been damaged, under another network's name (the file alone may stay, since
-    nothing tells which interface it is of) or by portmap alone (hostport_alloc, whose state was damaged too, may have
-    made a record of mappings of which nothing told any more whose they were).
-    """
 
     def breaches(self, seen: Seen) -> list[str]:
         """What does not agree."""
@@ -74,13 +83,13 @@ class Model:
         for one in self.attachments.values():
             found += self._about(one, mapped.get(one.address, set()), seen)
         found += [
-            f"there is a record of {name}, which is gone"
-            for name in seen.records - set(self.attachments) - self.excused
+            f"there is a record of {name}, which is gone, in {seen.places.get(name)}"
+            for name in seen.records - set(self.attachments)
         ]
         return found
 
     @staticmethod
-    def _about(one: Attachment, ports: set[tuple[str, int, int]], seen: Seen) -> list[str]:
+    def _about(one: Attachment, ports: set[Mapping], seen: Seen) -> list[str]:
         if not one.sure:
             lost = bool(ports) and one.name not in seen.records and not one.damaged
             return [f"{one.name} has rules and no record"] if lost else []
@@ -88,9 +97,11 @@ class Model:
             return []
         if {(protocol, target) for protocol, _, target in ports} != one.wanted or len(ports) != len(one.wanted):
             return [f"{one.name} wants {sorted(one.wanted)} and has {sorted(ports)}"]
-        if one.ports and ports != one.ports and not one.damaged:
+        if one.ports and ports != one.ports:
             return [f"the ports of {one.name} were {sorted(one.ports)} and are {sorted(ports)}"]
         one.ports = frozenset(ports)
         if one.name not in seen.records and not one.damaged:
             return [f"there is no record of {one.name}"]
+        if one.told and seen.told.get(one.name, ports) != ports:  # none is one that is yet to be written
+            return [f"the Pod of {one.name} was told {seen.told.get(one.name)}, and its ports are {sorted(ports)}"]
         return []

@@ -10,30 +10,39 @@ if TYPE_CHECKING:
 NETWORKS = ("pods", "old-pods", "plain", "noted")
 """hostport_alloc on nftables, the same on iptables, portmap alone, and hostport_alloc with an API server."""
 EXPOSED = (("80/tcp",), ("80/tcp", "53/udp"), ("80/tcp", "81/tcp", "443/udp"))
-CONTAINERS = 240
-AT_ONCE = 8
+CONTAINERS = 360
+AT_ONCE = 12
 WEIGHTS = {
-    "ADD": 30,
-    "DEL": 22,
-    "CHECK": 12,
+    "ADD": 27,
     "AGAIN": 6,
-    "killed ADD": 8,
-    "killed DEL": 6,
-    "die": 4,
-    "GC": 2,
+    "DEL": 22,
+    "CHECK": 14,
     "STATUS": 2,
-    "config": 0.5,
-    "rename": 0.5,
-    "flush": 0.6,
-    "repair": 0.4,
-    "flip": 1.5,
-    "cut": 0.5,
-    "lose": 0.5,
-    "reboot": 0.3,
-    "outage": 0.5,
+    "GC": 3,
+    "killed ADD": 8,
+    "killed AGAIN": 3,
+    "killed DEL": 6,
+    "killed GC": 0.5,
+    "lost": 3,
+    "gone": 3,
+    "config": 0.3,
+    "rename": 0.3,
+    "flush": 0.12,
+    "repair": 0.3,
+    "flip": 0.6,
+    "cut": 0.3,
+    "lose": 0.3,
+    "reboot": 0.04,
+    "outage": 0.4,
+    "agent": 0.3,
 }
-ALONE = {"GC", "config", "rename", "flush", "repair", "flip", "cut", "lose", "reboot", "outage"}
+"""lost: the runtime knows the container no more. gone: its namespace has ended. flip, cut, lose: a file of the state."""
+ALONE = {"config", "rename", "flush", "repair", "flip", "cut", "lose", "reboot"}
 """Steps with no other at the same time: what they change is the whole node's."""
+BETWEEN = {"lost", "gone", "outage", "agent"}
+"""Steps that are no commands, and happen while commands run."""
+LAUNCHED = 8
+"""One command in so many starts a launcher, which asks the agent; the others are forks."""
 
 
 class Step(NamedTuple):
@@ -54,16 +63,21 @@ def drawn(chance: random.Random) -> Step:
 
 
 def batches(steps: list[Step]) -> list[list[Step]]:
-    """In order; those that may run at the same time together, no container twice."""
+    """In order; those that may run at the same time together, no container twice, and GC once."""
     found: list[list[Step]] = []
     for step in steps:
         last: list[Step] = found[-1] if found else []
         fits = last and step.kind not in ALONE and last[0].kind not in ALONE and len(last) < AT_ONCE
-        if fits and all(step.container != one.container for one in last):
+        if fits and all(_may_meet(step, one) for one in last):
             last.append(step)
         else:
             found.append([step])
     return found
+
+
+def _may_meet(step: Step, other: Step) -> bool:
+    both_collect = step.kind.endswith("GC") and other.kind.endswith("GC")
+    return step.container != other.container and not both_collect
 
 
 def as_text(steps: list[Step]) -> str:

@@ -19,4 +19,4 @@ def test_node_is_as_the_model_has_it_after_anything_in_any_order() -> None:
     preload()
     report = soak_hunt.run(soak_hunt.seeded("short", 100), 60)
     print(f"{report.served} steps, {report.codes}")
-    assert not report.finding, soak_hunt.told("short", report, shorten=False)
+    assert not report.finding, soak_hunt.told("short", report, 0)

@@ -17,7 +17,7 @@ from cnimeta.errors import CniError, StateUnusable, TryAgainLater
 from cnimeta.host import afterwards
 from cnimeta.store import left
 from cnimeta.store.database import LaterVersion
-from cnimeta.store.sql import set_seal
+from cnimeta.store.sql import connect, set_seal
 from cnimeta.store.values import Damage
 
 pytestmark = pytest.mark.unit
@@ -514,6 +514,23 @@ def test_process_that_answers_once_leaves_its_log_to_the_next(real, once):
         os._exit(int(os.path.exists(log) and os.path.getsize(log) > 0))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == int(once)
     assert real.database().read(everything) == {"a": "v", "b": "v"}
+
+
+def test_database_that_was_moved_aside_is_not_begun_empty_by_who_was_about_to_open_it(real):
+    real.database().write(put("a"))
+    met = []
+
+    def gather(_contents):
+        with pytest.raises(_sqlite3.OperationalError, match="unable to open"):
+            connect(real.path)  # as a command does that has looked at the file just before
+        met.append(os.path.exists(real.path))
+        return {"known": "1"}
+
+    os.truncate(real.path, 100)
+    made = real.database(contents=type("Meeting", (Things,), {"gather": gather})())
+    made.write(put("b"))
+    assert met == [False]
+    assert real.database().read(everything) == {"known": "1", "b": "v"}
 
 
 def test_process_that_answers_again_goes_on_with_its_connection_to_the_same_file(real):

@@ -21,7 +21,7 @@ from cnimeta_plugins.portmap.nftables import backend as nft_backend
 from cnimeta_plugins.portmap.nftables import base as nft_base
 from cnimeta_plugins.portmap.nftables import meaning as nft_meaning
 from cnimeta_plugins.portmap.nftables.backend import NftBackend
-from cnimeta_plugins.portmap.records import Others
+from cnimeta_plugins.portmap.others import Others
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

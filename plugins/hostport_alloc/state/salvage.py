@@ -3,20 +3,25 @@
 Three sources, in this order of trust: the mappings that the port mapper and the kernel know, for those ports answer
 right now; records whose checksum is right; what can be read of the others. Where two containers claim a port, the
 better source has it, and the other record goes without.
+
+A database that lost its last transactions still has the records of attachments that were deleted since. The port mapper
+has forgotten those, record and rules: they are left out.
 """
 
 from __future__ import annotations
 
 from cnimeta.errors import shown
 from cnimeta.namedtuple import NamedTuple
+from cnimeta.spec.fields import Fields
 from cnimeta_plugins.hostport_alloc.allocate.expose import PROTOCOLS, Explicit
 from cnimeta_plugins.hostport_alloc.allocate.picks import Port
+from cnimeta_plugins.hostport_alloc.config import PORTMAP_TYPE
 from cnimeta_plugins.hostport_alloc.state.record import SALVAGED, Record
 from cnimeta_plugins.hostport_alloc.state.rows import listening_on, overlap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from cnimeta.ports.mapper import MappedPort
     from cnimeta_plugins.hostport_alloc.state.record import Key
@@ -28,6 +33,7 @@ class Sources(NamedTuple):
     """What is known."""
 
     mappings: tuple[MappedPort, ...]
+    """Those without a name of an interface tell only that the container has some."""
     readable: tuple[Record, ...]
     """Of any boot."""
     broken: tuple[Record, ...]
@@ -37,12 +43,18 @@ class Sources(NamedTuple):
 def merged(sources: Sources, boot_id: str, now: float, log: Log) -> list[Record]:
     """One record per attachment, no port with two holders. Records of earlier boots hold none."""
     claims = _Claims()
-    found = {record.key: record for record in sources.readable if record.boot_id == boot_id}
+    mapped_for = {one.container_id for one in sources.mappings}
+    readable = [one for one in sources.readable if one.boot_id != boot_id or not _was_deleted(one, mapped_for, log)]
+    found = {record.key: record for record in readable if record.boot_id == boot_id}
     mapped: dict[Key, list[MappedPort]] = {}
     for one in sources.mappings:
         key = one.network, one.container_id, one.ifname
         netns_id = found[key].netns_id if key in found else ""
-        if one.protocol in PROTOCOLS and claims.claim(key, netns_id, one.protocol, one.host_port, one.host_ip):
+        if (
+            one.ifname
+            and one.protocol in PROTOCOLS
+            and claims.claim(key, netns_id, one.protocol, one.host_port, one.host_ip)
+        ):
             mapped.setdefault(key, []).append(one)
     for key, record in found.items():
         found[key] = _less_claimed(record, claims, log)
@@ -55,9 +67,22 @@ def merged(sources: Sources, boot_id: str, now: float, log: Log) -> list[Record]
             log(f"state: the record of container {shown(record.container_id)} cannot be read; its ports stay held")
             before = found.get(record.key)
             found[record.key] = rest if before is None else _with(before, rest.ports)
-    for record in sources.readable:
+    for record in readable:
         found.setdefault(record.key, record)
     return list(found.values())
+
+
+def _was_deleted(record: Record, mapped_for: Collection[str], log: Log) -> bool:
+    """Whether its ports were mapped by the port mapper whose mappings are known, and are not any more."""
+    steps = record.undo.get("steps") if isinstance(record.undo, dict) else None
+    known = record.token == SALVAGED or any(
+        isinstance(step, dict) and step.get("maps") and Fields(step).object("conf").get("type") == PORTMAP_TYPE
+        for step in (steps if isinstance(steps, list) else ())
+    )
+    if not known or record.container_id in mapped_for:
+        return False
+    log(f"state: the record of container {shown(record.container_id)} is left out: nothing is mapped for it any more")
+    return True
 
 
 def _unsaid(_line: str) -> None:

@@ -382,7 +382,7 @@ class Store:
         def work(connection: Connection) -> None:
             if rows.bits(connection) is None:
                 rows.renew_bits(connection)
-            wrong = found or disagreements(connection, self._boot_id)
+            wrong = [*found] or disagreements(connection, self._boot_id)
             if wrong:
                 found.clear()
                 raise Damage(wrong[0])

@@ -60,6 +60,10 @@ def _delete(wiring: Wiring, store: Store, request: Request) -> None:
         record = store.load(request.attachment.key) or _renamed(wiring, store, request)
     if record is None:
         failures.found += _without_record(wiring, delegates, request)
+        if not failures.found and store.exists():
+            with failures:  # a state that was made anew meanwhile may have one, of what was mapped until just now
+                if store.load(request.attachment.key) is not None:
+                    store.release(request.attachment.key)
     else:
         failures.found += tear_down(wiring, store, delegates, record, request, _prev_result(request))
     failures.raise_any()

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from cnimeta.ports.mapper import MappedPort
     from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.portmap.config import PortMapping, Settings
+    from cnimeta_plugins.portmap.others import Others
     from cnimeta_plugins.portmap.plan import FamilyPlan, Plan
-    from cnimeta_plugins.portmap.records import Others, Record
+    from cnimeta_plugins.portmap.records import Record
 
 
 class ContainerChain(NamedTuple):

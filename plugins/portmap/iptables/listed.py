@@ -16,7 +16,7 @@ def mapped_ports(table: Mapping[str, Sequence[str]]) -> Iterator[MappedPort]:
     for entry in map(read_entry, table.get(DNAT_CHAIN, ())):
         named = read_owner(entry)
         for port in _mapped(table.get(entry.chain, ())) if named.whole else ():
-            yield MappedPort(named.network, named.container_id, "", *port, recorded=False)
+            yield MappedPort(named.network, named.container_id, "", *port, recorded=False, managed_by=None)
 
 
 def _mapped(rules: Iterable[str]) -> list[tuple[str, int, int, str]]:

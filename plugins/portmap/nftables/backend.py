@@ -23,6 +23,7 @@ from cnimeta_plugins.portmap.nftables.rules import (
     read_elements,
     remove_changes,
     shared_keys,
+    still_held,
     subnet_chains,
 )
 
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from cnimeta.spec.jsonio import JSON
     from cnimeta_plugins.portmap.config import PortMapping
     from cnimeta_plugins.portmap.nftables.rules import Group
+    from cnimeta_plugins.portmap.others import Others
     from cnimeta_plugins.portmap.plan import Owner, Plan
-    from cnimeta_plugins.portmap.records import Others
 
 _PASSING = ("Cannot allocate memory", "No buffer space", "Interrupted", "temporarily unavailable")
 _LOOKS = 100  # other commands may change something between a look at the shared claims and the transaction
@@ -105,11 +106,11 @@ class NftBackend:
     def add(self, plan: Plan, payload: Elements, before: Elements | None, others: Others) -> None:
         """One transaction, so all or nothing."""
         self._require_none_of_upstream(plan)
-        stale, displaced, deserted = self._stale(payload, before), Elements(), _NOTHING
+        left, stale, displaced, deserted = before, list[Change](), Elements(), _NOTHING
         refusal: Refusal
-        attempts, looks = _ATTEMPTS + len(payload.groups), _LOOKS
+        attempts, looks = _ATTEMPTS + len(payload.groups) + len(before.groups if before is not None else ()), _LOOKS
         while attempts and looks:
-            changes = self._add_script(plan, payload, [*stale, *deserted.changes])
+            changes = self._add_script(plan, payload, [*self._stale(payload, left), *stale, *deserted.changes])
             try:
                 self.nft.apply(changes, deserted.since)
                 self._tidy(before, payload, displaced)
@@ -125,6 +126,10 @@ class NftBackend:
                 raise refusal
             if refusal.kind == "missing" or not isinstance(refused, Element):
                 continue  # flushed, or built by another command, since we looked
+            rest = still_held(left, refused, payload)
+            if rest != left:  # it was flushed, and is another's now
+                left = rest
+                continue
             removal, held, more = self._displaced(plan.owner, refused, others)
             stale, displaced, deserted = [*stale, *removal], self.both(displaced, held), deserted.and_also(more)
         raise refusal
@@ -309,28 +314,28 @@ class NftBackend:
 
             drop_unshared(self.nft, wanted)
 
-    def sweep(self, owner: Owner, mappings: Sequence[PortMapping] | None, _others: Others) -> bool:
+    def sweep(self, owner: Owner, mappings: Sequence[PortMapping] | None, others: Others) -> bool:
         """What the claims tell to be the owner's, and upstream's rules for the container."""
         found = []
         failures = Failures()
         with failures:
-            found.append(self._sweep_own(owner, mappings))
+            found.append(self._sweep_own(owner, mappings, others))
         with failures:
             found.append(self._remove_upstream(owner.container_id))
         failures.raise_any()
         return any(found)
 
-    def _sweep_own(self, owner: Owner, mappings: Sequence[PortMapping] | None) -> bool:
-        if mappings is not None and not (mappings and self._holds(owner, mappings)):
-            return False
-        held = self._held_by(owner)
-        self.remove(owner, held)
-        return bool(held.groups)
+    def _sweep_own(self, owner: Owner, mappings: Sequence[PortMapping] | None, others: Others) -> bool:
+        from cnimeta_plugins.portmap.nftables.listed import held_by, holders
 
-    def _holds(self, owner: Owner, mappings: Sequence[PortMapping]) -> bool:
-        from cnimeta_plugins.portmap.nftables.listed import holds
-
-        return holds(self.nft, owner_id(*owner), mappings)
+        numbers = [owner_id(*owner)] if mappings is None else holders(self.nft, owner, mappings)
+        if numbers:
+            recorded = {owner_id(*record.owner) for record in others.of_container(owner.container_id)}
+            numbers = [number for number in numbers if number not in recorded]
+        held = [held_by(self.nft, number) for number in numbers]
+        for elements in held:
+            self._remove(elements)
+        return any(elements.groups for elements in held)
 
     def _held_by(self, owner: Owner) -> Elements:
         from cnimeta_plugins.portmap.nftables.listed import held_by

@@ -25,23 +25,28 @@ if TYPE_CHECKING:
 
     from cnimeta.host.protocols import Nft
     from cnimeta_plugins.portmap.config import PortMapping
-    from cnimeta_plugins.portmap.records import Others
+    from cnimeta_plugins.portmap.others import Others
 
 _CLAIMS = ("claims4", "claims6", "hostclaims4", "hostclaims6", "addresses4", "addresses6")
 _TARGETS = {"claims": ("any", "range"), "hostclaims": ("host", "hostrange"), "addresses": ("snat",)}
 
 
-def holds(nft: Nft, owner: str, mappings: Iterable[PortMapping]) -> bool:
-    """Whether any of these mappings is there and `owner`'s, whatever else the maps hold."""
+def holders(nft: Nft, owner: Owner, mappings: Iterable[PortMapping]) -> list[str]:
+    """Who has these mappings and is this interface of this container, whatever the network was called."""
+    found: dict[str, None] = {}
+    own = owner_id(*owner)
     for mapping in mappings if nft.has_chain(BASE_CHAIN) else ():
         for family in (4, 6):
             if not mapping.serves(family):
                 continue
             name = f"hostclaims{family}" if mapping.where else f"claims{family}"
             key = f"{mapping.where} . " * bool(mapping.where) + f"{mapping.protocol} . {mapping.first}"
-            if Element(name, key, owner) in nft.lookup(name, [key]):
-                return True
-    return False
+            for claim, comment in nft.lookup(name, [key]).items():
+                *interface, network = (*comment.split("/"), "", "", "")[:3]
+                renamed = interface == [*owner[1:]] and claim.value == owner_id(network, *owner[1:])
+                if claim.value == own or renamed:
+                    found[claim.value] = None
+    return list(found)
 
 
 def held_by(nft: Nft, owner: str) -> Elements:
@@ -57,18 +62,25 @@ def held_by(nft: Nft, owner: str) -> Elements:
     return Elements(tuple(groups), conditional_chain_names(owner))
 
 
+class _Names(frozenset[str]):
+    """Comments of attachments, which are found whoever's behalf they are mapped on."""
+
+    def __contains__(self, comment: object) -> bool:
+        return super().__contains__(comment) or super().__contains__("/".join(str(comment).split("/", 3)[:3]))
+
+
 def strays(nft: Nft, network: str, valid: Collection[tuple[str, str]], others: Others) -> Iterator[Elements]:
     """What the kernel holds for attachments of a network that are neither valid nor on record, one after the other.
 
     Elements whose comment names a valid one are not looked at. A comment that was cut tells nobody's name.
     """
-    kept = {owner_comment(network, *names) for names in valid}
+    kept = _Names(owner_comment(network, *names) for names in valid)
     found: dict[str, Owner] = {}
     for name in _CLAIMS if nft.has_chain(BASE_CHAIN) else ():
         for claim, comment in nft.elements(name, kept).items():
             parts = comment.split("/")
-            if claim.value != SHARED and len(parts) == 3 and parts[2] == network and not comment.endswith("..."):
-                found.setdefault(claim.value, Owner(network, *parts[:2]))
+            if claim.value != SHARED and len(parts) in (3, 4) and parts[2] == network and not comment.endswith("..."):
+                found.setdefault(claim.value, Owner(network, parts[0], parts[1]))
     gone = [
         number
         for number, owner in found.items()
@@ -94,13 +106,16 @@ def mapped_ports(nft: Nft) -> Iterator[MappedPort]:
             ports = {one.key: one.value.rpartition(" . ")[2] for one in nft.elements(f"{targets}{family}")}
             for claim, comment in nft.elements(f"{claims}{family}").items():
                 container_id, _, rest = comment.partition("/")
-                ifname, _, network = rest.partition("/")
+                ifname, _, rest = rest.partition("/")
+                network, marked, managed_by = rest.partition("/")
                 if owner_id(network, container_id, ifname) != claim.value:
                     continue
                 *where, protocol, port = claim.key.split(" . ")
                 target = ports.get(claim.key, port)  # one of an interval keeps its port
                 yield MappedPort(
-                    network, container_id, ifname, protocol, int(port), int(target), "".join(where), recorded=False
+                    *(network, container_id, ifname, protocol, int(port), int(target), "".join(where)),
+                    recorded=False,
+                    managed_by=None if marked and not managed_by else managed_by,
                 )
 
 

@@ -129,15 +129,23 @@ def owner_id(network: str, container_id: str, ifname: str) -> str:
     return Address(6, bytes.fromhex(digest)).text
 
 
-def owner_comment(network: str, container_id: str, ifname: str) -> str:
+def owner_comment(network: str, container_id: str, ifname: str, managed_by: str = "") -> str:
     """The attachment's name for a comment (128 bytes with its end): network and ID are cut when too long.
 
+    The plugin on whose behalf it is mapped comes last; where it finds no room, nothing comes after the last `/`.
     An interface's name may have characters that would end the comment in nft's language: `_` stands for them.
     """
-    text = f"{container_id}/{ifname}/{network}"
-    if not (text.isascii() and text.isprintable()) or '"' in text or "\\" in text:
-        text = "".join(char if " " <= char <= "~" and char not in '"\\' else "_" for char in text)
-    return text if len(text) <= _COMMENT_MAX else text[: _COMMENT_MAX - 3] + "..."
+    text = _plain(f"{container_id}/{ifname}/{network}")
+    whole = f"{text}/{_plain(managed_by)}" if managed_by else text
+    if len(whole) > _COMMENT_MAX:
+        whole = f"{text}/"
+    return whole if len(whole) <= _COMMENT_MAX else text[: _COMMENT_MAX - 3] + "..."
+
+
+def _plain(text: str) -> str:
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return text
+    return "".join(char if " " <= char <= "~" and char not in '"\\' else "_" for char in text)
 
 
 # --- the attachment's part -------------------------------------------------------------------------------
@@ -308,7 +316,7 @@ def _condition(plan: FamilyPlan, owner: str) -> Condition:
 
 def add_changes(plan: Plan, elements: Elements, subnets: Iterable[Subnet]) -> list[Change]:
     """Put the elements in. `subnets` are its subnet chains that are not there whole. Repeating it changes nothing."""
-    comment = owner_comment(*plan.owner)
+    comment = owner_comment(*plan.owner, plan.settings.managed_by)
     changes = []
     for subnet in subnets:
         changes += [Change("add", Chain(subnet.chain)), Change("flush", Chain(subnet.chain))]
@@ -320,6 +328,13 @@ def add_changes(plan: Plan, elements: Elements, subnets: Iterable[Subnet]) -> li
         changes += [Change("add", Rule(condition.chain, text)) for text in condition.rules]
         changes.append(Change("add", Rule(CONDITIONAL, condition.entry), comment))
     return changes
+
+
+def still_held(before: Elements | None, refused: Element, wanted: Elements) -> Elements | None:
+    """What there may be of `before` when an element of it is another's; all of it when the element is a wanted one."""
+    if before is None or any(refused in group.all for group in wanted.groups):
+        return before
+    return before._replace(groups=tuple(group for group in before.groups if refused not in group.all))
 
 
 def remove_changes(groups: Iterable[Group]) -> list[Change]:

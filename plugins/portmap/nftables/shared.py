@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
     from cnimeta.host.nftables.values import Element
     from cnimeta.host.protocols import Nft
+    from cnimeta_plugins.portmap.others import Others
     from cnimeta_plugins.portmap.plan import Owner
-    from cnimeta_plugins.portmap.records import Others, Record
+    from cnimeta_plugins.portmap.records import Record
 
 _ADDRESSES = ("addresses", "snat")
 _LOOKS = 100  # other commands may change something between a look and the transaction
@@ -73,7 +74,7 @@ def is_renamed(holder: Owner, owner: Owner, wanted: Element) -> bool:
 
 def conflict(wanted: Element, holder: Record | None, comment: str) -> HostPortConflict:
     """The error of an ADD that wants what the holder has; `comment` is its claim's."""
-    whose = holder.owner.text if holder is not None else (comment or "another container")
+    whose = holder.owner.text if holder is not None else ("/".join(comment.split("/")[:3]) or "another container")
     if wanted.map.startswith(_ADDRESSES):
         return address_conflict(wanted.key, whose)
     protocol, _, port = wanted.key.rpartition(" . ")

@@ -2,7 +2,7 @@
 
 A benchmark is a module of SECTIONS with `TITLE`, `NOTE` (what is measured and how, one paragraph) and `measure() ->
 list[Row]`; one with a table of its own has `section() -> str`. Each section is kept in build/bench as soon as it is
-measured, with its date and load, and the page is made of them: `bench/run.py NAME …` measures some of them anew, and
+measured, with its date and load, and the page is made of them: `benchmarks.py NAME …` measures some of them anew, and
 RESUME=1 only those that are missing. QUICK=1: few runs of small sizes into build/bench-quick, to see that all works.
 """
 
