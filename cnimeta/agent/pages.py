@@ -43,6 +43,31 @@ def tell(descriptor: int, serve: Callable[[], None]) -> None:
         file.write(b"".join(_RANGE.pack(*one) for one in _taken(areas, before, after)))
 
 
+class Told:
+    """The agent's side of a rehearsal: a pipe that a process is to `tell` into, and what has come of it."""
+
+    def __init__(self) -> None:
+        self.descriptor, self.teller = os.pipe()
+        os.set_blocking(self.descriptor, False)
+        self._data = b""
+
+    def begun(self) -> None:
+        """The process is there: the other end is its own."""
+        os.close(self.teller)
+
+    def heard(self) -> tuple[Range, ...] | None:
+        """What it comes to, when that is all, which ends it; until then None."""
+        try:
+            more = os.read(self.descriptor, 1 << 16)
+        except BlockingIOError:
+            return None
+        self._data += more
+        if more:
+            return None
+        os.close(self.descriptor)
+        return told(self._data)
+
+
 def told(data: bytes) -> tuple[Range, ...]:
     """What `tell` has written; none when it was cut off."""
     if len(data) % _RANGE.size:
@@ -50,10 +75,10 @@ def told(data: bytes) -> tuple[Range, ...]:
     return tuple(Range(start, length, bool(written)) for start, length, written in _RANGE.iter_unpack(data))
 
 
-def take(ranges: tuple[Range, ...]) -> None:
+def take(ranges: tuple[Range, ...], madvise: Callable[[int, int, int], int] = _MADVISE) -> None:
     """Have these pages now. What cannot be had now comes when it is needed."""
     for start, length, written in ranges:
-        if _MADVISE(start, length, _POPULATE_WRITE if written else _POPULATE_READ) != 0 and written:
+        if madvise(start, length, _POPULATE_WRITE if written else _POPULATE_READ) != 0 and written:
             for page in range(start, start + length, _PAGE):
                 ctypes.memmove(page, page, 1)
 

@@ -17,7 +17,7 @@ from cnimeta.host.network.values import AddAddress, AddVeth, SetLink
 from cnimeta.spec.jsonio import dumps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from cnimeta.plugin.base import Plugin
     from cnimeta.spec.jsonio import JSON
@@ -38,11 +38,11 @@ class Invocation(NamedTuple):
 class Stage:
     """The node and the container. Raises OSError or CniError where they cannot be made.
 
-    `folder`: of state, which is made; what is left there of a rehearsal that was killed goes.
+    `folder`: of state, which is made; what is left there of a rehearsal that was killed goes. `make_namespace`: `made`.
     """
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    def __init__(self, folder: str, make_namespace: Callable[[], int] = made) -> None:
+        self._folder, self._make_namespace = folder, make_namespace
         self._closing = contextlib.ExitStack()
         with self._closing:
             shutil.rmtree(folder, ignore_errors=True)
@@ -59,7 +59,7 @@ class Stage:
             self._closing = self._closing.pop_all()
 
     def _namespace(self) -> str:
-        descriptor = made()
+        descriptor = self._make_namespace()
         self._closing.callback(os.close, descriptor)
         return f"/proc/{os.getpid()}/fd/{descriptor}"
 

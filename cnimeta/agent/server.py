@@ -16,7 +16,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from cnimeta.agent.pages import take, tell, told
+from cnimeta.agent.pages import Told, take, tell
 from cnimeta.agent.pool import CONNECTION, DONE, LASTING, LEAVING, LISTENER, TAKEN, Greeted, Pool, Worker, handed, say
 from cnimeta.agent.systemd import Manager
 from cnimeta.agent.wire import REFUSED, Broken, Probed
@@ -75,9 +75,8 @@ class Agent:
         self._retired, self._keep = os.pipe()
         self._woken, self._wake = os.pipe()
         self._folder = f"{listening.path}.rehearsal"
-        self._rehearsed = -1
-        """Where the rehearsal tells, while it lasts."""
-        self._pages = b""
+        self._told: Told | None = None
+        """The rehearsal, while it lasts."""
         for descriptor in (self._woken, self._wake):
             os.set_blocking(descriptor, False)
         self._ended = ""
@@ -117,23 +116,15 @@ class Agent:
 
     def _rehearse(self) -> None:
         """Have a process find out which memory serving takes. Workers that are there by then go without."""
-        self._rehearsed, told_to = os.pipe()
-        os.set_blocking(self._rehearsed, False)
-        job = Job("the rehearsal", 0, lambda: tell(told_to, lambda: rehearse(self._service, self._folder)))
+        told = self._told = Told()
+        job = Job("the rehearsal", 0, lambda: tell(told.teller, lambda: rehearse(self._service, self._folder)))
         self._forked(job.name, lambda: self._do(job))
-        os.close(told_to)
+        told.begun()
 
-    def _learn(self) -> None:
-        """Take what the rehearsal has told, and what it comes to when that is all."""
-        try:
-            more = os.read(self._rehearsed, 1 << 16)
-        except BlockingIOError:
-            return
-        self._pages += more
-        if not more:
-            os.close(self._rehearsed)
-            self._rehearsed = -1
-            self._service = self._service._replace(pages=told(self._pages))
+    def _learn(self, told: Told) -> None:
+        pages = told.heard()
+        if pages is not None:
+            self._told, self._service = None, self._service._replace(pages=pages)
 
     def _retire(self) -> None:
         """Let the workers end: those that wait now, the others when they have answered. And lasting jobs."""
@@ -157,14 +148,14 @@ class Agent:
         poller = select.poll()
         poller.register(self._woken, select.POLLIN)
         links = {worker.link.fileno(): worker for worker in self._pool.workers.values()}
-        for descriptor in (*links, *([self._rehearsed] if self._rehearsed >= 0 else [])):
+        for descriptor in (*links, *([self._told.descriptor] if self._told else ())):
             poller.register(descriptor, select.POLLIN)
         if not self._pool.idle:
             poller.register(self._listener, select.POLLIN)
         ready = {found for found, _ in poller.poll((_LOOK_WAITING_S if self._waiting else _LOOK_S) * 1000)}
         _drain(self._woken)
-        if self._rehearsed in ready:
-            self._learn()
+        if self._told and self._told.descriptor in ready:
+            self._learn(self._told)
         for descriptor in ready & links.keys():
             self._hear(links[descriptor])
         self._reap()
@@ -285,9 +276,8 @@ class Agent:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, *ENDING):
                 signal.signal(number, signal.SIG_DFL)
-            for descriptor in (self._woken, self._wake, self._rehearsed):
-                if descriptor >= 0:
-                    os.close(descriptor)
+            for descriptor in (self._woken, self._wake, *([self._told.descriptor] if self._told else ())):
+                os.close(descriptor)
             self._retire()  # the ends of these links and of the pipe are the agent's
             for other in self._waiting:
                 if other.connection is not connection:

@@ -154,14 +154,14 @@ def _tell(service: Service) -> None:
         service.spool.append(reports.line(body))
 
 
-def rehearse(service: Service, folder: str) -> None:
+def rehearse(service: Service, folder: str, make_stage: Callable[[str], Stage] = Stage) -> None:
     """Serve requests of our own: every verb of every plugin that names a rehearsal, on a stage if one can be made.
 
     Changes this process as serving does, several times; it was forked for that. `folder`: the stage's.
     """
     quiet = service._replace(log=Log(descriptor=os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)), spool=None)
     try:
-        stage: Stage | None = Stage(folder)
+        stage: Stage | None = make_stage(folder)
     except (CniError, OSError) as error:
         service.log(f"plugins are not rehearsed: {shown(str(error))}")
         stage = None

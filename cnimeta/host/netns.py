@@ -68,7 +68,7 @@ def made() -> int:
         finally:
             try:
                 _set(home, _CLONE_NEWNET)
-            except OSError:  # as above
+            except OSError:  # then: as above
                 os._exit(70)
     finally:
         os.close(home)

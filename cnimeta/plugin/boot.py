@@ -158,7 +158,7 @@ class Bundle:
             module.__file__, module.__package__ = spec.origin, parent if inside is None else name
             try:
                 exec(self._code[name], module.__dict__)  # noqa: S102 - as above
-            except Exception:  # noqa: BLE001 - its import will tell
+            except Exception:  # noqa: BLE001 - then: its import tells
                 del modules[name]
                 return
             if parent:
@@ -171,7 +171,7 @@ class Bundle:
         path, size, time = stamp
         try:
             there = posix.stat(path)
-        except OSError:  # gone: what was whole when this process began is taken
+        except OSError:  # unknown: what was whole when this process began is taken
             return True
         return (there.st_size == size and there.st_mtime_ns == time) or judge(self._records) != _AS_IT_WAS
 

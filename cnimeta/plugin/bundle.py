@@ -237,7 +237,7 @@ class _Modules:
         """What the plugin of the module `main` says of itself: `Plugin.usual`, as it is written there."""
         import ast
 
-        for node in ast.walk(self._tree(main)):
+        for node in ast.walk(self._tree(main)) if main in self.files else ():
             if isinstance(node, ast.Assign) and [ast.unparse(one) for one in node.targets] == ["usual"]:
                 return tuple(ast.literal_eval(node.value))
         return ()

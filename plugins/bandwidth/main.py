@@ -101,7 +101,8 @@ class Bandwidth(Plugin):
 
     def rehearsal(self) -> Iterable[dict[str, JSON]]:
         """Both ways; where ifb is a module that nobody has loaded, one: loading it makes interfaces on the node."""
-        has_ifb = os.path.exists("/sys/module/ifb") or not os.path.exists("/proc/modules")
+        has_ifb = os.path.exists("/sys/module/ifb")  # unknown: it is not made use of
+        has_ifb = has_ifb or not os.path.exists("/proc/modules")  # unknown: it is taken for one without modules
         ways = ("ingress", "egress") if has_ifb else ("ingress",)
         limits: dict[str, JSON] = {f"{way}{key}": 10**7 for way in ways for key in ("Rate", "Burst")}
         return ({"runtimeConfig": {"bandwidth": limits}},)
