@@ -53,7 +53,8 @@ def build(folder: Path) -> list[Path]:
         sdist = folder / raw.name
         repack(raw, sdist)
         with tarfile.open(sdist) as tar:
-            tar.extractall(work, filter="data")
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Debian 12's Python has none
+            tar.extractall(work)
         unpacked = work / sdist.name.removesuffix(".tar.gz")
         names = [_made(unpacked, "wheel", folder)]
         shutil.rmtree(unpacked / "build", ignore_errors=True)

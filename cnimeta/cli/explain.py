@@ -36,9 +36,12 @@ def _explain(args: argparse.Namespace) -> int:
     chosen_codes = [
         code for code in codes() if not word or str(code.code) == number or code.name.lower() == word.lower()
     ]
-    known = [] if number.isdigit() else keys(loadable())
+    plugins = {} if number.isdigit() else loadable()
+    known = [] if number.isdigit() else keys(plugins)
     chosen_keys = matching(word, known) if word else known
     if not chosen_codes and not chosen_keys:
+        if word in plugins:
+            raise InvalidEnvironment(f"the plugin {word} is installed, and describes no keys of its own")
         raise InvalidEnvironment(_unknown(word, known))
     if args.json:
         body = {"keys": [_body(told) for told in chosen_keys], "codes": [code._asdict() for code in chosen_codes]}

@@ -27,7 +27,7 @@ class ProcSysctl:
                 if file.read().strip() == value:
                     return
             with open(path, "w", encoding="ascii") as file:
-                file.write(value)
+                file.write(value + "\n")  # an empty write is none: without the line end a list could not be emptied
         except OSError as error:
             raise IoFailure(f"cannot set {path} to {value}: {error.strerror or error}") from None
 

@@ -197,7 +197,10 @@ def unpack(archive: str, folder: str) -> None:
     inside = f"{folder}.d"
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(inside, filter="data")
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)
+            for member in tar:
+                _judge(member, archive)
+                tar.extract(member, inside)
         names = os.listdir(inside)
         if len(names) != 1:
             raise IoFailure(f"{shown(archive)} has not one folder in it, but {len(names)}")
@@ -206,6 +209,17 @@ def unpack(archive: str, folder: str) -> None:
         raise IoFailure(f"{shown(archive)} cannot be unpacked: {error}") from None
     finally:
         shutil.rmtree(inside, ignore_errors=True)
+
+
+def _judge(member: tarfile.TarInfo, archive: str) -> None:
+    """Raise IoFailure for what `scripts/standalone.py` puts into no archive; the rest belongs to who unpacks it.
+
+    Files and folders alone, so nothing leads elsewhere. Tarfile's own filter does as much, but Debian 12's has none.
+    """
+    if not (member.isreg() or member.isdir()) or member.name.startswith("/") or ".." in member.name.split("/"):
+        raise IoFailure(f"{shown(archive)} cannot be unpacked: {shown(member.name)} is no file or folder below it")
+    member.mode &= 0o755
+    member.uid, member.gid, member.uname, member.gname = os.geteuid(), os.getegid(), "", ""
 
 
 def _copy(source: str, target: str, *, link: bool) -> None:

@@ -37,7 +37,7 @@ def connect(path: str, timeout_s: float = 10, *, without_log: bool = False) -> C
 
     `without_log`: to read what its file has, for a log that cannot be read.
     """
-    name = f"file:{quote(path)}?{'immutable=1' if without_log else 'mode=rw'}"
+    name = f"file://{quote(os.path.abspath(path))}?{'immutable=1' if without_log else 'mode=rw'}"
     connection = _sqlite3.connect(name, timeout=timeout_s, isolation_level=None, uri=True)
     try:
         for statement in _OPEN:
@@ -50,7 +50,8 @@ def connect(path: str, timeout_s: float = 10, *, without_log: bool = False) -> C
 
 def quote(path: str) -> str:
     """A path as part of a URI."""
-    return "".join(f"%{byte:02x}" if byte in b"%?#" else chr(byte) for byte in os.fsencode(path))
+    plain = range(ord("!"), 0x7F)
+    return "".join(chr(one) if one in plain and one not in b"%?#" else f"%{one:02x}" for one in os.fsencode(path))
 
 
 def roll_back(connection: Connection) -> None:

@@ -16,6 +16,8 @@ import re
 import sys
 
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+NAME_MAX = 253
+"""Of a whole name, zone included (RFC 1035): no server loads a zone with a longer one, and Pods may have such names."""
 
 
 def main() -> int:
@@ -60,8 +62,10 @@ def zone(origin: str, attachments: dict, serial: int) -> str:
                 continue
             port = mapping.get("externalPort", mapping["hostPort"])
             name = "ip-" + ipaddress.ip_address(address).exploded.replace(".", "-").replace(":", "-")
-            names[name] = ("AAAA" if ":" in address else "A", address)
             service = f"_{mapping['containerPort']}._{mapping['protocol'].lower()}.{'.'.join(labels)}"
+            if len(f"{service}.{origin.rstrip('.')}") > NAME_MAX:
+                continue
+            names[name] = ("AAAA" if ":" in address else "A", address)
             services.append(f"{service} SRV 0 0 {port} {name}")
     lines = [f"$ORIGIN {origin}", "$TTL 5", f"@ SOA ns hostmaster {serial} 60 10 86400 5", "@ NS ns", "ns A 127.0.0.1"]
     lines += sorted(set(services)) + [f"{name} {kind} {address}" for name, (kind, address) in sorted(names.items())]

@@ -279,11 +279,17 @@ def read_portmap(fields: Fields) -> dict[str, JSON]:
 def _ranges(fields: Fields) -> tuple[PortRange, ...]:
     if not fields.has("ranges"):
         return (parse_range(DEFAULT_RANGE, DEFAULT_PORTS, "$.ranges"),)
+    from cnimeta_plugins.hostport_alloc.state.schema import EXPLICIT
+
     ranges: list[PortRange] = []
     for name, value in fields.object("ranges").raw.items():
         if not validate.is_identifier(name):
             raise InvalidNetworkConfig(
                 f"$.ranges: {shown(name)} is no name for a range: use letters, digits, '_', '.', '-'"
+            )
+        if name == EXPLICIT:
+            raise InvalidNetworkConfig(
+                f"$.ranges.{name}: lists and quotas call so what is asked for by number: give the range another name"
             )
         path = f"$.ranges.{name}"
         if isinstance(value, str):

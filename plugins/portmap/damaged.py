@@ -5,9 +5,8 @@ It stands beside the way of a command, entered only where there is one.
 
 from __future__ import annotations
 
-from cnimeta_plugins.portmap.notes import digest
+from cnimeta_plugins.portmap.names import digest, earlier_name, file_name
 from cnimeta_plugins.portmap.plan import Owner
-from cnimeta_plugins.portmap.records import file_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def drop(
     if of is not None:
         for network in {one[0] for one in _mapped(mapper) if one[1] == of.container_id}:
             owner = Owner(network, of.container_id, of.ifname)
-            if file_name(owner) in files:
+            if file_name(owner) in files or earlier_name(owner) in files:
                 mapper.sweep(owner, None, records)
                 records.forget(owner)
     _remove(records, files, {container_id for container_id, _ in valid} | {one[1] for one in _mapped(mapper)})

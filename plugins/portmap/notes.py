@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from cnimeta.host.digest import sha512_hex
+from cnimeta_plugins.portmap.names import digest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,14 +58,15 @@ class Notes:
         names = [name for name in self._noted_addresses() if name.startswith(head)]
         return [record for name in names for record in self._told_by(name, os.path.join(self._addresses, name))]
 
-    def leave_addresses(self, holder: str, had: Iterable[Address], but: Iterable[Address]) -> None:
-        """Remove what is noted about a record, but for some addresses.
+    def leave_addresses(self, holders: tuple[str, ...], had: Iterable[Address], but: Iterable[Address]) -> None:
+        """Remove what is noted about a record, by all the names that it may have, but for some addresses.
 
         What it had is looked for too: a kill may have left the beginning of such a note, which is no note yet.
         """
-        kept = {f"{address.packed.hex()}-{digest(holder)}" for address in but}
-        found = {name for name in self._noted_addresses() if name.endswith(f"-{digest(holder)}")}
-        found |= {f"{address.packed.hex()}-{digest(holder)}" for address in had}
+        ends = tuple(f"-{digest(holder)}" for holder in holders)
+        kept = {address.packed.hex() + end for address in but for end in ends}
+        found = {name for name in self._noted_addresses() if name.endswith(ends)}
+        found |= {address.packed.hex() + end for address in had for end in ends}
         for name in found - kept:
             self._files.remove(os.path.join(self._addresses, name))
 
@@ -82,8 +83,3 @@ class Notes:
         if digest(said) == wanted:
             return [said]
         return [record for record in self._files.names(self._folder) if digest(record) == wanted]
-
-
-def digest(text: str) -> str:
-    """The part of a file's name that stands for a name of any length."""
-    return sha512_hex(text)[:24]

@@ -20,7 +20,8 @@ from cnimeta.spec.fields import Fields
 from cnimeta.spec.ip import Cidr, parse_cidr
 from cnimeta.spec.jsonio import dumps, loads_object
 from cnimeta_plugins.portmap.config import PortMapping, read_mapping
-from cnimeta_plugins.portmap.notes import Notes, digest
+from cnimeta_plugins.portmap.names import SUFFIX, digest, earlier_name, file_name, unkept
+from cnimeta_plugins.portmap.notes import Notes
 from cnimeta_plugins.portmap.plan import Owner
 
 TYPE_CHECKING = False
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 VERSION = 2
 _FOLDER = "portmap"
-_SUFFIX = ".json"
 
 
 class Record(NamedTuple):
@@ -133,12 +133,14 @@ class Records:
 
     def find(self, owner: Owner) -> Found:
         """The attachment's record. One that is damaged or of a later version is reported."""
-        return self._find(file_name(owner))
+        found = self._find(file_name(owner))
+        return self._find(earlier_name(owner)) if found == Found() else found
 
     def store(self, record: Record) -> None:
         """Write, whole or not at all. After another boot a record is dead anyway, so nothing waits for the disk."""
         try:
             self._files.write(os.path.join(self.folder, file_name(record.owner)), encode(record))
+            self._files.remove(os.path.join(self.folder, earlier_name(record.owner)))
         except OSError as error:
             raise self._unusable(error) from None
 
@@ -146,7 +148,8 @@ class Records:
         """Remove; missing is fine. The container's addresses, and those that it may have `had`, are free."""
         self.leave(owner, had)
         try:
-            self._files.remove(os.path.join(self.folder, file_name(owner)))
+            for name in (file_name(owner), earlier_name(owner)):
+                self._files.remove(os.path.join(self.folder, name))
         except OSError as error:
             raise self._unusable(error) from None
 
@@ -174,7 +177,7 @@ class Records:
         self._noted(name, now)
         try:
             if now:
-                self._notes.leave_addresses(name, (), ())
+                self._notes.leave_addresses((name,), (), ())
                 self._files.remove(os.path.join(self.folder, name))
         except OSError as error:
             raise self._unusable(error) from None
@@ -187,12 +190,7 @@ class Records:
         What cannot be read is among the failures, and keeps nobody from the others. The files of damaged ones go to
         `damaged`.
         """
-        ends = {ifname: _end(network, ifname) for ifname in {ifname for _, ifname in but}}
-        kept = {digest(container_id) + ends[ifname] for container_id, ifname in but}
-        of_it = f"-{digest(network)}-"
-        for record in self._each(
-            [name for name in self._names() if of_it in name and name not in kept], failures, damaged
-        ):
+        for record in self._each(unkept(self._names(), network, but), failures, damaged):
             if record.owner.network == network:
                 yield record
 
@@ -217,7 +215,8 @@ class Records:
     def leave(self, owner: Owner, had: Iterable[Cidr] = (), but: Iterable[Cidr] = ()) -> None:
         """Note that the owner has no container address but some; `had` are those that it may have had."""
         noted = [container.address for container in had], [container.address for container in but]
-        self._used(lambda: self._notes.leave_addresses(file_name(owner), *noted))
+        names = file_name(owner), earlier_name(owner)
+        self._used(lambda: self._notes.leave_addresses(names, *noted))
 
     def at(self, address: Address) -> Iterator[Record]:
         """The records that have a container address by a note, and say so themselves."""
@@ -246,7 +245,7 @@ class Records:
 
     def any(self) -> bool:
         """Whether there is a record at all, one that cannot be understood included."""
-        return self._used(lambda: self._files.any_name(self.folder, _SUFFIX))
+        return self._used(lambda: self._files.any_name(self.folder, SUFFIX))
 
     def usable(self) -> None:
         """Raise StateUnusable unless records can be written."""
@@ -260,7 +259,7 @@ class Records:
             raise self._unusable(error) from None
 
     def _names(self) -> list[str]:
-        return [name for name in self._used(lambda: self._files.names(self.folder)) if name.endswith(_SUFFIX)]
+        return [name for name in self._used(lambda: self._files.names(self.folder)) if name.endswith(SUFFIX)]
 
     def _used(self, work: Callable[[], T]) -> T:
         try:
@@ -275,8 +274,11 @@ class Records:
             if data is None:
                 return Found()
             record = decode(data, self._read_payload)
-            if file_name(record.owner) != name:
+            present = file_name(record.owner)
+            if name not in (present, earlier_name(record.owner)):
                 raise DamagedRecord("it is of another attachment than its name says")
+            if name != present and self._files.any_name(self.folder, present):  # `store` was killed in between
+                return Found()
             return Found(record)
         except DamagedRecord as error:
             self._log(f"portmap: the record {path} is damaged: {error.msg}; the kernel's rules tell what there is")
@@ -292,15 +294,6 @@ class Records:
 
     def _unusable(self, error: OSError) -> StateUnusable:
         return StateUnusable(f"$.dataDir: cannot use {error.filename or self.folder}: {error.strerror or error}")
-
-
-def file_name(owner: Owner) -> str:
-    """The name of an attachment's file."""
-    return digest(owner.container_id) + _end(owner.network, owner.ifname)
-
-
-def _end(network: str, ifname: str) -> str:
-    return f"-{digest(network)}-{digest(ifname)}{_SUFFIX}"
 
 
 # --- the document ----------------------------------------------------------------------------------------

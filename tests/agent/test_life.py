@@ -360,9 +360,10 @@ def test_every_launcher_is_served_when_the_processors_are_busy(own: RunningAgent
     assert answers == [True] * 48
 
 
-def pss_kb(pid: int) -> int:
+def pss_kb(pid: int, kind: str = "Pss_Anon") -> int:
+    """Its share of memory; of what is no file's, unless told otherwise: files are shared with all Python on the node."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return int(re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE)[1])  # type: ignore[index]
+    return int(re.search(rf"^{kind}:\s+(\d+)", text, re.MULTILINE)[1])  # type: ignore[index]
 
 
 def test_memory_and_descriptors_stay_the_same_over_many_requests(own: RunningAgent, bound: Programs) -> None:
@@ -370,6 +371,7 @@ def test_memory_and_descriptors_stay_the_same_over_many_requests(own: RunningAge
 
     def state() -> tuple[int, list[str]]:
         eventually(lambda: len(own.workers()) == 4 and not own.children())
+        eventually(lambda: len(own.processes()) == 5)  # with the one that adds up reports, which begins after a second
         return sum(map(pss_kb, [own.process.pid, *own.processes()])), descriptors(own.process.pid)
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -377,9 +379,10 @@ def test_memory_and_descriptors_stay_the_same_over_many_requests(own: RunningAge
         memory, opened = state()
         assert all(pool.map(lambda _: served(bound, own.socket), range(ROUNDS)))
     later, still = state()
-    print(f"PSS after 100 requests {memory / 1024:.1f} MiB, after {ROUNDS} more {later / 1024:.1f} MiB")
+    whole = sum(pss_kb(pid, "Pss") for pid in [own.process.pid, *own.workers()])
+    print(f"after 100 requests {memory / 1024:.1f} MiB, after {ROUNDS} more {later / 1024:.1f}; PSS {whole / 1024:.1f}")
     assert [re.sub(r"\d+", "", one) for one in still] == [re.sub(r"\d+", "", one) for one in opened]
-    assert later < memory * 1.05
+    assert later < memory * 1.1
 
 
 # --- who asks ---

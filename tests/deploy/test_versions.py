@@ -119,8 +119,10 @@ def test_a_version_is_placed_once_and_another_build_of_it_gets_a_name_of_its_own
         assert versions.place(str(other), link=True) == f"{versions.root}/1.0+b2b2b2b2"
         assert os.stat(command(f"{versions.root}/1.0+b2b2b2b2")).st_nlink == 2
         with tarfile.open(tmp_path / "two.tar.gz", "w:gz") as tar:
-            tar.add(fake(tmp_path / "two", "2.0"), "two")
+            (fake(tmp_path / "two", "2.0") / "bin" / "cnimeta").chmod(0o6777)
+            tar.add(tmp_path / "two", "two")
         assert versions.place(str(tmp_path / "two.tar.gz")) == f"{versions.root}/2.0"
+        assert os.stat(command(f"{versions.root}/2.0")).st_mode & 0o7777 == 0o755
     assert sorted(versions.names()) == ["1.0", "1.0+b2b2b2b2", "2.0"]
 
 
@@ -173,9 +175,23 @@ def test_what_is_no_standalone_folder_is_refused(tmp_path: Path, body: str) -> N
     assert versions.names() == []
 
 
-def test_nothing_leaves_the_folder_when_an_archive_is_hostile(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("../../escaped", tarfile.REGTYPE),
+        ("one/../../../escaped", tarfile.REGTYPE),
+        ("/tmp/escaped", tarfile.REGTYPE),
+        ("one/link", tarfile.SYMTYPE),
+        ("one/link", tarfile.LNKTYPE),
+        ("one/pipe", tarfile.FIFOTYPE),
+        ("one/device", tarfile.CHRTYPE),
+    ],
+)
+def test_nothing_leaves_the_folder_when_an_archive_is_hostile(tmp_path: Path, name: str, kind: bytes) -> None:
     with tarfile.open(tmp_path / "bad.tar", "w") as tar:
-        tar.addfile(tarfile.TarInfo("../../escaped"))
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, "../.."
+        tar.addfile(member)
     versions = Versions(str(tmp_path / "root"))
     with versions.locked(), pytest.raises(IoFailure, match="cannot be unpacked"):
         versions.place(str(tmp_path / "bad.tar"))

@@ -137,6 +137,12 @@ def test_setting_has_the_value_however_often_it_is_ensured(settings: Settings) -
         assert settings.value("net/ipv4/conf/lo/route_localnet") == value
 
 
+def test_list_can_be_emptied(settings: Settings) -> None:
+    for value in ("20000-20009", "", "7000", ""):
+        settings.sysctl.ensure("net/ipv4/ip_local_reserved_ports", value)
+        assert settings.value("net/ipv4/ip_local_reserved_ports") == value
+
+
 def test_setting_that_is_not_there_is_an_error_that_names_it(settings: Settings) -> None:
     with pytest.raises(IoFailure, match=r"/proc/sys/net/ipv4/conf/none/route_localnet.*No such file") as caught:
         settings.sysctl.ensure("net/ipv4/conf/none/route_localnet", "1")

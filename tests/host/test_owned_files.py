@@ -11,8 +11,9 @@ import pytest
 from cnimeta.errors import IoFailure, StateUnusable
 from cnimeta.host.files import MAX_BYTES, PosixFiles
 from cnimeta.host.nodeconfig import read_section
+from cnimeta_plugins.portmap.names import file_name
 from cnimeta_plugins.portmap.plan import Owner
-from cnimeta_plugins.portmap.records import Records, file_name
+from cnimeta_plugins.portmap.records import Records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import runpy
 import socket
 import threading
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hostport_harness import POD_ARGS, Node, conf
@@ -16,9 +18,6 @@ from cnimeta.errors import CniError, IoFailure
 from cnimeta.host.hook import ProgramHook, SocketHook
 from cnimeta.testing.delegates import address_result
 from cnimeta_plugins.hostport_alloc.operator.commands import add_commands
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.unit
 
@@ -98,6 +97,30 @@ def test_hook_that_fails_three_times_in_a_row_is_left_alone(tmp_path: Path) -> N
     assert deliver(node, tmp_path) == 1
     assert node.hook.calls == 3
     assert node.store.outbox.count() == 5
+
+
+def test_events_that_are_never_taken_do_not_keep_the_hook_from_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node()
+    for number in range(5):
+        node.call("ADD", conf(notify=HOOK), container_id=f"c{number}")
+    refused = {"c0", "c1", "c2"}  # by the names that their Pods have, say
+    tell = node.hook.tell
+
+    def by_name(event: bytes, timeout_s: float) -> str:
+        whose = json.loads(event)["attachment"]["containerID"]
+        return "label too long" if whose in refused else tell(event, timeout_s)
+
+    monkeypatch.setattr(node.hook, "tell", by_name)
+    assert deliver(node, tmp_path) == 1
+    node.call("DEL", conf(notify=HOOK), container_id="c4")
+    assert deliver(node, tmp_path) == 1
+    assert told(node) == [("added", "c3"), ("added", "c4"), ("removed", "c4")]
+    node.call("DEL", conf(notify=HOOK), container_id="c0")
+    refused.clear()
+    assert deliver(node, tmp_path) == 0
+    assert [event for event in told(node) if event[1] == "c0"] == [("added", "c0"), ("removed", "c0")]
 
 
 def test_required_add_waits_for_its_event_and_is_taken_back_without(tmp_path: Path) -> None:
@@ -271,3 +294,14 @@ def test_server_takes_an_event_when_it_says_ok(tmp_path: Path, answer: bytes | N
     assert "Connection refused" in SocketHook(path).tell(b"x", 5)
     os.unlink(path)
     assert "No such file" in SocketHook(path).tell(b"x", 5)
+
+
+def test_zone_of_the_example_has_no_name_that_a_server_refuses() -> None:
+    zone = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "hook" / "srv_zone.py"))["zone"]
+    mapping = {"containerPort": 65535, "protocol": "TCP", "hostIP": "192.0.2.1", "hostPort": 20000}
+    names = ["web", *(".".join(["x" * 49] * 5)[:length] for length in (199, 209, 249))]
+    attachments = {name: {"pod": {"name": name, "namespace": "default"}, "mappings": [mapping]} for name in names}
+    text = zone("ports.example.", attachments, 1)
+    assert "_65535._tcp.web.default SRV 0 0 20000" in text
+    found = [line.partition(" ")[0] for line in text.splitlines() if " SRV " in line]
+    assert sorted(len(f"{name}.ports.example") for name in found) == [37, 233, 243]

@@ -18,10 +18,11 @@ import yaml
 from hostport_harness import Node, conf
 from hypothesis import given
 from hypothesis import strategies as st
-from test_ports_cli import Shell
+from test_ports_cli import API, Shell
 
 from cnimeta.errors import StateUnusable
 from cnimeta.testing.clock import FakeClock
+from cnimeta.testing.kube import Fault
 from cnimeta.testing.sockets import FakeSockets
 from cnimeta_plugins.hostport_alloc.allocate.ranges import parse_range, ports_of
 from cnimeta_plugins.hostport_alloc.operator.drawing import drawing, in_words, runs_of
@@ -303,6 +304,14 @@ def test_top_counts_and_ranks_when_it_is_printed(node: Node, shell: Shell) -> No
     assert "(no Pod)" in text
     assert shell("top", "--count", "3")[1].count("3 host ports of") == 3
     assert node.clock.slept[-2:] == [2.0, 2.0]
+
+
+def test_top_counts_an_annotation_once_when_it_has_several_ports(node: Node, shell: Shell) -> None:
+    node.pods.faults += [Fault(drop=True)] * 2
+    several = conf(expose=["80/tcp", "81/tcp"], kubernetes=API)
+    node.call("ADD", several, container_id="c4", args=f"{args('shop', 'two')};K8S_POD_UID=2-2")
+    assert ", 1 annotation pending" in shell("top")[1]
+    assert shell.json("top")["pendingAnnotations"] == 1
 
 
 def test_top_names_ranges_that_the_configuration_has_no_more(node: Node, shell: Shell) -> None:

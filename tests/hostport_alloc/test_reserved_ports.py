@@ -200,17 +200,21 @@ def test_kernel_takes_no_port_of_a_range_by_itself(make_netns: Callable[[str], N
     def reserved() -> str:
         return node.node.run("sysctl", "-n", setting).stdout.strip()
 
-    node.node.run("sysctl", "-qw", f"{setting}=8080,20001", "net.ipv4.ip_local_port_range=20000 20005")
     wanted: dict[str, Any] = node.conf(reservePorts=True, ranges={"default": "20000-20004"}, forceOverlap=True)
+    path = tmp_path / "net.conflist"
+    path.write_text(json.dumps({"cniVersion": "1.0.0", "name": "pods", "plugins": [wanted]}))
+    cli = ("-P", "-m", "cnimeta.cli.main")
+    for action, after in (((), "20000-20004"), (("--remove",), "")):  # where others have reserved nothing
+        node.node.run(sys.executable, *cli, "ports", "reserve", *action, "--conf", str(path))
+        assert reserved() == after
+    node.node.run("sysctl", "-qw", f"{setting}=8080,20001", "net.ipv4.ip_local_port_range=20000 20005")
     node.call("ADD", wanted)
     assert reserved() == "8080,20000-20004"
     assert node.ports()[0] in (20000, 20002, 20003, 20004)
     bound = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); print(s.getsockname()[1])"
     assert {node.node.run(sys.executable, "-c", bound).stdout.strip() for _ in range(3)} == {"20005"}
     node.call("DEL", wanted)
-    path = tmp_path / "net.conflist"
-    path.write_text(json.dumps({"cniVersion": "1.0.0", "name": "pods", "plugins": [wanted]}))
-    words = ("-P", "-m", "cnimeta.cli.main", "uninstall", "--force", "--bin-dir", str(node.bin), "--net-dir")
+    words = (*cli, "uninstall", "--force", "--bin-dir", str(node.bin), "--net-dir")
     said = node.node.run(sys.executable, *words, str(tmp_path)).stdout
     assert f"{setting.replace('/', '.')}: 20000,20002-20004 given back" in said
     assert reserved() == "8080,20001"

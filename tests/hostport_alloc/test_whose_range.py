@@ -93,6 +93,7 @@ def test_labels_of_the_pod_choose_the_range() -> None:
         ({"ranges": {"a": {"ports": "1", "by": "name"}}}, r"\$\.ranges\.a\.by must be one of random, ordinal"),
         ({"ranges": {"a": {"ports": "1", "otherwise": "x"}}}, r"\$\.ranges\.a\.otherwise must be one of"),
         ({"ranges": {"a": {"ports": "5-6"}, "b": "6"}}, r"\$\.ranges\.b \(6\) overlaps \$\.ranges\.a"),
+        ({"ranges": {"explicit": "5-6"}}, r"\$\.ranges\.explicit: lists and quotas call so"),
         ({"defaultRange": 7}, r"\$\.defaultRange must be the name of a range"),
         ({"defaultRange": "web"}, r'\$\.defaultRange names the range "web"'),
         ({"defaultRange": [{}]}, r"\$\.defaultRange\[0\]\.range names the range"),

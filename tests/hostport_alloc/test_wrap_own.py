@@ -111,6 +111,16 @@ def test_nothing_is_written_when_another_file_would_come_first(folder: Folder, n
     assert sorted(os.listdir(folder.path)) == before
 
 
+def test_nothing_is_written_when_runtimes_take_another_network_now(folder: Folder) -> None:
+    folder.write(PTP, "00-multus.conf")
+    before = sorted(os.listdir(folder.path))
+    with pytest.raises(CniError, match=r"00-multus\.conf in .* comes before 10-flannel\.conflist"):
+        folder.take()
+    assert sorted(os.listdir(folder.path)) == before
+    folder.take(name="00-multus.conf")
+    folder.take(name="00-multus.conf")  # again, with ours there
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"name": "n", "plugins": []}'])
 def test_ours_stays_when_the_primary_is_half_written(folder: Folder, text: str) -> None:
     folder.take()

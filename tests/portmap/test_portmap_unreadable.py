@@ -10,8 +10,8 @@ from portmap_kit import Host, conf, iptables_ports, nft_ports
 
 from cnimeta.errors import CniError
 from cnimeta.testing.files import MemoryFiles
+from cnimeta_plugins.portmap.names import file_name
 from cnimeta_plugins.portmap.plan import Owner
-from cnimeta_plugins.portmap.records import file_name
 
 pytestmark = pytest.mark.unit
 

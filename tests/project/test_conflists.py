@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import socket
-import threading
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,26 +10,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from demo.footprint import footprint
 from demo.stage import CLIENT_IP, NODE_IP, NODE_IP6, Attachment, Stage
+from echo import ask, echoing
+from stand_ins import host_ports, stand_in
 
 from cnimeta.testing.kube import PodServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from cnimeta.testing.netns import Namespace
-
 pytestmark = pytest.mark.kernel
 
 FOLDER = Path(__file__).parents[2] / "examples" / "conflist"
-
-STAND_IN = """#!/usr/bin/python3 -I
-# Behaves as {name} does towards a runtime: it writes a configuration and lets {type} do the work.
-import json, subprocess, sys
-conf = json.load(sys.stdin)
-inner = {{"type": "{type}", **{extra}, "ipam": {{"type": "host-local", "subnet": "10.90.0.0/24", "dataDir": "{leases}"{routes}}}}}
-inner.update({{key: conf[key] for key in ("cniVersion", "name", "prevResult") if key in conf}})
-sys.exit(subprocess.run(["/usr/lib/cni/{type}"], input=json.dumps(inner).encode()).returncode)
-"""
 
 
 class Case(NamedTuple):
@@ -81,88 +68,12 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     made = Stage(tmp_path)
     try:
         made.install()
-        for name, kind, extra, routes in (
-            (
-                "flannel",
-                "bridge",
-                {"bridge": "cni0", "isGateway": True, "isDefaultGateway": True, "hairpinMode": True},
-                "",
-            ),
-            ("calico", "ptp", {}, ', "routes": [{"dst": "0.0.0.0/0"}]'),
-        ):
-            program = made.bin / name
-            leases = tmp_path / "state" / "host-local"
-            program.write_text(
-                STAND_IN.format(name=name, type=kind, extra=extra, leases=leases, routes=routes), encoding="utf-8"
-            )
-            os.chmod(program, 0o755)
+        bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "isDefaultGateway": True, "hairpinMode": True}
+        stand_in(made, "flannel", bridge, "10.90.0.0/24")
+        stand_in(made, "calico", {"type": "ptp"}, "10.90.0.0/24")
         yield made
     finally:
         made.close()
-
-
-@contextlib.contextmanager
-def echoing(container: Namespace, ports: list[str], answer: bytes) -> Iterator[None]:
-    """Answer `answer` to everyone on the ports ("80/tcp") of a container, on IPv4 and IPv6."""
-    sockets = []
-    with container.entered():
-        for port in ports:
-            number, _, protocol = port.partition("/")
-            kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
-            sockets.append(socket.socket(socket.AF_INET6, kind))
-            sockets[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            sockets[-1].bind(("::", int(number)))
-    threads = [threading.Thread(target=_answer, args=(listener, answer), daemon=True) for listener in sockets]
-    for listener in sockets:
-        if listener.type == socket.SOCK_STREAM:
-            listener.listen()
-    for thread in threads:
-        thread.start()
-    yield
-    for listener, thread in zip(sockets, threads, strict=True):
-        with contextlib.suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join(5)
-
-
-def _answer(listener: socket.socket, answer: bytes) -> None:
-    with contextlib.suppress(OSError):
-        while True:
-            if listener.type == socket.SOCK_STREAM:
-                connection, _ = listener.accept()
-                with connection:
-                    connection.sendall(answer)
-            else:
-                data, peer = listener.recvfrom(100)
-                if not data:  # shut down
-                    return
-                listener.sendto(answer, peer)
-
-
-def ask(address: str, port: int, protocol: str) -> bytes:
-    """What the other side says; empty when nobody answers."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
-    with socket.socket(family, kind) as channel:
-        channel.settimeout(3)
-        try:
-            channel.connect((address, port))
-            if protocol == "udp":
-                channel.send(b"?")
-            return channel.recv(100)
-        except OSError:
-            return b""
-
-
-def host_ports(stage: Stage, conflist: Path, container_id: str) -> dict[str, tuple[int, str]]:
-    """{"80/tcp": (host port, range)} as `cnimeta ports list` has it."""
-    listed = json.loads(stage.cnimeta("ports", "list", "--conf", str(conflist), "--json"))
-    return {
-        f"{found['containerPort']}/{found['protocol']}": (found["hostPort"], found["range"])
-        for found in listed
-        if found["containerID"] == container_id
-    }
 
 
 @pytest.fixture

@@ -224,6 +224,13 @@ def test_folders_above_are_made_and_are_nobody_elses(tmp_path):
     assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) & 0o022 == 0
 
 
+@pytest.mark.parametrize("name", ["état", "日本", "a b", "a?b#c%41", "/twice"])
+def test_folder_may_be_called_anything(tmp_path, name):
+    place = Place(f"{tmp_path}/{name}")
+    place.database().write(put("a"))
+    assert place.database().read(everything) == {"a": "v"}
+
+
 def test_replaced_database_is_noticed_by_a_process_that_has_it_open(real):
     first = real.database()
     first.write(put("a"))

@@ -1,7 +1,8 @@
 """From the outbox to the hook: in order for each attachment, each event until it is taken.
 
 One process at a time delivers, under a lock: two could exchange the order. An event that is not taken holds up only
-those of its attachment; a hook that fails three times in a row is left alone until the next time.
+those of its attachment; a hook that fails three times in a row is left alone until the next time, when attachments
+whose events were refused come last: some are refused for what is in them.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def deliver(
     subject: str = "",
     limit: int = 1000,
 ) -> Told:
-    """Tell the hook of what waits, oldest first; `subject`: of one attachment only. Ends after `total_s` seconds.
+    """Tell the hook of what waits, what was refused last; `subject`: of one attachment only. Ends after `total_s`
+    seconds.
 
     When another process delivers, nothing is done: what waits is told by that one, or the next time.
     """

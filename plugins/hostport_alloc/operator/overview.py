@@ -35,8 +35,9 @@ class Overview(NamedTuple):
 
     @property
     def pending(self) -> list[Entry]:
-        """Entries whose Pod is not annotated yet."""
-        return [entry for entry in self.entries if entry["annotation"] == "pending"]
+        """An entry of each attachment whose Pod is not annotated yet."""
+        waiting = [entry for entry in self.entries if entry["annotation"] == "pending"]
+        return list({(entry["network"], entry["containerID"], entry["ifname"]): entry for entry in waiting}.values())
 
     @property
     def namespaces(self) -> list[tuple[str, int]]:

@@ -80,6 +80,12 @@ def take(path: str, options: Options) -> Ownership:
         raise InvalidNetworkConfig(
             f"{', '.join(before)} in {folder} would come before {NAME}, and runtimes take the first: rename it"
         )
+    taken = [name for name in configurations(folder) if name != NAME]
+    if taken and taken[0] < primary:
+        raise InvalidNetworkConfig(
+            f"{taken[0]} in {folder} comes before {primary} and is what runtimes take now; {NAME} would come before"
+            f" both: take {taken[0]}, or wrap {primary} in place"
+        )
     text = render(derived(read_document(path), options)).encode()
     given: dict[str, JSON] = {
         "ranges": dict(options.ranges),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from cnimeta.errors import InvalidNetworkConfig
 from cnimeta.namedtuple import NamedTuple
+from cnimeta.runtime.conf import choose_version
 from cnimeta.spec.fields import Fields, without
 from cnimeta.spec.netconf import NetConf
 from cnimeta_plugins.hostport_alloc.allocate.expose import DEFAULT_RANGE, POD_ANNOTATIONS
@@ -45,6 +46,7 @@ def wrapped(document: Mapping[str, JSON], options: Options) -> dict[str, JSON]:
         raise InvalidNetworkConfig("$.plugins is empty: there is nothing to wrap")
     if not fields.text("name"):
         raise InvalidNetworkConfig("$.name is missing: a network configuration needs a name")
+    choose_version(fields)  # one that nobody speaks is refused by every runtime
     name_and_version: dict[str, JSON] = {
         key: document[key] for key in document if key.lower() in ("cniversion", "name")
     }

@@ -36,6 +36,8 @@ _TABLES = (
     END""",
 )
 _ADD = "INSERT INTO outbox (subject, event, created, body) VALUES (?, ?, ?, ?)"
+_ORDER = "ORDER BY max(attempts) OVER (PARTITION BY subject), id"
+"""What a hook never takes, for whatever is in it, must not keep it from the rest."""
 _IS_THERE = "SELECT 1 FROM attachments WHERE network=? AND container_id=? AND ifname=? AND token=?"
 _THERE = "SELECT count(*) FROM sqlite_master WHERE type='table' AND name IN ('outbox', 'told')"
 
@@ -87,13 +89,13 @@ class Outbox:
         self._clock = clock
 
     def waiting(self, limit: int, subject: str = "") -> list[Event]:
-        """The oldest events; of one attachment, with `subject`."""
+        """The oldest events, those of attachments last whose events were refused; of one attachment, with `subject`."""
 
         def work(connection: Connection) -> list[Event]:
             if not is_there(connection):
                 return []
             where, values = ("WHERE subject=? ", (subject,)) if subject else ("", ())
-            statement = f"SELECT id, subject, event, created, body FROM outbox {where}ORDER BY id LIMIT ?"
+            statement = f"SELECT id, subject, event, created, body FROM outbox {where}{_ORDER} LIMIT ?"
             return [Event(*cells) for cells in connection.execute(statement, (*values, limit)).fetchall()]
 
         return self._database.read(work, tolerant=True) if self._database.exists() else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnimeta.errors import Failures, HostPortConflict, IoFailure
+from cnimeta.errors import Failures, HostPortConflict, IoFailure, StateUnusable
 from cnimeta.host.nftables.values import Chain, Change, Element, Refusal
 from cnimeta.namedtuple import NamedTuple
 from cnimeta_plugins.portmap.backends import Unusable
@@ -330,7 +330,11 @@ class NftBackend:
 
         numbers = [owner_id(*owner)] if mappings is None else holders(self.nft, owner, mappings)
         if numbers:
-            recorded = {owner_id(*record.owner) for record in others.of_container(owner.container_id)}
+            try:
+                recorded = {owner_id(*record.owner) for record in others.of_container(owner.container_id)}
+            except StateUnusable:  # unknown, but for the owner's own
+                self._remove(self._held_by(owner))
+                raise
             numbers = [number for number in numbers if number not in recorded]
         held = [held_by(self.nft, number) for number in numbers]
         for elements in held:
