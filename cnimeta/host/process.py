@@ -58,8 +58,8 @@ def run_program(
 ) -> Completed:
     """Run `argv` (the first an absolute path) to its end, whatever its status; stdout and stderr are kept.
 
-    Raises IoFailure (code 5) when it cannot be started or writes more than `most_bytes`, TryAgainLater (code 11) when it
-    is not done in time (it is killed in both cases).
+    Raises IoFailure (code 5) when it cannot be started or writes more than `most_bytes`, TryAgainLater (code 11) when
+    it is not done in time (it is killed in both cases).
     """
     try:
         return run(argv, environ, stdin, timeout_s, keep_stderr=True, most_bytes=most_bytes, locks=lifelines.locks)
