@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 from cnimeta.agent.wire import SOCKET
 from cnimeta.errors import IoFailure, shown
-from cnimeta.plugin.dispatch import run
-from cnimeta.plugin.launcher import NATIVE_MARK, TRAILER, package_folder
+from cnimeta.plugin.launcher import NATIVE_MARK, TRAILER, package_folder, version_answer
 from cnimeta.spec.version import CURRENT
 
 if TYPE_CHECKING:
@@ -79,8 +78,7 @@ def render(launcher: bytes, target: Target, plugin: Plugin, text: str, interpret
 
     Raises IoFailure (code 5) when the settings do not fit.
     """
-    answer = run(plugin, {"CNI_COMMAND": "VERSION"}, b'{"cniVersion":"0.0.0"}', lambda _: None).stdout
-    head, _, tail = answer.partition("0.0.0")
+    head, tail = version_answer(plugin)
     strings = [interpreter, text, package_folder(), target.plugin, SOCKET, CURRENT, head, tail]
     for file in _sources(target, plugin):
         found = os.stat(file)

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
+from cnimeta.agent.pages import Told, take, tell
 from cnimeta.agent.pool import CONNECTION, DONE, LASTING, LEAVING, LISTENER, TAKEN, Greeted, Pool, Worker, handed, say
 from cnimeta.agent.systemd import Manager
 from cnimeta.agent.wire import REFUSED, Broken, Probed
@@ -73,6 +74,9 @@ class Agent:
         self._waiting: deque[Greeted] = deque()
         self._retired, self._keep = os.pipe()
         self._woken, self._wake = os.pipe()
+        self._folder = f"{listening.path}.rehearsal"
+        self._told: Told | None = None
+        """The rehearsal, while it lasts."""
         for descriptor in (self._woken, self._wake):
             os.set_blocking(descriptor, False)
         self._ended = ""
@@ -89,6 +93,7 @@ class Agent:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whoever started this may have blocked some
         self._fill()
+        self._rehearse()
         self._manager.ready()
         looked = time.monotonic()
         while not self._ended:
@@ -108,6 +113,18 @@ class Agent:
             self._waiting.popleft().connection.close()
         self._refuse_all()
         return again
+
+    def _rehearse(self) -> None:
+        """Have a process find out which memory serving takes. Workers that are there by then go without."""
+        told = self._told = Told()
+        job = Job("the rehearsal", 0, lambda: tell(told.teller, lambda: rehearse(self._service, self._folder)))
+        self._forked(job.name, lambda: self._do(job))
+        told.begun()
+
+    def _learn(self, told: Told) -> None:
+        pages = told.heard()
+        if pages is not None:
+            self._told, self._service = None, self._service._replace(pages=pages)
 
     def _retire(self) -> None:
         """Let the workers end: those that wait now, the others when they have answered. And lasting jobs."""
@@ -131,12 +148,14 @@ class Agent:
         poller = select.poll()
         poller.register(self._woken, select.POLLIN)
         links = {worker.link.fileno(): worker for worker in self._pool.workers.values()}
-        for descriptor in links:
+        for descriptor in (*links, *([self._told.descriptor] if self._told else ())):
             poller.register(descriptor, select.POLLIN)
         if not self._pool.idle:
             poller.register(self._listener, select.POLLIN)
         ready = {found for found, _ in poller.poll((_LOOK_WAITING_S if self._waiting else _LOOK_S) * 1000)}
         _drain(self._woken)
+        if self._told and self._told.descriptor in ready:
+            self._learn(self._told)
         for descriptor in ready & links.keys():
             self._hear(links[descriptor])
         self._reap()
@@ -257,7 +276,7 @@ class Agent:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, *ENDING):
                 signal.signal(number, signal.SIG_DFL)
-            for descriptor in (self._woken, self._wake):
+            for descriptor in (self._woken, self._wake, *([self._told.descriptor] if self._told else ())):
                 os.close(descriptor)
             self._retire()  # the ends of these links and of the pipe are the agent's
             for other in self._waiting:
@@ -278,7 +297,7 @@ class Agent:
         service = self._service._replace(log=self._service.log.kept())
         os.close(self._retired)
         if connection is None:
-            rehearse(service)
+            take(service.pages)
             connection = _taken(self._listener, link)
         else:
             self._listener.close()

@@ -10,6 +10,7 @@ launcher's own in any case, and the plugin is made anew.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -18,12 +19,14 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from cnimeta.agent.client import send
+from cnimeta.agent.log import Log
 from cnimeta.agent.peer import Peer
+from cnimeta.agent.rehearsal import Invocation, Stage
 from cnimeta.agent.wire import ACCEPTED, ANSWER, DESCRIPTORS, HELLO, REFUSED, REQUEST, Broken, Probed, receive
-from cnimeta.errors import shown
+from cnimeta.errors import CniError, shown
 from cnimeta.host import afterwards, netlink
 from cnimeta.host.lifeline import is_cut, tie
-from cnimeta.host.netns import join
+from cnimeta.host.netns import join, opened
 from cnimeta.observe import notes
 from cnimeta.plugin import report as reports
 from cnimeta.plugin.dispatch import answered
@@ -31,7 +34,7 @@ from cnimeta.plugin.dispatch import answered
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from cnimeta.agent.log import Log
+    from cnimeta.agent.pages import Range
     from cnimeta.agent.plugins import Code
     from cnimeta.host.spool import Spool
     from cnimeta.plugin.base import Plugin
@@ -44,7 +47,9 @@ _WHOLE = socket.MSG_WAITALL | socket.MSG_CMSG_CLOEXEC
 _ROOT = "/"
 _NETWORK, _MOUNTS = "/proc/self/ns/net", "/proc/self/ns/mnt"
 _ONE_THREAD = 3  # links of the folder /proc/self/task: two, and one for each thread
-_REHEARSAL = {
+_REFUSED_STDIN = b"""{"cniVersion":"1.1.0","name":"rehearsal","type":"rehearsal","runtimeConfig":{"portMappings":[]},
+"prevResult":{"interfaces":[{"name":"eth0","sandbox":"/"}],"ips":[{"address":"192.0.2.1/24","interface":0}]}}"""
+_REFUSED_ENVIRON = {
     "CNI_COMMAND": "ADD",
     "CNI_CONTAINERID": "rehearsal",
     "CNI_IFNAME": "eth0",
@@ -52,12 +57,13 @@ _REHEARSAL = {
     "CNI_PATH": "/nonexistent",
     "CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAME=rehearsal",
 }
-_REHEARSED = b"""{"cniVersion":"1.1.0","name":"rehearsal","type":"rehearsal","runtimeConfig":{"portMappings":[]},
-"prevResult":{"interfaces":[{"name":"eth0","sandbox":"/"}],"ips":[{"address":"192.0.2.1/24","interface":0}]}}"""
+"""An ADD into our own namespace: the SDK refuses it before any plugin acts."""
 
 
 class Service(NamedTuple):
-    """What workers do: the plugins by identity, the files that they were loaded from, who may ask."""
+    """What workers do: the plugins by identity, the files that they were loaded from, who may ask; and the memory that
+    it takes, had ahead.
+    """
 
     plugins: Mapping[bytes, Plugin]
     code: Code
@@ -68,6 +74,7 @@ class Service(NamedTuple):
     """Where reports are left; None: nobody reads them."""
     traces: bool = False
     """Whether reports become spans: delegates then belong to the invocation's own."""
+    pages: tuple[Range, ...] = ()
 
 
 def accepted(listener: socket.socket, retired: int) -> socket.socket | None:
@@ -118,7 +125,7 @@ def serve(connection: socket.socket, service: Service, report: Callable[[str, bo
         connection.sendall(REFUSED)
         return False
     here = not request.take_place()
-    afterwards.begin()
+    afterwards.begin(awaited=False)
     notes.begin()
     if service.traces:
         reports.enter_span(os.environ)
@@ -147,26 +154,46 @@ def _tell(service: Service) -> None:
         service.spool.append(reports.line(body))
 
 
-def rehearse(service: Service) -> None:
-    """Serve a request of our own that the SDK refuses before any plugin acts: an ADD into our own namespace.
+def rehearse(service: Service, folder: str, make_stage: Callable[[str], Stage] = Stage) -> None:
+    """Serve requests of our own: every verb of every plugin that names a rehearsal, on a stage if one can be made.
 
-    A fork shares its memory until it writes to it, and each page that it writes to first costs some 8 µs. There are 600
-    of them on the way of every request.
+    Changes this process as serving does, several times; it was forked for that. `folder`: the stage's.
     """
-    service = service._replace(spool=None)
-    for name in service.plugins:
-        reading, writing = os.pipe()
-        os.write(writing, _REHEARSED)
-        os.close(writing)
-        os.dup2(reading, 0)
-        os.close(reading)
-        os.environ.update(_REHEARSAL)
-        ours, theirs = socket.socketpair()
-        lifeline: list[int] = []
-        with ours, theirs:
-            send(ours, name, lifeline)
-            serve(theirs, service, lambda *_: None)
-        os.close(lifeline[0])
+    quiet = service._replace(log=Log(descriptor=os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)), spool=None)
+    try:
+        stage: Stage | None = make_stage(folder)
+    except (CniError, OSError) as error:
+        service.log(f"plugins are not rehearsed: {shown(str(error))}")
+        stage = None
+    with contextlib.ExitStack() as closing:
+        if stage is not None:
+            closing.callback(stage.close)
+            descriptor = opened(stage.node)
+            join(descriptor)
+            os.close(descriptor)
+        for name, plugin in service.plugins.items():
+            told = [Invocation(_REFUSED_ENVIRON, _REFUSED_STDIN)]
+            try:
+                told += [] if stage is None else stage.invocations(plugin)
+                for environ, stdin in told:
+                    _serve_ourselves(quiet, name, environ, stdin)
+            except Exception as error:  # noqa: BLE001 - somebody's plugin must not keep the others from it
+                service.log(f"{plugin.name} is not rehearsed: {type(error).__name__}: {shown(str(error))}")
+
+
+def _serve_ourselves(service: Service, name: bytes, environ: Mapping[str, str], stdin: bytes) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, stdin)
+    os.close(writing)
+    os.dup2(reading, 0)
+    os.close(reading)
+    os.environ.update(environ)
+    ours, theirs = socket.socketpair()
+    lifeline: list[int] = []
+    with ours, theirs:
+        send(ours, name, lifeline)
+        serve(theirs, service, lambda *_: None)
+    os.close(lifeline[0])
 
 
 class _Request:

@@ -139,7 +139,7 @@ def install(
     files = _contents(chosen, paths, agent=agent, native=native)
     compile_packages(target.file for target in chosen.values())
     for name, target in chosen.items():
-        bundle_modules(name, target)
+        bundle_modules(name, target, launcher.version_answer(registry.load(target)))
     lines = []
     for name, path in paths.items():
         data = files[name]
@@ -306,13 +306,16 @@ def compile_packages(files: Iterable[str]) -> None:
             )
 
 
-def bundle_modules(name: str, target: Target) -> None:
-    """Write the file that the launcher takes its modules from. What it says is verified by each that reads it."""
+def bundle_modules(name: str, target: Target, answer: tuple[str, str] = ("", "")) -> None:
+    """Write the file that the launcher takes its modules from. What it says is verified by each that reads it.
+
+    answer: `launcher.version_answer`, for a launcher that is to answer VERSION from it.
+    """
     package = launcher.package_folder()
     if not bundle.is_current(package, target, name):
         path = bundle.path_of(package, name)
         with contextlib.suppress(OSError):  # a read-only installation works, more slowly
-            replace_file(path, bundle.build(package, target), mode=0o644, temporary=f".tmp-{os.getpid()}-")
+            replace_file(path, bundle.build(package, target, answer), mode=0o644, temporary=f".tmp-{os.getpid()}-")
 
 
 def _keep(path: str) -> str:

@@ -24,19 +24,28 @@ if TYPE_CHECKING:
 
 _held: list[Held] | None = None
 _slow = False
+_awaited = True
 _GRACE_PERIOD_S = 0.05
 _DESCRIPTORS_MAX = 1 << 16
 
 
-def begin() -> None:
-    """This process answers and ends, or answers another one: from now on, hold what is closed late."""
-    global _held  # noqa: PLW0603 - it is about this process
-    _held = _held or []
+def begin(*, awaited: bool = True) -> None:
+    """This process answers and ends, or answers another one: from now on, hold what is closed late.
+
+    awaited: somebody waits for its end.
+    """
+    global _held, _awaited
+    _held, _awaited = _held or [], awaited
 
 
 def holding() -> bool:
     """Whether this process holds what is closed late."""
     return _held is not None
+
+
+def may_linger() -> bool:
+    """Whether this process ends soon, and nobody waits until it has."""
+    return _held is not None and not _awaited
 
 
 def hold(thing: Held) -> None:

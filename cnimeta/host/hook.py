@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 _COMPLAINT_MAX = 200
 _ANSWER_MAX_BYTES = 4096
+_OUTPUT_MAX_BYTES = 1 << 20
+"""Of a program: nobody reads it but for the end of a complaint."""
 TAKEN = b"ok"
 """How a server says so, in a line."""
 
@@ -27,7 +29,7 @@ class ProgramHook:
         from cnimeta.host.process import SYSTEM_PATH, run_program
 
         try:
-            done = run_program([self._program], {"PATH": SYSTEM_PATH}, event, timeout_s)
+            done = run_program([self._program], {"PATH": SYSTEM_PATH}, event, timeout_s, _OUTPUT_MAX_BYTES)
         except CniError as error:
             return error.msg
         if done.status == 0:

@@ -52,8 +52,11 @@ class _Held:
 
     def __enter__(self) -> None:
         try:
-            os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
-            self._descriptor = _try_once(self._path)
+            try:
+                self._descriptor = _try_once(self._path)
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
+                self._descriptor = _try_once(self._path)
             self._shared = self._descriptor
             if self._descriptor < 0:
                 began = notes.moment()

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     """Makes a socket of (family, kind, protocol)."""
     Ask: TypeAlias = Callable[[int, int, int, bytes], "list[Message]"]
     """`ask`: (protocol, type, flags, body) to answers."""
+    First: TypeAlias = Callable[[int, int, bytes], "Message | None"]
+    """`first`: (protocol, type, body) to an answer."""
     Tell: TypeAlias = Callable[[int, Sequence[Order]], None]
     """`tell`."""
 
@@ -38,7 +40,7 @@ REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
 NESTED = 0x8000
 ERROR = 2
 _DONE, _DUMP_INTERRUPTED = 3, 0x10
-_RECEIVE_BYTES = 1 << 18
+_RECEIVE_BYTES = 1 << 16  # more than the kernel puts in one datagram; malloc takes longer for 128 KiB and more
 _TIMEOUT_S = 10
 """The kernel answers before the request's call returns; some do not answer at all to what they do not know."""
 _NFT_GETCHAIN, _NFT_GETTABLE, _NFT_GETRULE = (10 << 8) | 4, (10 << 8) | 1, (10 << 8) | 7
@@ -112,6 +114,22 @@ def _asked(protocol: int, kind: int, flags: int, body: bytes, connect: Connect) 
     return answer.found
 
 
+def first(protocol: int, kind: int, body: bytes, connect: Connect = socket) -> Message | None:
+    """The first of what would be listed, if there is any; the rest is left. Raises OSError with the kernel's errno."""
+    return retried(lambda: _first(protocol, kind, body, connect))
+
+
+def _first(protocol: int, kind: int, body: bytes, connect: Connect) -> Message | None:
+    with Conversation(protocol, connect) as link:
+        link.send(request(1, kind, DUMP, body))
+        answer = _answer(link, until_end=False)
+        if answer.found:
+            link.leave()
+    if answer.refusal:
+        raise OSError(answer.refusal, os.strerror(answer.refusal))
+    return answer.found[0] if answer.found else None
+
+
 def tell(protocol: int, orders: Sequence[Order], connect: Connect = socket) -> None:
     """Send (kind, flags, body) requests as one datagram, which the kernel works off before the call returns.
 
@@ -149,6 +167,7 @@ class Conversation:
 
     def __init__(self, protocol: int, connect: Connect = socket) -> None:
         self._protocol, self._connect = protocol, connect
+        self._left = False
 
     def __enter__(self) -> Conversation:
         kept = self._protocol == NETFILTER and afterwards.holding()
@@ -176,10 +195,14 @@ class Conversation:
             afterwards.hold(link)
         return link
 
+    def leave(self) -> None:
+        """Answers may be under way: the socket is not used again."""
+        self._left = True
+
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._place is None:
             self._link.close()
-        elif kind is None:
+        elif kind is None and not self._left:
             _idle.setdefault(self._place, []).append(self._link)
 
     def option(self, level: int, name: int, value: int) -> None:

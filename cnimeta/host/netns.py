@@ -58,6 +58,22 @@ class Entered:
         os.close(home)
 
 
+def made() -> int:
+    """A descriptor of a new network namespace, which is gone when nobody has one any more. Raises OSError."""
+    home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _call("unshare", _CLONE_NEWNET)
+        try:
+            return os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            try:
+                _set(home, _CLONE_NEWNET)
+            except OSError:  # then: as above
+                os._exit(70)
+    finally:
+        os.close(home)
+
+
 def opened(path: str) -> int:
     """A descriptor of the namespace. A FIFO does not hold us up: it is opened without waiting for a writer."""
     import fcntl
@@ -82,16 +98,21 @@ def opened(path: str) -> int:
 
 
 def _set(descriptor: int, kind: int) -> None:
-    if hasattr(os, "setns"):  # Python 3.12
-        os.setns(descriptor, kind)
+    _call("setns", descriptor, kind)
+
+
+def _call(name: str, *numbers: int) -> None:
+    """setns(2), unshare(2)."""
+    if hasattr(os, name):  # Python 3.12
+        getattr(os, name)(*numbers)
         return
     import ctypes
 
     try:
-        setns = ctypes.CDLL(None, use_errno=True).setns
+        call = getattr(ctypes.CDLL(None, use_errno=True), name)
     except AttributeError:  # the dynamic linker had no memory to look for it
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from None
-    if setns(descriptor, kind) != 0:
+    if call(*numbers) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 

@@ -34,10 +34,7 @@ def is_own_folder(folder: str) -> bool:
     except FileNotFoundError:
         return False
     _refuse(folder, found, stat.S_ISDIR, "a folder")
-    above = os.path.realpath(folder)
-    while above != "/":
-        above = os.path.dirname(above)
-        found = os.lstat(above)
+    for above, found in _above(folder):
         mode = stat.S_IMODE(found.st_mode)
         others_write = mode & stat.S_IWOTH and not mode & stat.S_ISVTX
         if found.st_uid not in (0, os.geteuid(), _UNMAPPED) or others_write:
@@ -46,6 +43,19 @@ def is_own_folder(folder: str) -> bool:
                 f" {found.st_uid}, mode {mode:04o})"
             )
     return True
+
+
+def _above(folder: str) -> list[tuple[str, os.stat_result]]:
+    """What the folder lies in, up to the root, where its links lead."""
+    found = []
+    above = folder if folder[:1] == "/" and os.path.normpath(folder) == folder else os.path.realpath(folder)
+    while above != "/":
+        above = os.path.dirname(above)
+        there = os.lstat(above)
+        if stat.S_ISLNK(there.st_mode):
+            return _above(os.path.realpath(folder))
+        found.append((above, there))
+    return found
 
 
 def own_file(path: str) -> tuple[int, int] | None:

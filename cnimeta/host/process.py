@@ -50,17 +50,23 @@ def find_program(name: str, path: str = "") -> str | None:
 
 
 def run_program(
-    argv: Sequence[str], environ: Mapping[str, str], stdin: bytes = b"", timeout_s: float | None = None
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    stdin: bytes = b"",
+    timeout_s: float | None = None,
+    most_bytes: int | None = None,
 ) -> Completed:
     """Run `argv` (the first an absolute path) to its end, whatever its status; stdout and stderr are kept.
 
-    Raises IoFailure (code 5) when it cannot be started, TryAgainLater (code 11) when it is not done in time (it is
-    killed then).
+    Raises IoFailure (code 5) when it cannot be started or writes more than `most_bytes`, TryAgainLater (code 11) when
+    it is not done in time (it is killed in both cases).
     """
     try:
-        return run(argv, environ, stdin, timeout_s, keep_stderr=True, locks=lifelines.locks)
+        return run(argv, environ, stdin, timeout_s, keep_stderr=True, most_bytes=most_bytes, locks=lifelines.locks)
     except TooSlow as error:
         raise TryAgainLater(f"{shown(argv[0])} {error}") from None
+    except TooMuch as error:
+        raise IoFailure(f"{shown(argv[0])} {error}") from None
     except OSError as error:
         raise IoFailure(f"failed to run {shown(argv[0])}: {error.strerror or error}") from None
 

@@ -176,6 +176,9 @@ class Iptables(Protocol):
     def chain(self, family: int, name: str, mentioning: tuple[str, ...] = ()) -> list[str] | None:
         """The rules of one chain, None when there is no such chain; with `mentioning`, those with any of the words."""
 
+    def has_rules(self, family: int, name: str) -> bool:
+        """Whether the chain is there and has a rule; starts nothing where it lists one only."""
+
     def has_chain(self, family: int, name: str, table: str = "nat") -> bool:
         """Whether the chain is there."""
 

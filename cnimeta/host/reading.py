@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PASSING = (errno.EINTR, errno.EAGAIN, errno.ENOBUFS)
 NOT_HERE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
 """What says that a folder of a PATH has no such program: any other failure leaves it open."""
+_SETTING_BYTES = (4096, 1 << 18)
+"""Room for nearly every setting; for a list of every second port."""
 _ATTEMPTS = 8
 _FIRST_WAIT_S = 0.0005
 
@@ -57,6 +59,22 @@ def told(what: str, attempt: Callable[[], T], absent: Container[int | None] = (e
 def read_file(path: str) -> bytes | None:
     """The content of a file, one of the kernel's as a rule; None when there is none. IoFailure (code 5)."""
     return told(path, lambda: retried(lambda: _content(path)))
+
+
+def read_setting(path: str) -> bytes:
+    """The value of a setting under /proc/sys, read in one call: the kernel cuts what has no room in it, within a number
+    too, and gives nothing to a second one. Raises OSError.
+    """
+    data = b""
+    for size in _SETTING_BYTES:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = os.read(descriptor, size)
+        finally:
+            os.close(descriptor)
+        if len(data) < size:
+            break
+    return data
 
 
 def read_plain(path: str, most_bytes: int) -> bytes:

@@ -33,7 +33,7 @@ from struct import pack, unpack_from
 from cnimeta.errors import IoFailure, shown
 from cnimeta.host import netlink
 from cnimeta.host.netlink import DUMP
-from cnimeta.host.reading import read_file, told
+from cnimeta.host.reading import read_file, read_setting, retried, told
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -112,7 +112,9 @@ class NodeSockets:
     def reserved(self) -> Iterable[tuple[int, int]]:
         """Spans of net.ipv4.ip_local_reserved_ports. Raises IoFailure (code 5)."""
         spans = []
-        for line in self._lines(f"{self._settings}/ip_local_reserved_ports", heading=True):
+        path = f"{self._settings}/ip_local_reserved_ports"
+        data = told(path, lambda: retried(lambda: read_setting(path)))
+        for line in (data or b"").splitlines():
             for part in line.split(b","):
                 if part.strip():
                     numbers = _numbers("ip_local_reserved_ports", part.split(b"-"))

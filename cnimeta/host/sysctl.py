@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from cnimeta.errors import IoFailure
+from cnimeta.host.reading import read_setting
 
 _FOLDERS = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d", "/lib/sysctl.d")
 _FILE_MAX_BYTES = 1 << 20
@@ -23,9 +24,8 @@ class ProcSysctl:
         """
         path = f"{self._root}/{name}"
         try:
-            with open(path, encoding="ascii") as file:
-                if file.read().strip() == value:
-                    return
+            if read_setting(path).decode().strip() == value:
+                return
             with open(path, "w", encoding="ascii") as file:
                 file.write(value + "\n")  # an empty write is none: without the line end a list could not be emptied
         except OSError as error:
@@ -35,8 +35,7 @@ class ProcSysctl:
         """The value; empty when there is no such setting. Raises IoFailure (code 5)."""
         path = f"{self._root}/{name}"
         try:
-            with open(path, encoding="ascii") as file:
-                return file.read().strip()
+            return read_setting(path).decode().strip()
         except FileNotFoundError:
             return ""
         except OSError as error:

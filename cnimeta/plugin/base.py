@@ -90,6 +90,11 @@ class Plugin:
     a plugin made anew; otherwise it ends, and another one is forked.
     """
 
+    usual: tuple[str, ...] = ()
+    """The modules that its ADD and DEL import on their way as a rule, so that a launcher has them at hand: written out
+    as strings, for it is read from the source.
+    """
+
     def __init_subclass__(cls) -> None:
         """Warn of a method that is hardly meant to be what it is: a misspelt verb does nothing, without a word."""
         super().__init_subclass__()
@@ -192,6 +197,14 @@ class Plugin:
 
     def preload(self) -> Iterable[str]:
         """Called once, in the node agent: do what is slow the first time, and name modules to be imported then."""
+        return ()
+
+    def rehearsal(self) -> Iterable[dict[str, JSON]]:
+        """For the node agent, which practises ADD, CHECK and DEL before the first container comes: the keys of
+        configurations, beside name and prevResult (with `veth0` on the node and CNI_IFNAME in the container).
+
+        It does so in namespaces of its own, with a dataDir of its own. Keep to what changes nothing beyond these.
+        """
         return ()
 
 

@@ -2,9 +2,9 @@
 
 To import a module, Python lists folders, and opens, reads and checks a file: with sixty modules, half of what a
 launcher does before it acts. `cnimeta install` writes the bundle beside the compiled modules, and a launcher reads it
-first: a table of code, and a finder that answers from it. It is a cache: a module whose source has another size or time
-than it had is imported as usual, and so is everything when the bundle is missing, damaged, of another Python, or of
-packages in other folders than the launcher's, as in a copy of an installation.
+first (`boot.py`). It is a cache: a module whose source has another size or time than it had is imported as usual, and
+so is everything when the bundle is missing, damaged, of another Python, or of packages in other folders than the
+launcher's, as in a copy of an installation.
 
 And it is whole where the installation is not. pip takes the old files away before it writes the new ones, the list of
 them (RECORD) first and last. While there is no such list, somebody is at work, and every module is taken from the
@@ -16,107 +16,55 @@ from __future__ import annotations
 import os
 import sys
 
+from cnimeta.errors import IoFailure
+from cnimeta.plugin.boot import HASH_KEY
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ast import Module
-    from collections.abc import Iterator
+    from ast import AsyncFunctionDef, FunctionDef, Module
+    from collections.abc import Iterable, Iterator
     from importlib.machinery import ModuleSpec
     from types import CodeType
 
     from cnimeta.plugin.registry import Target
 
-_ALWAYS = ("cnimeta.plugin.dispatch", "cnimeta.plugin.registry", "cnimeta.agent.client")
+_ALWAYS = ("cnimeta.plugin.dispatch", "cnimeta.plugin.registry")
 """What a launcher imports itself."""
+_ASKING = "cnimeta.agent.client"
+"""What one imports that asks the agent."""
 _INFO = ".dist-info"
 _RECORD = "RECORD"
 
-_HASH_KEY = 1
+_BOOT = "cnimeta.plugin.boot"
+_ANSWERING = ("cnimeta", "cnimeta.spec.version", "cnimeta.plugin.dispatch")
+"""Where the answer to VERSION comes from, beside the plugin's own module."""
+_OURS = "cnimeta"
 _HEAD_BYTES = 12
-"""The first bytes of a bundle: the magic number of the Python that wrote it, and the hash of all that follows.
+"""The first bytes of a bundle: the magic number of the Python that wrote it, and the hash of its first part's rest.
 
-The hash is a keyed one that the interpreter has built in (SipHash, of 8 bytes; 0.3 ms for the largest bundle), against
+The hashes are keyed ones that the interpreter has built in (SipHash, of 8 bytes; 0.3 ms for a megabyte), against
 damage: whoever can write here can write modules. Code is not given to marshal unless it is whole: what it makes of
 damaged code is not always an error.
 """
+FIRST_BYTES = 32768
+"""The first part: what every start needs, `boot.py`. The second has what ADD and DEL need, the third the rest."""
 
 _READER = """try:
     import marshal
     from _imp import source_hash
     with open({path!r}, "rb", 0) as file:
-        data = memoryview(file.read())
-    head = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER + source_hash({key}, data[{start}:])
-    if data[:{start}] == head:
-        place, finder, table, records = marshal.loads(data[{start}:])
-        if place == {place!r}:
-            exec(finder, {{"table": table, "records": records}})
+        data = memoryview(file.read({first}))
+        head = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER + source_hash({key}, data[{start}:])
+        if data[:{start}] == head:
+            place, code, more = marshal.loads(data[{start}:])
+            if place == {place!r}:
+                there = {{"__name__": "cnimeta.plugin.boot"}}
+                exec(code, there)
+                there["boot"]({path!r}, file, more, globals().get("__name__") == "__main__")
 except (OSError, ValueError, EOFError, TypeError):
     pass
 """
 """What a launcher does with it."""
-
-_FINDER = """
-import sys
-from _frozen_importlib import ModuleSpec
-from marshal import loads
-from posix import listdir, stat
-
-def judge():
-    unlisted = False
-    for folder, name, size, time in records:
-        try:
-            there = stat(f"{folder}/{name}/RECORD")
-        except OSError:
-            if any(is_complete(folder, other, name) for other in listdir(folder)):
-                return "replaced"
-            unlisted = True
-        else:
-            if there.st_size != size or there.st_mtime_ns != time:
-                return "replaced"
-    return "unlisted" if unlisted else "as it was"
-
-def is_complete(folder, other, name):
-    if not other.startswith(name[:name.index("-") + 1]) or not other.endswith(".dist-info"):
-        return False
-    try:
-        stat(f"{folder}/{other}/RECORD")
-    except OSError:
-        return False
-    return True
-
-class Bundle:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        found = table.get(name)
-        if found is None:
-            return None
-        file, folder, size, time, _ = found
-        if state == "as it was":
-            try:
-                there = stat(file)
-            except OSError:
-                pass
-            else:
-                if (there.st_size != size or there.st_mtime_ns != time) and judge() == "as it was":
-                    return None
-        spec = ModuleSpec(name, Bundle, origin=file, is_package=bool(folder))
-        spec.has_location = True
-        if folder:
-            spec.submodule_search_locations.append(folder)
-        return spec
-
-    @staticmethod
-    def create_module(spec):
-        return None
-
-    @staticmethod
-    def exec_module(module):
-        exec(loads(table[module.__name__][4]), module.__dict__)
-
-state = judge()
-if state != "replaced":
-    sys.meta_path.insert(0, Bundle)
-"""
-"""Judged at the start and for each module that has changed: a process is served by one version, whole."""
 
 
 def path_of(package: str, name: str) -> str:
@@ -135,19 +83,36 @@ def remove(package: str, name: str) -> None:
 def reader(package: str, target: Target, name: str) -> str:
     """The lines of the launcher `name` that take what its bundle has."""
     place = _place(package, target)
-    return _READER.format(path=path_of(package, name), place=place, key=_HASH_KEY, start=_HEAD_BYTES)
+    return _READER.format(path=path_of(package, name), place=place, key=HASH_KEY, start=_HEAD_BYTES, first=FIRST_BYTES)
 
 
-def build(package: str, target: Target) -> bytes:
-    """The bundle of a plugin, by the folder of the cnimeta package. Raises OSError, SyntaxError."""
+def build(package: str, target: Target, answer: tuple[str, str] = ("", "")) -> bytes:
+    """The bundle of a plugin, by the folder of the cnimeta package. Raises OSError, SyntaxError, IoFailure (code 5).
+
+    answer: `launcher.version_answer`, where VERSION is to be answered from the bundle.
+    """
     import marshal
 
-    table = {}
-    for name, file in _modules(package, target).items():
-        table[name] = (*_entry(file), marshal.dumps(_compiled(file)))
-    finder = compile(_FINDER, "<bundle>", "exec", dont_inherit=True)
-    body = marshal.dumps((_place(package, target), finder, table, _records(package, target)))
-    return _head(body) + body
+    found = _Modules(package, target)
+    main = target.plugin.partition(":")[0]
+    first = found.in_order((*_ALWAYS, main))
+    usual = found.in_order((*first, _ASKING, *found.usual(main)))
+    names = dict.fromkeys((*found.reachable(), *usual, _BOOT))
+    entries = {}
+    for name in names:
+        needed = () if name in first else found.in_order((name,))
+        others = tuple(one for one in needed if one != name and one in names and one not in first)
+        entries[name] = (_stamp(found.files[name]), _folder(found.files[name]), others)
+    second = marshal.dumps((entries, found.extensions(usual), first, {name: found.code(name) for name in usual}))
+    third = marshal.dumps({name: marshal.dumps(found.code(name)) for name in names if name not in usual})
+    answering = (found.files[name] for name in (*_ANSWERING, main) if name in found.files)
+    stamps = tuple(map(_stamp, dict.fromkeys(filter(None, (*answering, target.file)))))
+    more = (*answer, stamps, _records(package, target), FIRST_BYTES + len(second), _hash(second), _hash(third))
+    body = marshal.dumps((_place(package, target), found.code(_BOOT), more))
+    if len(body) > FIRST_BYTES - _HEAD_BYTES:
+        raise IoFailure(f"the bundle of {target.plugin} does not fit: {len(body)} bytes")
+    body += bytes(FIRST_BYTES - _HEAD_BYTES - len(body))
+    return _head(body) + body + second + third
 
 
 def take(package: str, target: Target, name: str) -> None:
@@ -159,7 +124,7 @@ def take(package: str, target: Target, name: str) -> None:
 def bundled(name: str, file: str) -> ModuleSpec | None:
     """What a bundle that this process takes modules from has for `name`, which is to be of this file."""
     for finder in sys.meta_path:
-        if getattr(finder, "__name__", "") == "Bundle":
+        if type(finder).__name__ == "Bundle":
             spec = finder.find_spec(name, None)
             if spec is not None and spec.origin == file:
                 return spec
@@ -172,22 +137,32 @@ def is_current(package: str, target: Target, name: str) -> bool:
 
     try:
         with open(path_of(package, name), "rb") as bundle:
-            head, body = bundle.read(_HEAD_BYTES), bundle.read()
-        if head != _head(body):
+            data = bundle.read()
+        if data[:_HEAD_BYTES] != _head(data[_HEAD_BYTES:FIRST_BYTES]):
             return False
-        place, _, table, records = marshal.loads(body)  # noqa: S302 - as trusted as the modules beside it
-        if (place, records) != (_place(package, target), _records(package, target)):
+        place, _, more = marshal.loads(data[_HEAD_BYTES:FIRST_BYTES])  # noqa: S302 - as trusted as the modules beside it
+        *_, records, end, second, third = more
+        if (second, third) != (_hash(data[FIRST_BYTES:end]), _hash(data[end:])) or (place, records) != (
+            _place(package, target),
+            _records(package, target),
+        ):
             return False
-        return all(entry[:4] == _entry(entry[0]) for entry in table.values())
+        entries = marshal.loads(data[FIRST_BYTES:end])[0]  # noqa: S302 - as above
+        return all(stamp == _stamp(stamp[0]) for stamp, _, _ in entries.values())
     except (OSError, ValueError, EOFError, TypeError):  # unknown: the modules are read one by one
         return False
 
 
 def _head(body: bytes) -> bytes:
-    from _imp import source_hash
     from importlib.util import MAGIC_NUMBER
 
-    return MAGIC_NUMBER + source_hash(_HASH_KEY, body)
+    return MAGIC_NUMBER + _hash(body)
+
+
+def _hash(data: bytes) -> bytes:
+    from _imp import source_hash
+
+    return source_hash(HASH_KEY, data)
 
 
 def _place(package: str, target: Target) -> tuple[str, ...]:
@@ -195,26 +170,13 @@ def _place(package: str, target: Target) -> tuple[str, ...]:
     return (package, target.plugin, target.file)
 
 
-def _entry(file: str) -> tuple[str, str, int, int]:
-    """What a module is told by: its file, its folder if it is a package, the file's size and time."""
+def _stamp(file: str) -> tuple[str, int, int]:
     there = os.stat(file)
-    folder = os.path.dirname(file) if os.path.basename(file) == "__init__.py" else ""
-    return (file, folder, there.st_size, there.st_mtime_ns)
+    return file, there.st_size, there.st_mtime_ns
 
 
-def _modules(package: str, target: Target) -> dict[str, str]:
-    """The modules that a plugin can come to import, by name, and their files: the SDK's, and its own package's."""
-    known = dict(_below("cnimeta", package))
-    if os.path.basename(target.file) == "__init__.py":
-        known |= dict(_below(target.package, os.path.dirname(target.file)))
-    found: dict[str, str] = {}
-    waiting = [*_ALWAYS, target.plugin.partition(":")[0]]
-    while waiting:
-        name = waiting.pop()
-        if name not in found and name in known:
-            found[name] = known[name]
-            waiting += [*_imports(known[name]), name.rpartition(".")[0]]
-    return {name: file for name, file in found.items() if name != "cnimeta"}  # which a launcher makes itself
+def _folder(file: str) -> str:
+    return os.path.dirname(file) if os.path.basename(file) == "__init__.py" else ""
 
 
 def _records(package: str, target: Target) -> tuple[tuple[str, str, int, int], ...]:
@@ -247,26 +209,150 @@ def _is_listed(record: str, file: str) -> bool:
         return False
 
 
-def _imports(file: str) -> Iterator[str]:
-    """What a module names in its imports, and those of its functions; not for type checkers."""
+class _Modules:
+    """The modules of the SDK and of a plugin's package, as their sources say, and of Python's own what those import."""
+
+    def __init__(self, package: str, target: Target) -> None:
+        self.files = dict(_below("cnimeta", package))
+        if _folder(target.file):
+            self.files |= dict(_below(target.package, os.path.dirname(target.file)))
+        self._main = target.plugin.partition(":")[0]
+        self._outside = {"cnimeta", *(() if "." not in target.package else (target.package,))}
+        """What a launcher has before it looks here."""
+        self._trees: dict[str, Module] = {}
+        self._imported: dict[tuple[str, bool], tuple[str, ...]] = {}
+
+    def reachable(self) -> list[str]:
+        """Every module that the plugin can come to import, itself and what a launcher imports among them."""
+        found: dict[str, None] = {}
+        waiting = [*_ALWAYS, _ASKING, self._main]
+        while waiting:
+            name = waiting.pop()
+            if name not in found and name in self.files:
+                found[name] = None
+                waiting += [*self._imports(name, everywhere=True), name.rpartition(".")[0]]
+        return [name for name in found if name not in self._outside]
+
+    def usual(self, main: str) -> tuple[str, ...]:
+        """What the plugin of the module `main` says of itself: `Plugin.usual`, as it is written there."""
+        import ast
+
+        for node in ast.walk(self._tree(main)) if main in self.files else ():
+            if isinstance(node, ast.Assign) and [ast.unparse(one) for one in node.targets] == ["usual"]:
+                return tuple(ast.literal_eval(node.value))
+        return ()
+
+    def in_order(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Modules and all that they import at their top level, each after what it needs."""
+        done: dict[str, None] = {}
+        begun: set[str] = set()
+
+        def visit(name: str) -> None:
+            if name in begun or not self._has(name):
+                return
+            begun.add(name)
+            visit(name.rpartition(".")[0])
+            for other in self._imports(name, everywhere=False):
+                visit(other)
+            done[name] = None
+
+        for name in names:
+            visit(name)
+        return tuple(name for name in done if name not in self._outside)
+
+    def extensions(self, names: Iterable[str]) -> dict[str, str]:
+        """The files of the modules in C that these import, anywhere in them."""
+        from importlib.machinery import ExtensionFileLoader
+        from importlib.util import find_spec
+
+        found = {}
+        for other in {other for name in names for other in self._imports(name, everywhere=True)}:
+            spec = find_spec(other) if other in sys.stdlib_module_names else None
+            if spec is not None and isinstance(spec.loader, ExtensionFileLoader) and spec.origin:
+                found[other] = spec.origin
+        return found
+
+    def code(self, name: str) -> CodeType:
+        """The code of a module without its documentation, which nobody reads at run time."""
+        import ast
+
+        tree = self._tree(name)
+        ours = name.startswith(_OURS)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and ours:
+                _forget_types(node)
+            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if ast.get_docstring(node, clean=False) is not None:
+                node.body[:1] = [ast.copy_location(ast.Pass(), node.body[0])]
+        del self._trees[name]
+        code: CodeType = compile(tree, self.files[name], "exec", _without_future(tree), dont_inherit=True)
+        return code
+
+    def _has(self, name: str) -> bool:
+        """Whether there is such a module. Those of Python's own that are plain files come to be known here."""
+        if name in sys.stdlib_module_names and name != "__future__" and name not in self.files:
+            from importlib.machinery import SourceFileLoader
+            from importlib.util import find_spec
+
+            spec = find_spec(name)
+            if spec is not None and isinstance(spec.loader, SourceFileLoader) and spec.origin:
+                self.files[name] = spec.origin
+        return name in self.files
+
+    def _imports(self, name: str, *, everywhere: bool) -> tuple[str, ...]:
+        """What a module names in its imports, and (`everywhere`) those of its functions."""
+        if (name, everywhere) not in self._imported:
+            self._imported[name, everywhere] = tuple(dict.fromkeys(_named(self._tree(name), everywhere=everywhere)))
+        return self._imported[name, everywhere]
+
+    def _tree(self, name: str) -> Module:
+        import ast
+
+        if name not in self._trees:
+            with open(self.files[name], "rb") as source:
+                self._trees[name] = ast.parse(source.read(), self.files[name])
+        return self._trees[name]
+
+
+def _named(module: Module, *, everywhere: bool) -> Iterator[str]:
+    """The modules that imports name, and what may be one; not for type checkers."""
     import ast
 
-    waiting: list[ast.AST] = [_tree(file)]
+    waiting: list[ast.AST] = [module]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield from (node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names))
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not everywhere:
+            continue
         elif not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
-            waiting += ast.iter_child_nodes(node)
+            waiting += reversed([*ast.iter_child_nodes(node)])
 
 
-def _tree(file: str) -> Module:
+def _without_future(module: Module) -> int:
+    """Take out what is imported from __future__, which is a module to load; the compiler's flags that do the same."""
+    import __future__
+
     import ast
 
-    with open(file, "rb") as source:
-        return ast.parse(source.read(), file)
+    flags = 0
+    for node in [*module.body]:
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+            module.body.remove(node)
+            for alias in node.names:
+                flags |= getattr(__future__, alias.name).compiler_flag
+    return flags
+
+
+def _forget_types(function: FunctionDef | AsyncFunctionDef) -> None:
+    """Annotations are for type checkers: a fifth of what there is to load."""
+    function.returns = None
+    every = (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)
+    for argument in filter(None, (*every, function.args.vararg, function.args.kwarg)):
+        argument.annotation = None
 
 
 def _below(name: str, folder: str) -> Iterator[tuple[str, str]]:
@@ -279,18 +365,3 @@ def _below(name: str, folder: str) -> Iterator[tuple[str, str]]:
             yield f"{name}.{entry[:-3]}", path
         elif os.path.isfile(os.path.join(path, "__init__.py")):  # unknown: what is missing is imported the usual way
             yield from _below(f"{name}.{entry}", path)
-
-
-def _compiled(file: str) -> CodeType:
-    """The code of a module without its documentation, which nobody reads at run time."""
-    import ast
-
-    tree = _tree(file)
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        if ast.get_docstring(node, clean=False) is not None:
-            # Before the imports of __future__ there may be no other statement.
-            node.body[:1] = [] if isinstance(node, ast.Module) else [ast.copy_location(ast.Pass(), node.body[0])]
-    code: CodeType = compile(tree, file, "exec", dont_inherit=True)
-    return code

@@ -13,6 +13,10 @@ import struct
 from cnimeta.plugin.bundle import reader
 from cnimeta.plugin.registry import Target
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cnimeta.plugin.base import Plugin
+
 MARK = "# cnimeta-launcher"
 """First words of a launcher's second line. Never change: `cnimeta uninstall` and upgrades look for it."""
 
@@ -29,6 +33,7 @@ _SHEBANG_MAX_BYTES = 127  # kernels before 5.1 read no more of a #! line
 _BETWEEN = "\t"  # no path that a launcher names has one
 
 _HOOK = r"""def failed(kind, error, trace):
+    import os
     said = "".join(char for char in f"{kind.__name__}: {error}"[:300] if char.isalnum() or char in " .:_/()'-")
     msg = "the installation of cnimeta is not whole: install it again"
     os.write(1, ('{"cniVersion":"1.1.0","code":5,"msg":"%s","details":"%s"}\n' % (msg, said)).encode())
@@ -59,13 +64,21 @@ def render(target: Target, interpreter: str, *, name: str = "", agent: bool = Fa
     return f"""{first}
 {MARK} {target.plugin} {_BETWEEN.join((package, target.package, target.file, *target.path))}
 {more}import sys
-import os
-{_HOOK}{taken}sys.modules["cnimeta"] = type(sys)("cnimeta")
+{_HOOK}sys.modules["cnimeta"] = type(sys)("cnimeta")
 sys.modules["cnimeta"].__path__ = [{package!r}]
-{asked}from cnimeta.plugin.dispatch import start
+{taken}{asked}from cnimeta.plugin.dispatch import start
 from cnimeta.plugin.registry import Target, load
 start(lambda: load(Target{tuple(target)!r}))
 """
+
+
+def version_answer(plugin: Plugin) -> tuple[str, str]:
+    """What the plugin says to a query of VERSION, before and after the version that is echoed."""
+    from cnimeta.plugin.dispatch import run
+
+    answer = run(plugin, {"CNI_COMMAND": "VERSION"}, b'{"cniVersion":"0.0.0"}', lambda _: None).stdout
+    head, _, tail = answer.partition("0.0.0")
+    return head, tail
 
 
 def _start(interpreter: str) -> tuple[str, str]:

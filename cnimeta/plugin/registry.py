@@ -18,7 +18,6 @@ import sys
 from cnimeta.errors import IoFailure, shown
 from cnimeta.namedtuple import NamedTuple
 from cnimeta.plugin.base import Plugin
-from cnimeta.plugin.bundle import bundled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -138,9 +137,11 @@ def _import_file(name: str, file: str) -> None:
     known = sys.modules.get(name)
     if known is not None:
         place = getattr(known, "__file__", None) or ""
-        if os.path.realpath(place) != os.path.realpath(file):
+        if place != file and os.path.realpath(place) != os.path.realpath(file):
             raise ImportError(f"{name} was loaded from {place} already, not from {file}")
         return
+    from cnimeta.plugin.bundle import bundled
+
     spec = bundled(name, file) or spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ImportError(f"{file} is not a Python module")

@@ -50,6 +50,10 @@ class FakeIptables:
         found = self.tables[family].chains.get(name)
         return None if found is None else filtered(list(found), mentioning)
 
+    def has_rules(self, family: int, name: str) -> bool:
+        """Whether the chain is there and has a rule."""
+        return bool(self.chain(family, name))
+
     def has_chain(self, family: int, name: str, table: str = NAT) -> bool:
         """Whether the chain is there."""
         return name in self.read(family, table)

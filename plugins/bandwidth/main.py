@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from cnimeta.errors import CheckFailed, CniError, Failures, InvalidNetworkConfig, PluginNotAvailable, shown
 from cnimeta.plugin.base import Plugin
 from cnimeta.spec.version import ALL
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from cnimeta.host.protocols import Links
     from cnimeta.plugin.described import Key
     from cnimeta.plugin.request import Attachment, Request
+    from cnimeta.spec.jsonio import JSON
     from cnimeta.spec.netconf import NetConf
     from cnimeta.spec.result import Result
     from cnimeta_plugins.bandwidth.apply import Shaper
@@ -95,6 +98,14 @@ class Bandwidth(Plugin):
         """What its verbs import on their way."""
         own = (f"cnimeta_plugins.bandwidth.{name}" for name in ("config", "apply", "check"))
         return ("ctypes", "cnimeta.host.links.kernel", *own)
+
+    def rehearsal(self) -> Iterable[dict[str, JSON]]:
+        """Both ways; where ifb is a module that nobody has loaded, one: loading it makes interfaces on the node."""
+        has_ifb = os.path.exists("/sys/module/ifb")  # unknown: it is not made use of
+        has_ifb = has_ifb or not os.path.exists("/proc/modules")  # unknown: it is taken for one without modules
+        ways = ("ingress", "egress") if has_ifb else ("ingress",)
+        limits: dict[str, JSON] = {f"{way}{key}": 10**7 for way in ways for key in ("Rate", "Burst")}
+        return ({"runtimeConfig": {"bandwidth": limits}},)
 
     def describe(self) -> Iterable[Key]:
         """Its keys."""

@@ -93,10 +93,10 @@ class Backends:
             return name
         return names[-1]
 
-    def holding(self) -> Iterator[AnyBackend]:
-        """Those whose mappings the host may have."""
+    def holding(self, but: str = "") -> Iterator[AnyBackend]:
+        """Those whose mappings the host may have; one can be left out."""
         for name, source in self._sources.items():
-            if source.may_hold():
+            if name != but and source.may_hold():
                 yield self[name]
 
     def read_payload(self, name: str, value: JSON) -> Payload:

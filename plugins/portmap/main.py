@@ -26,6 +26,16 @@ class Portmap(Plugin):
     about = "maps host ports to container ports, with nftables or iptables"
     reusable = True
     node_keys = ("backend", "dataDir")
+    usual = (
+        "cnimeta.host.clock",
+        "cnimeta.host.nftables.kernel",
+        "cnimeta.spec.convert",
+        "cnimeta.store.locks",
+        "cnimeta_plugins.portmap.iptables.names",
+        "cnimeta_plugins.portmap.nftables.backend",
+        "cnimeta_plugins.portmap.nftables.upstream",
+        "cnimeta_plugins.portmap.wiring",
+    )
 
     def __init__(self, make_mapper: Callable[[Request], Mapper] | None = None) -> None:
         self._make_mapper = make_mapper
@@ -78,6 +88,13 @@ class Portmap(Plugin):
             *(f"cnimeta_plugins.portmap.nftables.{name}" for name in ("names", "upstream")),
             "cnimeta_plugins.portmap.iptables.names",
         )
+
+    def rehearsal(self) -> Iterable[dict[str, JSON]]:
+        """A port on each protocol, with nftables."""
+        mappings: list[JSON] = [
+            {"hostPort": 80 + n, "containerPort": 80, "protocol": protocol} for n, protocol in enumerate(("tcp", "udp"))
+        ]
+        return ({"backend": "nftables", "runtimeConfig": {"portMappings": mappings}},)
 
     def port_mapper(self) -> PortMapper:
         """What other plugins need of portmap beside the verbs."""

@@ -106,9 +106,8 @@ class Mapper:
 
     def _require_free(self, plan: Plan, serving: str, records: Records) -> None:
         """Raise HostPortConflict when rules of another kind than the serving backend's have a port."""
-        for backend in self.backends.holding():
-            if backend is not self.backends[serving]:
-                backend.require_free(plan, self._others(records, plan.owner))
+        for backend in self.backends.holding(but=serving):
+            backend.require_free(plan, self._others(records, plan.owner))
 
     def _record_before(self, records: Records, owner: Owner) -> Record | None:
         found = records.find(owner)

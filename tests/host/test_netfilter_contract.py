@@ -147,3 +147,13 @@ def test_setting_that_is_not_there_is_an_error_that_names_it(settings: Settings)
     with pytest.raises(IoFailure, match=r"/proc/sys/net/ipv4/conf/none/route_localnet.*No such file") as caught:
         settings.sysctl.ensure("net/ipv4/conf/none/route_localnet", "1")
     assert caught.value.code == 5
+
+
+def test_long_list_is_read_whole(settings: Settings) -> None:
+    """Of some 14 KiB: what is cut would end with another port."""
+    name = "net/ipv4/ip_local_reserved_ports"
+    ports = ",".join(str(20000 + 2 * number) for number in range(2400))
+    settings.sysctl.ensure(name, ports)
+    assert settings.sysctl.read(name) == ports
+    settings.sysctl.ensure(name, "")
+    assert settings.sysctl.read(name) == ""

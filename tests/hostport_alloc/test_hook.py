@@ -241,6 +241,7 @@ def test_wrong_value_is_refused_with_its_path(notify: Any, path: str) -> None:
         ("echo no room >&2; exit 3", "ended with status 3: no room"),
         ("kill -9 $$", "ended with status 137"),
         ("sleep 60", "did not answer within 0.5 s"),
+        ("exec yes", "wrote more than 1048576 bytes"),
     ],
 )
 def test_program_takes_an_event_when_it_ends_well(tmp_path: Path, script: str, why: str) -> None:

@@ -67,7 +67,9 @@ def test_the_probe_is_a_launcher_that_tells_where_its_time_went(tmp_path: Path) 
     (tmp_path / "probe").mkdir()
     program = where.probe(str(tmp_path / "bin" / "portmap"), str(tmp_path / "probe"))
     environ = {"CNI_COMMAND": "VERSION"}
-    done = subprocess.run([program], env=environ, input=b'{"cniVersion":"1.0.0"}', capture_output=True, check=True)
+    done = subprocess.run(
+        [program], env=environ, input=b'{"cniVersion":"1.0.0","n":1}', capture_output=True, check=True
+    )
     assert "supportedVersions" in json.loads(done.stdout)
     told = json.loads(done.stderr)
     assert told["code"] > 0

@@ -89,6 +89,10 @@ class LegacyIptables:
         found = self.read(family).get(name)
         return None if found is None else filtered(found, mentioning)
 
+    def has_rules(self, family: int, name: str) -> bool:
+        """Whether the chain is there and has a rule."""
+        return bool(self.chain(family, name))
+
     def has_chain(self, family: int, name: str, table: str = NAT) -> bool:
         """Whether the chain is there."""
         return name in self.read(family, table)

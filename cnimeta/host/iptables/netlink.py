@@ -16,10 +16,12 @@ from cnimeta.host.iptables.values import quote
 from cnimeta.host.netlink import (
     DUMP,
     NETFILTER,
+    NFT_ABSENT,
     ask,
     attribute,
     attributes,
     each_attribute,
+    first,
     nft_chain_exists,
     nft_tables,
 )
@@ -28,11 +30,13 @@ from cnimeta.spec.ip import Address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from cnimeta.host.netlink import Ask
+    from cnimeta.host.iptables.values import Change
+    from cnimeta.host.netlink import Ask, First, Order
 
 _GETRULE = (10 << 8) | 7
+_REMOVING = {"delete": (10 << 8) | 8, "flush": (10 << 8) | 8, "remove": (10 << 8) | 5}  # DELRULE, DELCHAIN
 _FAMILIES = {4: "ip", 6: "ip6"}
 _AF = {4: 2, 6: 10}
 _NFGENMSG = 4
@@ -70,8 +74,10 @@ def mentions(family: int, chain: str, word: str, ask: Ask = ask) -> bool:
     return any(word.encode() in rule for rule in told(what, lambda: _rules(family, chain, ask)) or ())
 
 
-def entry_rules(family: int, chain: str, mentioning: tuple[str, ...] = (), ask: Ask = ask) -> list[str] | None:
-    """The rules of a chain as `iptables-save` prints them, None when there is no such chain.
+def entry_rules(
+    family: int, chain: str, mentioning: tuple[str, ...] = (), ask: Ask = ask
+) -> list[tuple[str, int]] | None:
+    """The rules of a chain as `iptables-save` prints them, with the kernel's number of each; None for no such chain.
 
     Unreadable when it takes the program to tell; IoFailure (code 5) when nobody knows whether there is such a chain.
 
@@ -82,13 +88,50 @@ def entry_rules(family: int, chain: str, mentioning: tuple[str, ...] = (), ask: 
     decode = _Decoder().decode
     words = [word.encode() for word in mentioning]
     try:
-        return [
-            decode(data) if _MULTIPORT in data else _returning(data)
-            for data in _rules(family, chain, ask)
-            if not words or any(word in data for word in words)
-        ]
+        found = _rules(family, chain, ask)
+        wanted = [data for data in found if _has_any(data, words)] if words else found
+        return [(decode(data) if _MULTIPORT in data else _returning(data), _number(data)) for data in wanted]
     except (OSError, struct.error, IndexError, KeyError, ValueError) as error:
         raise Unreadable(str(error)) from None
+
+
+def has_rules(family: int, chain: str, first: First = first) -> bool:
+    """Whether the chain is there and has a rule; the others are not listed. IoFailure (code 5) when unknown."""
+    what = f"the rules of chain {_FAMILIES[family]} nat {chain}"
+    return bool(told(what, lambda: first(NETFILTER, _GETRULE, _of_chain(family, chain)), NFT_ABSENT))
+
+
+def removal(
+    family: int, changes: Sequence[Change], numbers: Mapping[tuple[str, str], Sequence[int]]
+) -> list[Order] | None:
+    """Changes that only take away, as requests; None for others, and where the number of a rule is not known.
+
+    `numbers`: those of the rules of a chain with that text.
+    """
+    found = []
+    left = {place: list(some) for place, some in numbers.items()}
+    for action, chain, rule, table in changes:
+        known = left.get((chain, rule), [])
+        if action not in _REMOVING or (action == "delete" and not known):
+            return None
+        body = struct.pack("=BBH", _AF[family], 0, 0) + attribute(1, table.encode() + b"\0")
+        body += attribute(3 if action == "remove" else 2, chain.encode() + b"\0")
+        if action == "delete":
+            body += attribute(3, struct.pack(">Q", known.pop(0)))
+        found.append((_REMOVING[action], 0, body))
+    return found
+
+
+def _has_any(data: bytes, words: list[bytes]) -> bool:
+    for word in words:  # noqa: SIM110 - a generator takes three times as long, and there are thousands of rules
+        if word in data:
+            return True
+    return False
+
+
+def _number(message: bytes) -> int:
+    """NFTA_RULE_HANDLE: never that of another rule again."""
+    return struct.unpack(">Q", attributes(message)[3])[0]  # type: ignore[no-any-return]
 
 
 class _Decoder:
@@ -183,8 +226,11 @@ def _ports(info: bytes) -> str:
 
 def _rules(family: int, chain: str, ask: Ask) -> list[bytes]:
     """The attributes of every rule of a chain. Raises OSError."""
-    body = struct.pack("=BBH", _AF[family], 0, 0) + attribute(1, b"nat\0") + attribute(2, chain.encode() + b"\0")
-    return [message.body[_NFGENMSG:] for message in ask(NETFILTER, _GETRULE, DUMP, body)]
+    return [message.body[_NFGENMSG:] for message in ask(NETFILTER, _GETRULE, DUMP, _of_chain(family, chain))]
+
+
+def _of_chain(family: int, chain: str) -> bytes:
+    return struct.pack("=BBH", _AF[family], 0, 0) + attribute(1, b"nat\0") + attribute(2, chain.encode() + b"\0")
 
 
 def _nested(data: bytes) -> Iterator[tuple[str, bytes]]:

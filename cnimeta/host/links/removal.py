@@ -13,6 +13,7 @@ import os
 import struct
 import time
 from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
+from _thread import start_new_thread
 
 from cnimeta.host import afterwards
 from cnimeta.host.links.rtnetlink import ifinfo, refused
@@ -30,8 +31,10 @@ _RECEIVE_BYTES = 1 << 16
 def send_from_orphan(descriptor: int, message: bytes) -> bool:
     """Fork twice, so that nobody has to wait for the process that sleeps. False where no process can be made.
 
-    Once, in a process that ends soon itself.
+    Once, in a process that ends soon itself; where nobody waits for that end, a thread does.
     """
+    if afterwards.may_linger():
+        return _sent_by_thread(os.dup(descriptor), message)
     ending = afterwards.holding()
     try:
         child = os.fork()
@@ -70,6 +73,25 @@ def _removed_by_other(index: int, send: Callable[[int, bytes], bool]) -> bool:
         return _announced(link, index)
     finally:
         link.close()
+
+
+def _sent_by_thread(descriptor: int, message: bytes) -> bool:
+    """A fork would have to be given every page again that this process writes to."""
+
+    def send() -> None:
+        try:
+            os.write(descriptor, message)
+        except OSError:  # unknown: that nothing is announced tells
+            pass
+        finally:
+            os.close(descriptor)
+
+    try:
+        start_new_thread(send, ())
+    except RuntimeError:  # there can be none
+        os.close(descriptor)
+        return False
+    return True
 
 
 def _in_child(descriptor: int, message: bytes, *, twice: bool) -> None:

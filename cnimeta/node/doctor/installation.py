@@ -18,7 +18,6 @@ _TIMEOUT_S = 30.0
 _PACKAGES = {
     "filelock": "hostport_alloc cannot lock its state",
     "kubernetes": "Pods are not annotated through a kubeconfig",
-    "pyroute2": "bandwidth does not work",
     "python-iptables": "hosts with legacy iptables are not served",
 }
 """What the plugins need beside the standard library, and what is missing without."""

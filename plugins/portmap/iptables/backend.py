@@ -62,6 +62,9 @@ class IptablesBackend:
     def __init__(self, tables: Iptables | None = None, path: str = "") -> None:
         self._tables = tables
         self._path = path
+        self._seen: dict[tuple[str, int], list[steps.Entry]] = {}
+        """By variant and family, what `remove` has seen of a container and left, for the `sweep` that follows it."""
+        self._seen_of = ""
 
     @property
     def tables(self) -> Iptables:
@@ -182,7 +185,9 @@ class IptablesBackend:
 
     def remove(self, owner: Owner, payload: ContainerChain) -> None:
         """The attachment's chain in both families and both variants, whoever made it."""
+        self._seen_of = ""
         self._remove_everywhere(owner, {payload.name, second_chain_name(owner)})
+        self._seen_of = owner.container_id
 
     def sweep(self, owner: Owner, _mappings: Sequence[PortMapping] | None, others: Others) -> bool:
         """By name, whoever made it: this attachment's, and the container's on networks that it is not on any more.
@@ -200,16 +205,26 @@ class IptablesBackend:
         names = {second_chain_name(owner), chain_name(owner.network, owner.container_id)}
         names -= {record.payload.name for record in records if isinstance(record.payload, ContainerChain)}
         networks = {owner.network, *(record.owner.network for record in records)}
-        return self._remove_everywhere(owner, names, lambda named: named.network not in networks)
+        try:
+            return self._remove_everywhere(owner, names, lambda named: named.network not in networks)
+        finally:
+            self._seen_of = ""
 
     def _remove_everywhere(
         self, owner: Owner, names: set[str], also: Callable[[steps.Named], bool] = lambda _: False
     ) -> bool:
         found = []
         failures = Failures()
+        seen = self._seen if self._seen_of == owner.container_id else {}
         for tables, family in self._used(failures):
             with failures, tables.held():
-                found.append(_delete(tables, family, owner, names, also))
+                entries = seen.get((tables.variant, family))
+                if entries is None:
+                    words = {*names, chain_name(owner.network, owner.container_id), second_chain_name(owner)}
+                    entries = _entries(tables, family, (*sorted(words), owner.container_id))
+                gone = _delete(tables, family, owner, names, also, entries)
+                self._seen[tables.variant, family] = [entry for entry in entries if entry.chain not in gone]
+                found.append(bool(gone))
         failures.raise_any()
         return any(found)
 
@@ -258,7 +273,7 @@ class IptablesBackend:
         failures = Failures()
         for tables in self._everywhere():
             with failures, tables.held():
-                if tables.has_chain(4, GUARD_CHAIN, RAW) and not tables.chain(4, DNAT_CHAIN):
+                if tables.has_chain(4, GUARD_CHAIN, RAW) and not tables.has_rules(4, DNAT_CHAIN):
                     tables.commit(4, steps.guard_removed(tables.read(4, RAW)))
         failures.raise_any()
 
@@ -338,10 +353,19 @@ def _entries(tables: Iptables, family: int, mentioning: tuple[str, ...] = ()) ->
     return [steps.read_entry(rule) for rule in tables.chain(family, DNAT_CHAIN, mentioning) or ()]
 
 
-def _delete(tables: Iptables, family: int, owner: Owner, names: set[str], also: Callable[[steps.Named], bool]) -> bool:
-    """Remove the chains of these names, and those of the container that `also` is true for; whether there were any."""
+def _delete(
+    tables: Iptables,
+    family: int,
+    owner: Owner,
+    names: set[str],
+    also: Callable[[steps.Named], bool],
+    entries: Sequence[steps.Entry],
+) -> set[str]:
+    """Remove the chains of these names, and those of the container that `also` is true for; which there were.
+
+    `entries`: those that may concern the container.
+    """
     chains = {name for name in names if tables.has_chain(family, name)}
-    entries = _entries(tables, family, (*names, owner.container_id))
     for entry in entries:
         named = steps.read_owner(entry)
         if named.whole and named.container_id == owner.container_id and also(named):
@@ -350,8 +374,8 @@ def _delete(tables: Iptables, family: int, owner: Owner, names: set[str], also: 
     old = old_snat_chain_name(owner.network, owner.container_id)
     if tables.has_chain(family, old):
         tables.commit(family, steps.remove_old_snat(tables.chain(family, OLD_SNAT_CHAIN) or (), old))
-        return True
-    return bool(chains)
+        chains.add(old)
+    return chains
 
 
 def _remove(tables: Iptables, family: int, entries: Sequence[steps.Entry], chains: Collection[str]) -> None:

@@ -33,7 +33,7 @@ def _check_base(tables: Iptables, family: int, settings: Settings, *, own: bool)
         rules = there[one.table].get(one.chain, ())
         if one.rule not in rules:
             raise CheckFailed(f"the IPv{family} iptables chain {one.chain} has no rule {one.rule}")
-        if one.chain == DNAT_CHAIN and one.rule in steps.late(rules):
+        if one.chain == DNAT_CHAIN and steps.is_late(rules, one.rule):
             raise CheckFailed(f"the IPv{family} iptables chain {one.chain} has its rule {one.rule} too late")
 
 

@@ -195,6 +195,12 @@ def late(rules: Sequence[str]) -> list[str]:
     return [rule for rule in rules[first:] if rule in LEFT_ALONE]
 
 
+def is_late(rules: Sequence[str], rule: str) -> bool:
+    """Whether a rule of CNI-HOSTPORT-DNAT stands behind a container's and has to stand before. Looks no further."""
+    first = next((at for at, other in enumerate(rules) if other == rule or read_entry(other).spans), len(rules))
+    return rule in LEFT_ALONE and first < len(rules) and rules[first] != rule
+
+
 def guard_removed(raw: Mapping[str, Sequence[str]]) -> list[Change]:
     """Take the guard away, however often its rule is there."""
     changes = [Change("delete", "PREROUTING", rule, RAW) for rule in raw.get("PREROUTING", ()) if rule == GUARDED]

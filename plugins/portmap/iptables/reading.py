@@ -55,6 +55,10 @@ class Reading:
             self._mentions[family, name] = found
         return self._mentions[family, name].get(mentioning[0], [])
 
+    def has_rules(self, family: int, name: str) -> bool:
+        """As `Iptables`."""
+        return bool(self.chain(family, name))
+
     def has_chain(self, family: int, name: str, table: str = "nat") -> bool:
         """As `Iptables`."""
         return name in self.read(family, table)
