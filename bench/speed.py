@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,6 +40,9 @@ more than the clock. "2,000 present" are other containers with one mapping each;
 nftables, the reference is iptables (nf_tables variant).
 """
 PORTS = (1, 32, 206)
+
+WARM_S = 3
+"""What an agent takes to rehearse."""
 
 
 class Case(NamedTuple):
@@ -126,13 +130,13 @@ class Speed:
         self.folder = folder
         for kind in ("alone", "agent"):
             install(str(folder / kind), ["portmap", "bandwidth"], native=kind == "agent")
-        self.agent = RunningAgent(folder)
+        self._agents: dict[str, RunningAgent] = {}
 
     def places(self, nodes: Sequence[Namespace]) -> dict[str, Where]:
         """Who runs where."""
         return {
             "alone": Where(str(self.folder / "alone"), nodes[0], {}),
-            "agent": Where(str(self.folder / "agent"), nodes[1], self.agent.environ),
+            "agent": Where(str(self.folder / "agent"), nodes[1], self._agent(nodes[1]).environ),
             "reference": Where(REFERENCE, nodes[2], {}),
         }
 
@@ -140,6 +144,21 @@ class Speed:
         """The measured container's. Releases of the reference that have nftables too are asked for iptables."""
         folder = f"{self.folder}/{who}-{present}-{ports}-{backend}"
         return portmap_conf(folder, ports, "iptables" if who == "reference" else backend)
+
+    def _agent(self, node: Namespace) -> RunningAgent:
+        """The node's agent; it stands where its launchers stand, as on any node."""
+        if node.path not in self._agents:
+            self.close()
+            agent = RunningAgent(self.folder / node.name, under=["nsenter", f"--net={node.path}"])
+            self._agents[node.path] = agent
+            time.sleep(WARM_S)
+        return self._agents[node.path]
+
+    def close(self) -> None:
+        """End it."""
+        for agent in self._agents.values():
+            agent.close()
+        self._agents.clear()
 
     def portmap(
         self, present: int = 0, ports: int = 1, backend: str = "nftables", runs: int = RUNS
@@ -240,7 +259,7 @@ def section() -> str:
         try:
             cases = list(speed.cases())
         finally:
-            speed.agent.close()
+            speed.close()
     rows = [f"## {TITLE}", "", NOTE.format(runs=RUNS).strip(), ""]
     rows += ["| what | alone (bar) | agent (bar) | reference | CPU |", "|---|---|---|---|---|"]
     for case in cases:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import picture
 from common import PICTURES, RUNS, middle, spent
-from speed import Where, once, portmap_conf
+from speed import WARM_S, Where, once, portmap_conf
 
 from cnimeta.cli.install import install, interpreter
 from cnimeta.host.netlink import nft_generation
@@ -142,7 +142,8 @@ def section() -> str:
         node, served, container = made
         for kind in ("alone", "agent"):
             install(f"{folder}/{kind}", ["portmap"], native=kind == "agent")
-        agent = RunningAgent(Path(folder))
+        agent = RunningAgent(Path(folder), under=["nsenter", f"--net={made[1].path}"])
+        time.sleep(WARM_S)
         try:
             where = Where(f"{folder}/agent", served, agent.environ)
             whole: dict[str, list[float]] = {"ADD": [], "DEL": []}
