@@ -89,10 +89,7 @@ class Wiring:
         from cnimeta_plugins.hostport_alloc.state.contents import PortContents
         from cnimeta_plugins.hostport_alloc.state.store import Store
 
-        def is_gone(path: str, identity: str) -> bool:
-            return self.namespaces.is_gone(path, identity)  # loaded where it is asked
-
-        contents = PortContents(lambda: self.mappings(folder, log), self.clock, self.boot_id, log, is_gone)
+        contents = PortContents(lambda: self.mappings(folder, log), self.clock, self.boot_id, log)
         if self._open_database is not None:
             database = self._open_database(folder, contents, self.boot_id, log, timeout_s)
         else:

@@ -73,8 +73,6 @@ class Node:
         self.log: list[str] = []
         self.rules: list[MappedPort] = []
         self.rules_read = 0
-        self.gone: set[str] = set()
-        """Paths of namespaces that are known to be gone."""
         self.timeout_s = 10.0
 
     def _mappings(self) -> list[MappedPort]:
@@ -83,8 +81,7 @@ class Node:
         return list(self.rules)
 
     def again(self) -> Store:
-        gone = lambda path, _: path in self.gone  # noqa: E731
-        contents = PortContents(self._mappings, self.clock, self.boot_id, self.log.append, gone)
+        contents = PortContents(self._mappings, self.clock, self.boot_id, self.log.append)
         database = self.open(self.folder, contents, self.boot_id, self.log.append, self.timeout_s)
         return Store(database, self.clock, self.boot_id, self.log.append)
 

@@ -107,7 +107,7 @@ def unique(found: list[Record]) -> tuple[Record, ...]:
 @settings(deadline=None, max_examples=200)
 def test_no_port_has_two_containers_and_no_mapping_is_without_its_record_whatever_is_known(readable, broken, mapped):
     broken = tuple(record._replace(salvaged=True) for record in broken)
-    found = merged(Sources(tuple(mappings_of(*mapped)), readable, broken), "now", 1.0, lambda _: None, lambda _: False)
+    found = merged(Sources(tuple(mappings_of(*mapped)), readable, broken), "now", 1.0, lambda _: None)
     assert len({record.key for record in found}) == len(found)
     assert {record.key for record in readable} <= {record.key for record in found}
     alive = [record for record in found if record.boot_id == "now"]

@@ -128,9 +128,13 @@ def test_nothing_is_told_when_a_method_is_the_authors_own(name):
         type("Mine", (Plugin,), {"delete": lambda self, request: None, "remove": lambda self, request: None})
 
 
+BOOT = "cnimeta.plugin.boot"
+"""Its code is run by launchers, from their bundles, and imported by nobody."""
+
+
 def aliases():
     for found in pkgutil.walk_packages(cnimeta.__path__, "cnimeta."):
-        if found.name.split(".")[1] not in ROOMS:
+        if found.name.split(".")[1] not in ROOMS or found.name == BOOT:
             continue
         for node in ast.parse(Path(importlib.util.find_spec(found.name).origin).read_text("utf-8")).body:
             if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":

@@ -31,9 +31,7 @@ _ATTACHMENTS = Table(
 
 
 class PortContents:
-    """The contents. `mappings` lists what was mapped for hostport_alloc on this node, as others know it; `is_gone`
-    tells whether the namespace of a path and identity is known to be gone.
-    """
+    """The contents. `mappings` lists what was mapped for hostport_alloc on this node, as others know it."""
 
     schema = SCHEMA
 
@@ -43,10 +41,8 @@ class PortContents:
         clock: Clock,
         boot_id: str,
         log: Callable[[str], None],
-        is_gone: Callable[[str, str], bool] = lambda _path, _identity: False,
     ) -> None:
         self.mappings = mappings
-        self.is_gone = is_gone
         self.clock = clock
         self.boot_id = boot_id
         self.log = log
@@ -69,11 +65,7 @@ class PortContents:
         sources = Sources(mappings, tuple(readable), tuple(broken))
         if old is not None:
             self.log(f"state: {len(readable)} records were read from the damaged database")
-
-        def is_gone(record: Record) -> bool:
-            return self.is_gone(record.netns, record.netns_id)
-
-        for record in merged(sources, self.boot_id, self.clock.now(), self.log, is_gone):
+        for record in merged(sources, self.boot_id, self.clock.now(), self.log):
             self._insert(new, record)
         rows.renew_bits(new)
         if old is not None:

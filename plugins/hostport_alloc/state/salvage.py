@@ -5,18 +5,16 @@ right now; records whose checksum is right; what can be read of the others. Wher
 better source has it, and the other record goes without.
 
 A database that lost its last transactions still has the records of attachments that were deleted since. The port mapper
-has forgotten those, record and rules: they are left out where their namespace is known to be gone. Not before: another
-plugin of that name may have mapped them, whose mappings nobody knows here.
+has forgotten those, record and rules: they are left out where it is known to be the one that mapped them. Another
+plugin of that name may have, whose mappings nobody knows here.
 """
 
 from __future__ import annotations
 
 from cnimeta.errors import shown
 from cnimeta.namedtuple import NamedTuple
-from cnimeta.spec.fields import Fields
 from cnimeta_plugins.hostport_alloc.allocate.expose import PROTOCOLS, Explicit
 from cnimeta_plugins.hostport_alloc.allocate.picks import Port
-from cnimeta_plugins.hostport_alloc.config import PORTMAP_TYPE
 from cnimeta_plugins.hostport_alloc.state.record import SALVAGED, Record
 from cnimeta_plugins.hostport_alloc.state.rows import listening_on, overlap
 
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
     from cnimeta_plugins.hostport_alloc.state.record import Key
 
     Log = Callable[[str], None]
-    IsGone = Callable[[Record], bool]
-    """Whether the namespace of a record is known to be gone."""
 
 
 class Sources(NamedTuple):
@@ -43,13 +39,11 @@ class Sources(NamedTuple):
     """What the tables still say of records that cannot be read: their keys and ports."""
 
 
-def merged(sources: Sources, boot_id: str, now: float, log: Log, is_gone: IsGone) -> list[Record]:
+def merged(sources: Sources, boot_id: str, now: float, log: Log) -> list[Record]:
     """One record per attachment, no port with two holders. Records of earlier boots hold none."""
     claims = _Claims()
     mapped_for = {one.container_id for one in sources.mappings}
-    readable = [
-        one for one in sources.readable if one.boot_id != boot_id or not _was_deleted(one, mapped_for, log, is_gone)
-    ]
+    readable = [one for one in sources.readable if one.boot_id != boot_id or not _was_deleted(one, mapped_for, log)]
     found = {record.key: record for record in readable if record.boot_id == boot_id}
     mapped: dict[Key, list[MappedPort]] = {}
     for one in sources.mappings:
@@ -77,17 +71,10 @@ def merged(sources: Sources, boot_id: str, now: float, log: Log, is_gone: IsGone
     return list(found.values())
 
 
-def _was_deleted(record: Record, mapped_for: Collection[str], log: Log, is_gone: IsGone) -> bool:
-    """Whether its ports were mapped by the port mapper whose mappings are known, and are not any more.
-
-    A record that was made of such mappings alone is gone with them.
-    """
-    steps = record.undo.get("steps") if isinstance(record.undo, dict) else None
-    known = record.token == SALVAGED or any(
-        isinstance(step, dict) and step.get("maps") and Fields(step).object("conf").get("type") == PORTMAP_TYPE
-        for step in (steps if isinstance(steps, list) else ())
-    )
-    if not known or record.container_id in mapped_for or not (record.token == SALVAGED or is_gone(record)):
+def _was_deleted(record: Record, mapped_for: Collection[str], log: Log) -> bool:
+    """Whether its ports were mapped by the port mapper whose mappings are known, and are not any more."""
+    known = record.token == SALVAGED or (isinstance(record.undo, dict) and record.undo.get("mappedHere") is True)
+    if not known or record.container_id in mapped_for:
         return False
     log(f"state: the record of container {shown(record.container_id)} is left out: nothing is mapped for it any more")
     return True

@@ -144,7 +144,12 @@ class Add:
     def _undo(self, result: Result | None) -> JSON:
         called_with = self.request.environ.get("CNI_ARGS", ""), self.request.environ.get("CNI_PATH", "")
         times = self.settings.quarantine_s, self.settings.sticky_s if self.settings.sticky else 0.0
-        return encode_undo(Undo(self.steps, result, self.request.conf.cni_version, *called_with, *times))
+        here = result is not None and self._is_mapped_here()
+        return encode_undo(Undo(self.steps, result, self.request.conf.cni_version, *called_with, *times, here))
+
+    def _is_mapped_here(self) -> bool:
+        folders = self.delegates.folders
+        return any(step.maps and self.wiring.mapper_here(step.type, folders) is not None for step in self.steps)
 
     # --- delegate and map ------------------------------------------------------------------------------
 

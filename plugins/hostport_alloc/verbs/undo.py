@@ -39,6 +39,8 @@ class Undo(NamedTuple):
     """CNI_PATH of the ADD, for repair."""
     quarantine_s: float = QUARANTINE_S
     sticky_s: float = STICKY_S
+    mapped_here: bool = False
+    """Whether a port mapper of this installation has mapped the ports, so that its mappings are all there are."""
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -57,6 +59,7 @@ def encode_undo(undo: Undo) -> JSON:
         "path": undo.path,
         "quarantineSeconds": undo.quarantine_s,
         "stickySeconds": undo.sticky_s,
+        "mappedHere": undo.mapped_here,
     }
 
 
@@ -73,8 +76,9 @@ def decode_undo(value: JSON) -> Undo | None:
         )
         raw = fields.get("result")
         result = parse_result(raw, version) if isinstance(raw, dict) else None
-        quarantine_s, sticky_s = _number(fields, "quarantineSeconds"), _number(fields, "stickySeconds")
-        return Undo(steps, result, version, fields.text("args"), fields.text("path"), quarantine_s, sticky_s)
+        times = _number(fields, "quarantineSeconds"), _number(fields, "stickySeconds")
+        here = fields.boolean("mappedHere")
+        return Undo(steps, result, version, fields.text("args"), fields.text("path"), *times, here)
     except CniError:  # unknown: the configuration tells
         return None
 
