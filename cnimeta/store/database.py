@@ -105,7 +105,6 @@ class Database:
         self._process = 0
         self._copy: Connection | None = None
         self._reserve = _NOT_FOR_THIS
-        self._reopened = False
 
     # --- what callers do -------------------------------------------------------------------------------
 
@@ -176,7 +175,6 @@ class Database:
     def _served(self, work: Callable[[Connection], T]) -> T:
         """Run `work` on the open database; what stands in its way is put right where it can be, and it is run again."""
         failure: Exception | None = None
-        self._reopened = False
         deadline = time.monotonic() + self.timeout_s
         attempts = 0
         while attempts < _ATTEMPTS:
@@ -206,9 +204,6 @@ class Database:
                 raise self._unusable(failure)
             self._replace(str(failure))
         elif (code in (FULL, IOERR, CANTOPEN) or isinstance(failure, OSError)) and self._give_up_reserve():
-            self._forget()
-        elif code == IOERR and not self._reopened:
-            self._reopened = True  # a file that was cut or removed under an open connection is read by a new one
             self._forget()
         else:
             raise self._unusable(failure)

@@ -18,6 +18,8 @@ BUSY, NOMEM, IOERR, CORRUPT, FULL, CANTOPEN, PROTOCOL, NOTADB = 5, 7, 10, 11, 13
 """https://www.sqlite.org/rescode.html"""
 _UNREAD = (IOERR | 1 << 8, IOERR | 33 << 8)
 """SQLITE_IOERR_READ; SQLITE_IOERR_CORRUPTFS, for EIO."""
+_CUT_OFF = IOERR | 2 << 8
+"""SQLITE_IOERR_SHORT_READ: the file, or the log, ends before what others that have it open know to be there."""
 _OPEN = (
     "PRAGMA synchronous=NORMAL",
     "PRAGMA temp_store=MEMORY",
@@ -78,6 +80,8 @@ def is_unread(error: BaseException) -> bool:
 def is_damage(error: BaseException) -> bool:
     """Whether an error means that the file is not what was written."""
     if isinstance(error, Damage) or code_of(error) in (CORRUPT, NOTADB):
+        return True
+    if getattr(error, "sqlite_errorcode", 0) == _CUT_OFF:
         return True
     # The module's own error, without a code, for text that is not UTF-8: we have written none.
     return isinstance(error, _sqlite3.OperationalError) and not hasattr(error, "sqlite_errorcode")

@@ -402,7 +402,9 @@ class Soak:
             ):
                 records |= {str(row[0]) for row in base.execute("SELECT container_id FROM attachments")}
         places = {}
-        for path in Path(DATA, "portmap").glob("*.json"):
+        for path in Path(DATA, "portmap").glob(
+            "[!.]*.json"
+        ):  # a killed command leaves .tmp- files, which the next removes
             places[NAMES[path.name[:_DIGITS]]] = path.name
         for path in Path(DATA, "portmap-addresses").glob("*-*"):
             places[NAMES_BY_ADDRESS[str(ipaddress.ip_address(bytes.fromhex(path.name[:8])))]] = path.name
