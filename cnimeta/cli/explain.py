@@ -11,6 +11,7 @@ from cnimeta.terminal.table import table, width
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Collection
 
     from cnimeta.node.explained import Code, Told
     from cnimeta.plugin.base import Commands
@@ -40,9 +41,7 @@ def _explain(args: argparse.Namespace) -> int:
     known = [] if number.isdigit() else keys(plugins)
     chosen_keys = matching(word, known) if word else known
     if not chosen_codes and not chosen_keys:
-        if word in plugins:
-            raise InvalidEnvironment(f"the plugin {word} is installed, and describes no keys of its own")
-        raise InvalidEnvironment(_unknown(word, known))
+        raise InvalidEnvironment(unknown(word, known, plugins))
     if args.json:
         body = {"keys": [_body(told) for told in chosen_keys], "codes": [code._asdict() for code in chosen_codes]}
         print(json.dumps(body, indent=2))
@@ -53,9 +52,12 @@ def _explain(args: argparse.Namespace) -> int:
     return 0
 
 
-def _unknown(word: str, known: list[Told]) -> str:
+def unknown(word: str, known: list[Told], plugins: Collection[str]) -> str:
+    """What is said of a word that no key and no code is called by."""
     from cnimeta.node.explained import near
 
+    if word in plugins:
+        return f"the plugin {word} is installed, and describes no keys of its own"
     found = near(word.rpartition(".")[2], known)
     hint = f": did you mean {' or '.join(found)}?" if found else "; without a word everything is listed"
     return f"nothing is known of {shown(word)}{hint}"
