@@ -233,16 +233,34 @@ def strays(known: set[int], within_s: float = 2.0, more: Callable[[], set[int]] 
     return found
 
 
+def descended(from_: set[int]) -> set[int]:
+    """These processes and all that they, or theirs, have started."""
+    parents = {}
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError), open(f"/proc/{name}/stat", "rb") as file:
+            parents[int(name)] = int(file.read().rpartition(b") ")[2].split()[1])
+    found = set(from_)
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
 def _others(known: set[int]) -> list[str]:
     found = []
     for name in os.listdir("/proc"):
         with contextlib.suppress(OSError):
             if name.isdigit() and int(name) not in known:
                 state = Path(f"/proc/{name}/stat").read_text(encoding="ascii", errors="replace").rpartition(") ")[2][0]
-                words = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
                 if state not in "ZX":
-                    found.append(f"{name} {words}")
+                    found.append(f"{name} {words_of(int(name))}")
     return found
+
+
+def words_of(pid: int) -> str:
+    """The command line of a process; empty when it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+    return ""
 
 
 def reap() -> None:

@@ -9,13 +9,14 @@ import os
 import random
 import re
 import select
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ptrace
 import tracing
 from fault_settings import CODES, VERBS, Setting, conf
-from stage import BIN, CONTAINERS, Stage, command, forked, launched, plain, reap, shell, strays
+from stage import BIN, CONTAINERS, Stage, command, descended, forked, launched, plain, reap, shell, strays, words_of
 from tracing import Call, Outcome
 
 from cnimeta.testing.agent import RunningAgent, eventually
@@ -287,9 +288,14 @@ class Attack:
 
     def in_worker(self, verb: str, trace: str, output: str, inject: str = "") -> Outcome:
         """A command that is served by the one worker that waits, under strace."""
-        assert self.agent is not None
-        with tracing.struck_process(self.waiting(), trace, output, inject):
-            return tracing.untraced(self.launcher(verb), becomes_program=True)
+        worker = self.waiting()
+        with tracing.struck_process(worker, trace, output, inject):
+            outcome = tracing.untraced(self.launcher(verb), becomes_program=True)
+            # It would wait for the next launcher, and strace for it.
+            eventually(lambda: not os.path.exists(f"/proc/{worker}") or is_in(worker, "epoll_wait"))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+        return outcome
 
     def waiting(self) -> int:
         """The process ID of the worker that waits for a connection."""
@@ -419,10 +425,16 @@ class Attack:
             more, less = sorted(now - self.wanted), sorted(self.wanted - now)
             self.find(strike, f"left {more[:3]}, gone {less[:3]}")
             self.expect(strike, "CHECK", "c0")
-        left = strays(self.known | set(self.agent.workers() if self.agent is not None else ()))
+        left = strays(self.known, more=self.of_agent)
         if left:
             self.find(strike, f"still running: {left}")
         return now == self.wanted
+
+    def of_agent(self) -> set[int]:
+        """The agent's own processes, those of its rehearsal too; no program that a command has started."""
+        if self.agent is None:
+            return set()
+        return {pid for pid in descended({self.agent.process.pid}) if " agent --socket " in words_of(pid)}
 
     def judge(self, strike: Strike, outcome: Outcome) -> None:
         if strike.how == "signal=KILL" and outcome.signal == 9:

@@ -183,18 +183,6 @@ class Launched:
         self.process.kill()
 
 
-def descended(from_: set[int]) -> set[int]:
-    """These processes and all that they, or theirs, have started."""
-    parents = {}
-    for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError, ValueError), open(f"/proc/{name}/stat", "rb") as file:
-            parents[int(name)] = int(file.read().rpartition(b") ")[2].split()[1])
-    found = set(from_)
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
-
-
 class Running:
     """A command on its way; `kill_after` some seconds, or not."""
 

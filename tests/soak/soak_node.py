@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from look import look, run
 from sandbox import bind, fresh_network, unmount
-from soak_commands import NATIVE, Call, Forks, Launched, NodeAgent, Running, descended, ended
+from soak_commands import NATIVE, Call, Forks, Launched, NodeAgent, Running, ended
 from soak_model import Attachment, Model, Seen
 from soak_pods import Pods
-from stage import BIN, DATA, SYSTEM, Stage, reap, strays
+from stage import BIN, DATA, SYSTEM, Stage, descended, reap, strays
 from steps import ALONE, BETWEEN, CONTAINERS, EXPOSED, LAUNCHED, Step
 
 from cnimeta.cli.install import install
