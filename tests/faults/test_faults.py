@@ -17,10 +17,10 @@ from strikes import Attack, Report
 
 from cnimeta.plugin.registry import installed
 
-pytestmark = [pytest.mark.crash]
-
 SAMPLE = int(os.environ.get("CNIMETA_STRIKES", "1"))
 """So many strikes on each of some verbs of each setting."""
+LIMIT_S = 100 + 100 * SAMPLE
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(LIMIT_S + 60)]
 
 
 def attack(name: str, sample: int) -> Report:
