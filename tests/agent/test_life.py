@@ -493,6 +493,7 @@ def test_root_of_the_launcher_is_where_the_work_is_done(programs: Programs, own:
     assert json.loads(done.stdout)["code"], done
     assert (root / "state" / "here").exists(), done
     assert (root / "state" / "here").read_text() == "/\n"
+    eventually(lambda: own.log.read_text().count("\n") >= 2)  # an answer is logged after it is given
     started, answered = own.log.read_text().splitlines()
     assert started.startswith("cnimeta agent: started ")
     assert answered.startswith('cnimeta agent: error: plugin "told" failed ADD')
