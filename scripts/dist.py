@@ -22,6 +22,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from dates import date
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("pyproject.toml", "setup.py", "README.md", "CHANGELOG.md", "LICENSE", "requirements.lock")
 PACKAGES = ("cnimeta", "plugins")
@@ -129,15 +131,6 @@ def sbom(version: str, lock: str) -> dict[str, Any]:
         "components": components,
         "dependencies": [{"ref": own, "dependsOn": [one["bom-ref"] for one in components]}],
     }
-
-
-def date() -> int:
-    """SOURCE_DATE_EPOCH, or the commit's."""
-    given = os.environ.get("SOURCE_DATE_EPOCH")
-    if given:
-        return int(given)
-    done = subprocess.run(["git", "log", "-1", "--format=%ct"], cwd=ROOT, check=False, capture_output=True, text=True)
-    return int(done.stdout or 315532800)
 
 
 if __name__ == "__main__":

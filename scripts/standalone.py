@@ -26,6 +26,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dates import date
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -278,15 +280,6 @@ def newest_symbols(made: Path) -> str:
         ).stdout
         found |= {tuple(map(int, version.split("."))) for version in re.findall(r"\bGLIBC_(2\.\d+)", told)}
     return ".".join(map(str, max(found)))
-
-
-def date() -> int:
-    """SOURCE_DATE_EPOCH, or the commit's."""
-    given = os.environ.get("SOURCE_DATE_EPOCH")
-    if given:
-        return int(given)
-    done = subprocess.run(["git", "log", "-1", "--format=%ct"], cwd=ROOT, check=False, capture_output=True, text=True)
-    return int(done.stdout or 315532800)
 
 
 def set_dates(made: Path) -> None:

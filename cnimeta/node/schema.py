@@ -15,29 +15,33 @@ if TYPE_CHECKING:
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 ANY = "NAME"
 """The part of a key's path that stands for any name."""
+_ENTRY = "plugins[]."
 
 
 def of_plugin(name: str, plugin: Plugin) -> dict[str, Any]:
     """One plugin's configuration, as a file of its own or an entry of a list."""
-    entry = [key._replace(names=tuple(path.removeprefix("plugins[].") for path in key.names)) for key in _of_entries()]
     head = {"$schema": DIALECT, "title": f"CNI configuration of {name}"}
-    return {**head, **_object([*entry, *plugin.describe()]), "required": ["type"]}
+    return {**head, **_object([*_of_entries(), *plugin.describe()]), "required": ["type"]}
 
 
 def of_lists(plugins: Mapping[str, Plugin]) -> dict[str, Any]:
     """A .conflist. What its entries have besides the common keys is judged for the plugins that are known."""
-    body = _object([key for key in KEYS if not key.names[0].startswith("plugins[].")])
+    body = _object([key for key in KEYS if not key.names[0].startswith(_ENTRY)])
     known = [
         {"if": {"properties": {"type": {"const": name}}}, "then": _object(list(plugin.describe()))}
         for name, plugin in plugins.items()
     ]
-    common = [key._replace(names=tuple(path.removeprefix("plugins[].") for path in key.names)) for key in _of_entries()]
-    body["properties"]["plugins"]["items"] = {**_object(common), "required": ["type"], "allOf": known}
+    body["properties"]["plugins"]["items"] = {**_object(_of_entries()), "required": ["type"], "allOf": known}
     return {"$schema": DIALECT, "title": "CNI network configuration list", **body, "required": ["name", "plugins"]}
 
 
 def _of_entries() -> list[Key]:
-    return [key for key in KEYS if key.names[0].startswith("plugins[].")]
+    """The keys that every entry of a list may have, by their names there."""
+    return [
+        key._replace(names=tuple(path.removeprefix(_ENTRY) for path in key.names))
+        for key in KEYS
+        if key.names[0].startswith(_ENTRY)
+    ]
 
 
 def _object(keys: Iterable[Key]) -> dict[str, Any]:
